@@ -1,0 +1,221 @@
+"""The one decoder: DeepSeek-V3 (MLA, DeepSeekMoE, MTP) or Llama (GQA, dense), by configuration.
+
+Pre-norm blocks, x += attention(norm(x)); x += ffn(norm(x)), a final norm and an output head (DeepSeek-V3, section 2).
+Rows may hold several sequences one behind the other: a sequence begins wherever its position is 0, and never sees
+another. Module names are those of the Hugging Face checkpoints.
+
+Try it:
+
+    from zifio.models.config import DeepseekV3Config
+    model = Decoder(DeepseekV3Config(vocab_size=32), seed=0)
+    logits_BTV = model.logits(model(tokens_BT, positions_BT).hidden_BTD)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention
+from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.layers import FeedForward, RMSNorm
+from zifio.models.moe import MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
+from zifio.models.rope import amplitude, cos_sin, inverse_frequencies
+from zifio.seed import stream_seed
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass leaves behind."""
+
+    hidden_BTD: Tensor
+    """After the final norm; `Decoder.logits` turns it into logits."""
+    mtp_hidden_BTD: Tensor | None
+    """MTP module's output at t, from h_t and token t+1, about token t+2; one position shorter than the input."""
+    routing: tuple[Routing, ...]
+    """One per MoE layer, the MTP module's last."""
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer; `n_experts` decides between a dense feed-forward block and experts."""
+
+    def __init__(self, config: DeepseekV3Config | LlamaConfig, layer: int) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(d, eps)
+        self.post_attention_layernorm = RMSNorm(d, eps)
+        if isinstance(config, DeepseekV3Config):
+            self.self_attn: nn.Module = LatentAttention(config, layer)
+        else:
+            self.self_attn = GroupedQueryAttention(config, layer)
+        if isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace:
+            self.mlp: nn.Module = MoE(config)
+        else:
+            self.mlp = FeedForward(d, config.intermediate_size)
+
+    def forward(
+        self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None
+    ) -> tuple[Tensor, Routing | None]:
+        """Residual stream after this layer, and where tokens went when it has experts."""
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
+        normed = self.post_attention_layernorm(x_BTD)
+        if isinstance(self.mlp, MoE):
+            out_BTD, routing = self.mlp(normed)
+            return x_BTD + out_BTD, routing
+        return x_BTD + self.mlp(normed), None
+
+
+class MtpModule(nn.Module):
+    """Multi-token prediction at depth 1 (DeepSeek-V3, equations 21-25), with the checkpoints' order of inputs.
+
+    h'_t = eh_proj [enorm(Emb(token t+1)); hnorm(h_t)], then one block and a norm; the head is the main model's.
+    Equation 21 prints the halves the other way round; the released weights, and so we, put the embedding first.
+    """
+
+    def __init__(self, config: DeepseekV3Config) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm, self.hnorm = RMSNorm(d, eps), RMSNorm(d, eps)
+        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.block = Block(config, config.num_hidden_layers)
+        self.norm = RMSNorm(d, eps)
+
+    def forward(
+        self, embedded_BTD: Tensor, hidden_BTD: Tensor, geometry: Geometry
+    ) -> tuple[Tensor, Routing | None]:
+        """Normed hidden state for the shared head, from the next token's embedding and this position's state."""
+        joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
+        x_BTD, routing = self.block(self.eh_proj(joined), geometry, None)
+        return self.norm(x_BTD), routing
+
+
+class Decoder(nn.Module):
+    """A causal language model; see the module's docstring."""
+
+    def __init__(self, config: DeepseekV3Config | LlamaConfig, seed: int | None = None) -> None:
+        """Initialise from the named stream of `seed`, or leave the weights to be loaded when it is None."""
+        super().__init__()
+        assert config.vocab_size is not None, "the tokenizer sets vocab_size before a model is made"
+        self.config = config
+        d = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, d)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(d, config.rms_norm_eps)
+        self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        n_mtp = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
+        self.mtp = nn.ModuleList(
+            MtpModule(config) for _ in range(n_mtp) if isinstance(config, DeepseekV3Config)
+        )
+        rotary = config.qk_rope_head_dim if isinstance(config, DeepseekV3Config) else config.d_head
+        self.frequencies_r: Tensor
+        self.register_buffer(
+            "frequencies_r",
+            inverse_frequencies(rotary, config.rope_theta, config.rope_scaling),
+            persistent=False,
+        )
+        if seed is not None:
+            self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        """Every matrix from a normal with the configured deviation, in order of name; norms stay at one."""
+        generator = torch.Generator().manual_seed(stream_seed(seed, "models/init"))
+        for _, parameter in sorted(self.named_parameters()):
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+
+    def forward(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        positions_BT: Int[Tensor, "B T"],
+        cache: Cache | None = None,
+        *,
+        absorb: bool | None = None,
+        with_mtp: bool = False,
+    ) -> Output:
+        """Hidden states of every position; `positions_BT` says where each token stands in its own sequence.
+
+        Without a cache a row may hold several sequences. With one, a row is one sequence, its new tokens are stored
+        at their positions and see all earlier slots. `absorb` chooses MLA's form: by default absorbed with a cache,
+        expanded without.
+        """
+        geometry = self._geometry(positions_BT, cache, absorb)
+        x_BTD = self.embed_tokens(tokens_BT)
+        routing: list[Routing] = []
+        for layer in self.layers:
+            x_BTD, went = layer(x_BTD, geometry, cache)
+            routing += [went] if went is not None else []
+        hidden_BTD = self.norm(x_BTD)
+        mtp_hidden = None
+        if with_mtp and self.mtp:
+            shorter = self._geometry(positions_BT[:, :-1], None, absorb)
+            mtp_hidden, went = self.mtp[0](self.embed_tokens(tokens_BT[:, 1:]), hidden_BTD[:, :-1], shorter)
+            routing += [went] if went is not None else []
+        return Output(hidden_BTD, mtp_hidden, tuple(routing))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unnormalised log-probabilities over the vocabulary, from hidden states of any leading shape."""
+        return self.lm_head(hidden)
+
+    def _geometry(self, positions_BT: Tensor, cache: Cache | None, absorb: bool | None) -> Geometry:
+        cos_BTr, sin_BTr = cos_sin(positions_BT, self.frequencies_r, amplitude(self.config.rope_scaling))
+        if cache is None:
+            visible = packed_causal_mask(positions_BT)
+        else:
+            slots = torch.arange(cache.n_slots(), device=positions_BT.device)
+            visible = slots <= positions_BT[..., None]
+        return Geometry(
+            positions_BT, cos_BTr, sin_BTr, visible, cache is not None if absorb is None else absorb
+        )
+
+    def routers(self) -> list[Router]:
+        """The routers in the order of `Output.routing`."""
+        blocks = [*self.layers, *(module.block for module in self.mtp)]
+        return [block.mlp.gate for block in blocks if isinstance(block.mlp, MoE)]
+
+    def update_balance(self, load_LE: list[Tensor], speed: float) -> None:
+        """Loss-free balance: move every router's bias by `speed`, given loads summed over the whole optimizer step."""
+        for router, load_E in zip(self.routers(), load_LE, strict=True):
+            update_bias(router.e_score_correction_bias, load_E, speed)
+
+
+def sequence_ids(positions_BT: Tensor) -> Tensor:
+    """Number of each token's sequence within its row: a new one begins at every position 0."""
+    return (positions_BT == 0).cumsum(dim=1) - 1
+
+
+def packed_causal_mask(positions_BT: Tensor) -> Tensor | None:
+    """[B, T, T], True where the column is an earlier or equal token of the same sequence.
+
+    Nothing when every row is one sequence, for which plain causal attention is faster.
+    """
+    n_now = positions_BT.shape[1]
+    if bool((positions_BT[:, 1:] != 0).all()):
+        return None
+    sequence = sequence_ids(positions_BT)
+    same = sequence[:, :, None] == sequence[:, None, :]
+    return same & torch.ones(n_now, n_now, dtype=torch.bool, device=same.device).tril()
+
+
+def balance(output: Output, positions_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Sequence-wise balance loss averaged over MoE layers (before alpha), and every layer's expert load.
+
+    `real_BT` is False on padding. The MTP layer sees one position fewer than the main layers.
+    """
+    losses, loads = [], []
+    for routing in output.routing:
+        is_main = len(routing.scores_NE) == positions_BT.numel()
+        positions, real = (positions_BT, real_BT) if is_main else (positions_BT[:, :-1], real_BT[:, :-1])
+        in_row = sequence_ids(positions)
+        first_of_row = F.pad((in_row[:, -1] + 1).cumsum(0), (1, 0))[:-1]
+        sequence = torch.where(real, in_row + first_of_row[:, None], -1)
+        n_sequences = int(first_of_row[-1] + in_row[-1, -1] + 1)
+        losses.append(sequence_balance_loss(routing, sequence.flatten(), n_sequences))
+        loads.append(expert_load(routing, real.flatten()))
+    return torch.stack(losses).mean(), loads

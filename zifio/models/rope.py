@@ -1,0 +1,76 @@
+"""Rotary positions (RoPE, arXiv:2104.09864) with YaRN's stretching (arXiv:2309.00071) as DeepSeek-V3 uses it.
+
+Two layouts of the pairs that are rotated: DeepSeek's weights interleave them, (x0, x1), (x2, x3), ...;
+Llama's put the halves side by side, (x0, xR/2), (x1, xR/2+1), ... Scores are what matters, so both rotations
+return the halves layout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from zifio.models.config import Yarn
+
+
+def inverse_frequencies(width: int, theta: float, yarn: Yarn | None) -> Float[Tensor, " half"]:
+    """Radians per position of each rotated pair, from fast to slow.
+
+    With YaRN a pair that turns more than `beta_fast` times over the old context keeps its frequency, one that
+    turns less than `beta_slow` times is slowed by `factor`, and those between are blended linearly.
+    """
+    frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+    if yarn is None:
+        return frequencies
+
+    def pair_with(rotations: float) -> float:
+        turns = yarn.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return width * math.log(turns) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_with(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_with(yarn.beta_slow)), width - 1)
+    ramp = (torch.arange(width // 2, dtype=torch.float32) - low) / max(high - low, 0.001)
+    slowed = ramp.clamp(0, 1)
+    return frequencies / yarn.factor * slowed + frequencies * (1 - slowed)
+
+
+def temperature(yarn: Yarn | None) -> float:
+    """Factor on the softmax scale: (0.1 mscale_all_dim ln factor + 1)^2, or 1 without YaRN."""
+    return _mscale(yarn.factor, yarn.mscale_all_dim) ** 2 if yarn else 1.0
+
+
+def amplitude(yarn: Yarn | None) -> float:
+    """Factor on cosine and sine: 1 when mscale equals mscale_all_dim, as in DeepSeek-V3."""
+    if yarn is None:
+        return 1.0
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
+    return _mscale(yarn.factor, 1.0)
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def cos_sin(
+    positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, " half"], scale: float
+) -> tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]:
+    """Cosine and sine of every pair's angle at every position, times `scale`."""
+    angles = positions_BT[..., None].float() * frequencies
+    return angles.cos() * scale, angles.sin() * scale
+
+
+def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: bool) -> Tensor:
+    """Each pair of the last axis turned by its angle; pairs come back in the halves layout.
+
+    `x_BTHR` is [B, T, heads, R]; `cos_BTr` and `sin_BTr` are [B, T, R/2].
+    """
+    cos, sin = cos_BTr[:, :, None], sin_BTr[:, :, None]
+    if interleaved:
+        first, second = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
+    else:
+        first, second = x_BTHR.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
