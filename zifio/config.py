@@ -21,6 +21,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
 Model = TypeVar("Model", bound="Config")
@@ -65,8 +66,6 @@ def build(cls: type[Model], data: dict[str, Any], where: str) -> Model:
     Values are not coerced: "3" is no integer and true is no number, but 3 is a float. Raises ConfigError
     with one line for each mistake.
     """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: wanted a table of keys, came {_shown(data)}. Write `key = value` lines.")
     try:
         return cls.model_validate_json(to_json(data, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
@@ -185,73 +184,76 @@ def _plain(value: Any) -> Any:
 
 # Messages --------------------------------------------------------------------------------------------------
 
+_WANTED = {
+    "missing": "a value",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "finite_number": "a finite number",
+}
+
 
 def _explain(cls: type[Config], data: Any, where: str, detail: ErrorDetails) -> str:
     """One line of four parts for one pydantic error."""
     kind, location = detail["type"], detail["loc"]
-    missing = kind == "missing"
-    key = _dotted(data, location, missing)
-    came = "nothing" if missing else _shown(detail["input"])
+    key = _dotted(data, location, kind == "missing")
     head = f"{where}: {key}" if key else where
-    owners = _models_at(cls, location[:-1])
-    known = list(dict.fromkeys(name for owner in owners for name in owner.model_fields))
-    name = str(location[-1]) if location else ""
-    if kind == "extra_forbidden":
-        hint = suggestion(name, known)
-        hint = f"{hint or 'Remove it.'} {_listed('Known keys', known)}".rstrip()
-        return f"{head}: wanted a known key, came {name!r} (= {came}). {hint}"
     if kind in ("value_error", "assertion_error"):
         return f"{head}: {re.sub('^(Value|Assertion) error, ', '', detail['msg'])}"
-    wanted = _wanted(kind, detail)
+    if kind.startswith("union_tag"):
+        return _explain_tag(head, detail)
+    owners = _models_at(cls, location[:-1])
+    name = str(location[-1]) if location else ""
+    came = "nothing" if kind == "missing" else _shown(detail["input"])
+    if kind == "extra_forbidden":
+        known = list(dict.fromkeys(name for owner in owners for name in owner.model_fields))
+        hint = f"{suggestion(name, known) or 'Remove it.'} {_listed('Known keys', known)}".rstrip()
+        return f"{head}: wanted a known key, came {name!r} (= {came}). {hint}"
     field = next((owner.model_fields[name] for owner in owners if name in owner.model_fields), None)
     about = f" ({field.description.strip().rstrip('.')})" if field is not None and field.description else ""
-    out = f"Give {wanted}"
-    if kind == "string_type":
-        out = f'Put it in quotes: {name} = "{detail["input"]}"'
-    elif missing:
-        out = f"Add a line `{name} = ...`"
-    elif field is not None and not field.is_required() and field.default_factory is None:
-        out += f", or leave the key out for {_shown(field.default)}"
-    return f"{head}{about}: wanted {wanted}, came {came}. {out}."
+    wanted = _WANTED.get(kind) or _phrase(detail["msg"])
+    return f"{head}{about}: wanted {wanted}, came {came}. {_way_out(name, wanted, detail, field)}"
 
 
-def _wanted(kind: str, detail: ErrorDetails) -> str:
-    """What the key should have held, in words."""
-    plain = {
-        "missing": "a value",
-        "int_type": "an integer",
-        "int_from_float": "an integer",
-        "float_type": "a number",
-        "bool_type": "true or false",
-        "string_type": "a string",
-        "list_type": "a list",
-        "tuple_type": "a list",
-        "dict_type": "a table",
-        "model_type": "a table",
-        "model_attributes_type": "a table",
-        "finite_number": "a finite number",
-    }
-    if kind in plain:
-        return plain[kind]
-    if kind == "union_tag_not_found":
-        return (
-            f"a key {detail['ctx']['discriminator']} that says which kind it is"
-            if "ctx" in detail
-            else "a kind"
-        )
-    if kind == "union_tag_invalid" and "ctx" in detail:
-        tags, tag = str(detail["ctx"]["expected_tags"]), str(detail["ctx"]["tag"])
-        hint = suggestion(tag, re.findall(r"'([^']*)'", tags))
-        return f"{detail['ctx']['discriminator']} to be one of {tags}, not {tag!r}" + (
-            f" ({hint})" if hint else ""
-        )
-    message = re.sub(
-        "^(Input should be|Value should have|Input should have|Input should) ", "", detail["msg"]
-    )
-    if kind == "literal_error" and isinstance(detail["input"], str):
-        hint = suggestion(detail["input"], re.findall(r"'([^']*)'", message))
-        return f"one of {message}" + (f" ({hint})" if hint else "")
-    return message[:1].lower() + message[1:]
+def _explain_tag(head: str, detail: ErrorDetails) -> str:
+    """The message for a table of which it is unclear what kind it is."""
+    context = detail.get("ctx", {})
+    key = str(context.get("discriminator", "kind")).strip("'")
+    if "tag" not in context:
+        return f"{head}: wanted a key {key!r} that says what it is, came none. Add a line `{key} = ...`."
+    tag, tags = str(context["tag"]), str(context["expected_tags"])
+    hint = suggestion(tag, re.findall(r"'([^']*)'", tags)) or "Give one of these."
+    return f"{head}.{key}: wanted one of {tags}, came {tag!r}. {hint}"
+
+
+def _phrase(message: str) -> str:
+    """Pydantic's `Input should be greater than 0` as what was wanted: `a number greater than 0`."""
+    phrase = re.sub("^(Input|Value) should (be|have) ", "", message)
+    phrase = re.sub(r"^(\w+) should have ", lambda found: f"a {found.group(1).lower()} with ", phrase)
+    return f"a number {phrase}" if phrase.startswith(("greater", "less")) else phrase
+
+
+def _way_out(name: str, wanted: str, detail: ErrorDetails, field: FieldInfo | None) -> str:
+    """What to do about a value that is missing or of the wrong kind."""
+    kind, came = detail["type"], detail["input"]
+    if kind == "missing":
+        return f"Add a line `{name} = ...`."
+    if kind == "string_type" and isinstance(came, (int, float)):
+        return f'Put it in quotes: {name} = "{_shown(came)}".'
+    if kind == "literal_error" and isinstance(came, str):
+        near = suggestion(came, re.findall(r"'([^']*)'", wanted))
+        if near:
+            return near
+    if field is None or field.is_required() or isinstance(field.default, BaseModel) or field.default_factory:
+        return f"Give {wanted}."
+    return f"Give {wanted}, or leave the key out for {_shown(field.default)}."
 
 
 def _dotted(data: Any, location: tuple[int | str, ...], missing: bool) -> str:

@@ -109,11 +109,11 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, each with its "step"; a torn last line is left out."""
-        return [record for _, record in self._lines("metrics.jsonl")]
+        return [record for _, _, record in self._lines("metrics.jsonl")]
 
     def read_timing(self) -> list[dict[str, Any]]:
         """The lines of timing.jsonl, as read_metrics gives them."""
-        return [record for _, record in self._lines("timing.jsonl")]
+        return [record for _, _, record in self._lines("timing.jsonl")]
 
     def truncate(self, after_step: int) -> None:
         """Drop the lines of steps beyond `after_step` and a torn last line: a resumed run writes them again.
@@ -124,7 +124,7 @@ class RunFolder:
             file = self.path / name
             if not file.exists():
                 continue
-            kept = b"".join(line for line, record in self._lines(name) if record["step"] <= after_step)
+            kept = b"".join(line for line, step, _ in self._lines(name) if step <= after_step)
             if kept == file.read_bytes():
                 continue
             beside = file.with_name(name + ".new")
@@ -146,25 +146,24 @@ class RunFolder:
             _drop_torn_end(stream.fileno())
             stream.write(json.dumps({"step": step, **line}).encode() + b"\n")
 
-    def _lines(self, name: str) -> list[tuple[bytes, dict[str, Any]]]:
+    def _lines(self, name: str) -> list[tuple[bytes, int, dict[str, Any]]]:
         """Each line that has its newline, with what it says. Raises ConfigError for a broken one."""
         file = self.path / name
         if not file.exists():
             return []
         whole = file.read_bytes().rpartition(b"\n")[0]
         lines = whole.split(b"\n") if whole else []
-        found: list[tuple[bytes, dict[str, Any]]] = []
+        found: list[tuple[bytes, int, dict[str, Any]]] = []
         for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+                record: dict[str, Any] = json.loads(line)
+                step = int(record["step"])
+            except (ValueError, KeyError, TypeError):
                 raise ConfigError(
                     f"{file}: line {number}: wanted a JSON object with a step, came {line[:60]!r}. "
                     "Remove that line, or start over in a new folder with --out."
-                )
-            found.append((line + b"\n", record))
+                ) from None
+            found.append((line + b"\n", step, record))
         return found
 
 
