@@ -1,0 +1,92 @@
+"""Playing a task: a policy answers problems, the task judges. The same in RL, in evaluation and against any
+endpoint.
+
+`judge` is the one boundary around code that we do not trust to work, the verifier: it records who failed, and
+goes on.
+
+Try it alone: `pytest tests/tasks/test_episode.py`
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from zifio.config import Sampling
+from zifio.seed import stream_seed
+from zifio.tasks.task import Problem, Task, Verdict
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One completion. `tokens` and `logps` are index-aligned and include the end token where it was
+    sampled."""
+
+    tokens: list[int]
+    text: str
+    logps: list[float] = field(default_factory=list)
+    finish: Literal["stop", "length"] = "stop"
+
+
+class Policy(Protocol):
+    """Whatever completes conversations: our engine, or a remote model."""
+
+    def complete(
+        self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
+    ) -> list[list[Reply]]:
+        """n replies to each conversation; reply j to conversation p draws from `seeds[p][j]` alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A problem, what the policy said to it, and what the task said to that."""
+
+    problem: Problem
+    reply: Reply
+    verdict: Verdict
+
+
+def play(
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    *names: int | str,
+) -> list[list[Episode]]:
+    """n episodes for each problem, in order. Every sample has its own seed, named by problem and place in the
+    group, so that it does not depend on what else is played beside it."""
+    conversations = [conversation(problem) for problem in problems]
+    seeds = [[stream_seed(seed, *names, problem.id, j) for j in range(n)] for problem in problems]
+    replies_P_G = policy.complete(conversations, n, sampling, seeds)
+    shape = [len(replies) for replies in replies_P_G]
+    assert shape == [n] * len(problems), (
+        f"policy: wanted {n} replies to each of {len(problems)} prompts, came {shape}"
+    )
+    return [
+        [Episode(problem, reply, judge(task, problem, reply.text)) for reply in replies]
+        for problem, replies in zip(problems, replies_P_G, strict=True)
+    ]
+
+
+def conversation(problem: Problem) -> list[Message]:
+    """The messages that put the problem to a policy."""
+    return [{"role": "user", "content": problem.prompt}]
+
+
+def judge(task: Task, problem: Problem, response: str) -> Verdict:
+    """The task's verdict, or one with outcome "error" that names the task and what its check raised."""
+    try:
+        verdict = task.score(problem, response)
+    except (
+        Exception
+    ) as error:  # the boundary: a broken check must neither stop a run nor pass for a wrong answer
+        return Verdict("error", 0.0, {}, f"{task.name}: the check of {problem.id} raised {error!r}")
+    if not isinstance(verdict, Verdict):
+        return Verdict(
+            "error", 0.0, {}, f"{task.name}: the check of {problem.id} gave {verdict!r}, not a verdict"
+        )
+    return verdict
