@@ -48,7 +48,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-Message = dict[str, str]
+Message = dict[str, Any]
+"""A role and a content, both text."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class ChatTokenizer:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The text of a conversation, ready for the reply when `generation_prompt`. Raises ConfigError."""
+        _check(messages)
         marks = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         try:
             return compile_template(self.template).render(
@@ -110,6 +112,7 @@ class ChatTokenizer:
         self, messages: Sequence[Message], *, generation_prompt: bool = False
     ) -> list[tuple[str, bool]]:
         """The rendered text cut before and after each reply, with True for the replies."""
+        _check(messages)
         pieces: list[tuple[str, bool]] = []
         done = ""
         for place, message in enumerate(messages):
@@ -167,6 +170,17 @@ class ChatTokenizer:
                 f"tokenizer: wanted an id for {token!r}, came none. Add the token to its vocabulary."
             )
         return found
+
+
+def _check(messages: Sequence[Message]) -> None:
+    """Raise ConfigError unless every message has a role and a content."""
+    for message in messages:
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise ConfigError(
+                    f"message: {key}: wanted text, came {message.get(key)!r} in {str(message)[:80]}. "
+                    'Write {"role": "user", "content": "6+1"}.'
+                )
 
 
 class _Characters:

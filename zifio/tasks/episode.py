@@ -9,7 +9,7 @@ Try it alone: `pytest tests/tasks/test_episode.py`
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from zifio.config import Sampling
 from zifio.seed import stream_seed
@@ -29,6 +29,7 @@ class Reply:
     finish: Literal["stop", "length"] = "stop"
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Whatever completes conversations: our engine, or a remote model."""
 

@@ -12,7 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from zifio.config import ConfigError
 from zifio.seed import stream
@@ -55,6 +55,7 @@ class Verdict:
     reason: str = ""
 
 
+@runtime_checkable
 class Task(Protocol):
     """A source of checkable problems. `problem` is a pure function and its splits share no prompt."""
 
@@ -119,9 +120,7 @@ def draw(name: str, split: Split, index: int, seed: int, once: Callable[[random.
 
     Raises ConfigError for an unknown split, and where the task has too few problems for both splits to exist.
     """
-    if split not in ("train", "held-out"):
-        raise ConfigError(f'split: wanted "train" or "held-out", came {split!r}. Name one of the two.')
-    wanted = split == "held-out"
+    wanted = {"train": False, "held-out": True}[split]
     rng = stream(seed, f"task/{name}", split, index)
     for _ in range(_MOST_DRAWS):
         prompt = once(rng)
