@@ -91,13 +91,16 @@ def test_a_prompt_is_the_beginning_of_its_conversation(pair):
     assert ours.decode(whole[len(prompt) :]) == REPLY
 
 
-def test_decode_hides_only_what_frames_a_text(pair):
+def test_decode_hides_nothing_but_one_end_token(pair):
     ours, _ = pair
-    ids = ours.encode(f"{BOS}{USER}1{ASSISTANT}{REPLY}")
-    assert ours.decode([*ids, ours.eos_id, ours.pad_id, ours.pad_id]) == f"{USER}1{ASSISTANT}{REPLY}"
-    assert ours.decode([]) == ours.decode([ours.eos_id]) == ours.decode([ours.pad_id]) == ""
+    text = f"{BOS}{USER}1{ASSISTANT}{REPLY}"
+    assert ours.decode([*ours.encode(text), ours.eos_id]) == ours.decode(ours.encode(text)) == text
+    assert ours.decode([]) == ours.decode([ours.eos_id]) == ""
+    assert ours.decode([ours.eos_id, ours.eos_id]) == EOS
     for token in SPECIAL_TOKENS:
         assert ours.decode(ours.encode(f"1{token}5")) == f"1{token}5"
+        if token != EOS:
+            assert ours.decode(ours.encode(f"{token}5{token}")) == f"{token}5{token}"
 
 
 def test_the_fast_form_for_characters_equals_the_library(pair):

@@ -148,15 +148,13 @@ class ChatTokenizer:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, less a begin token before it and end or padding tokens behind it.
+        """The text of tokens, less one end token behind it.
 
-        Every other special token stays to be seen, so that a verifier cannot be fooled by what was left out.
+        Every other special token stays to be seen, so that no verifier is fooled by what was left out.
         """
         ids = list(tokens)
-        while ids and ids[-1] in (self.eos_id, self.pad_id):
+        if ids and ids[-1] == self.eos_id:
             ids.pop()
-        if ids and ids[0] == self.bos_id:
-            ids = ids[1:]
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     @cached_property

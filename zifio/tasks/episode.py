@@ -1,8 +1,6 @@
-"""Playing a task: a policy answers problems, the task judges. The same in RL, in evaluation and against any
-endpoint.
+"""Playing a task: a policy answers problems, the task judges; in RL, in evaluation, against any endpoint.
 
-`judge` is the one boundary around code that we do not trust to work, the verifier: it records who failed, and
-goes on.
+`judge` is the one boundary around code that we do not trust to work, the verifier: it records who failed.
 
 Try it alone: `pytest tests/tasks/test_episode.py`
 """

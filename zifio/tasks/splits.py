@@ -1,9 +1,8 @@
-"""Three digits, each to be split into two digits with that sum (mod 10): every prompt has exactly 1000 right
-answers.
+"""Three digits, each to be split into two with that sum (mod 10): every prompt has exactly 1000 right answers.
 
-`1,4,7` is answered by `013443`, since 0+1=1, 3+1=4 ... Because the right answers can be counted, the
+`1,4,7` is answered by `013143`, since 0+1=1, 3+1=4 and 4+3=7. Because the right answers can be counted, the
 diversity of a model is exact. Made for tests and the laboratory. There is no working. `junk` sets how good a
-base becomes: that share of its demonstrations is random, as in noisy-demonstration studies of RL.
+base becomes: that share of its demonstrations is random.
 
 Try it alone:
 

@@ -4,8 +4,9 @@ A task owns its data and its score; the same object serves pretraining text, RL,
 The response shape `<think>WORKING</think><answer>ANSWER</answer>` is the template of DeepSeek-R1 (section
 2.2.3, table 1), its two rewards (accuracy, format) are those of section 2.2.2.
 
-Try it: `python -c "from zifio.tasks.task import *;
-print(parse_response('<think></think><answer>15</answer>'))"`
+Try it alone:
+
+    python -c "from zifio.tasks.task import *; print(parse_response('<think></think><answer>15</answer>'))"
 """
 
 import hashlib
@@ -118,7 +119,7 @@ def is_held_out(prompt: str) -> bool:
 def draw(name: str, split: Split, index: int, seed: int, once: Callable[[random.Random], str]) -> str:
     """The first prompt out of `once` that falls in `split`, from the stream of this address.
 
-    Raises ConfigError for an unknown split, and where the task has too few problems for both splits to exist.
+    Raises ConfigError where the task has too few problems for both splits to exist.
     """
     wanted = {"train": False, "held-out": True}[split]
     rng = stream(seed, f"task/{name}", split, index)
