@@ -30,7 +30,7 @@ def test_gold_answers_are_diverse():
 
 @pytest.mark.parametrize("answer", ["", "01344", "0134430", "01344x", "013 443", "０13443", "0+1,1+3,4+3"])
 def test_other_texts_are_wrong(answer):
-    verdict = Splits().score(Problem("id", "1,4,7", "013443"), render_response("", answer))
+    verdict = Splits().score(Problem("id", "1,4,7", "013143"), render_response("", answer))
     assert verdict.outcome == "wrong" and verdict.reason
 
 
@@ -39,10 +39,10 @@ def test_a_prompt_of_another_task_raises():
         Splits().score(Problem("id", "1+4", "5"), render_response("", "5"))
 
 
-@pytest.mark.parametrize(("junk", "low", "high"), [(0.0, 1.0, 1.0), (0.7, 0.25, 0.35), (1.0, 0.0, 0.02)])
+@pytest.mark.parametrize(("junk", "low", "high"), [(0.0, 1.0, 1.0), (0.7, 0.24, 0.36), (1.0, 0.0, 0.02)])
 def test_junk_sets_the_share_of_right_documents(junk, low, high):
     task = Splits(junk=junk)
-    problems = [task.problem("train", index, seed=1) for index in range(2000)]
+    problems = [task.problem("train", index, seed=1) for index in range(1000)]
     documents = [task.document(problem, shows_working=False) for problem in problems]
     right = [task.score(p, d).reward for p, d in zip(problems, documents, strict=True)]
     assert low <= sum(right) / len(right) <= high

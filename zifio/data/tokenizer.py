@@ -1,7 +1,7 @@
 """Tokenizers of two kinds, characters and byte-level BPE, trained here and kept as Hugging Face folders.
 
-Digits always stand alone, so that a number is spelled and never looked up (as in DeepSeek-V3 and Llama 2).
-The special tokens take the first ids in either kind.
+Digits always stand alone, so that a number is spelled and never looked up (as in DeepSeek LLM, arXiv
+2401.02954, section 2.1). The special tokens take the first ids in either kind.
 
 Try it alone: `pytest tests/data/test_tokenizer.py`
 """
@@ -52,7 +52,7 @@ def save_tokenizer(tokenizer: Tokenizer | ChatTokenizer, folder: str | Path) -> 
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 10**30,  # "no limit" in transformers' own spelling
+        "model_max_length": 10**30,  # no limit, as published folders spell it
     }
     chat.tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", marks)):

@@ -1,6 +1,6 @@
 """The tasks there are, and the typed config of each. A config says what its task is; here it *is* the task.
 
-In a recipe: `task = { name = "chain_sum", min_terms = 6, max_terms = 12 }`. `TaskConfig` is the type of a field.
+In a recipe: `task = { name = "chain_sum", max_terms = 12 }`. `TaskConfig` is the type of a field.
 
 Try it alone:
 

@@ -1,4 +1,4 @@
-"""Three digits, each to be split into two with that sum (mod 10): every prompt has exactly 1000 right answers.
+"""Three digits, each to be split into two with that sum (mod 10): a prompt has exactly 1000 right answers.
 
 `1,4,7` is answered by `013143`, since 0+1=1, 3+1=4 and 4+3=7. Because the right answers can be counted, the
 diversity of a model is exact. Made for tests and the laboratory. There is no working. `junk` sets how good a
