@@ -22,8 +22,19 @@ YARN = Yarn(factor=40, original_max_position_embeddings=16)
 
 def deepseek(**changes: object) -> DeepseekV3Config:
     """A tiny DeepSeek-V3 with groups, a scaled gate and one dense layer."""
-    fields = {"intermediate_size": 48, "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 3}
-    fields |= {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "kv_lora_rank": 24, "v_head_dim": 12}
+    fields = {
+        "intermediate_size": 48,
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+    }
+    fields |= {
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 2.5,
+        "kv_lora_rank": 24,
+        "v_head_dim": 12,
+    }
     fields |= {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "n_shared_experts": 2, "initializer_range": 0.15}
     return DeepseekV3Config(**(TINY | fields | changes))
 

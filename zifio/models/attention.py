@@ -48,9 +48,7 @@ class Geometry(NamedTuple):
     absorb: bool
 
 
-def attend(
-    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor | None, scale: float
-) -> Tensor:
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor | None, scale: float) -> Tensor:
     """softmax(q k^T scale) v as [B, H, T, X], through torch's fused attention.
 
     The fused CPU kernel wants equal key and value widths, so a narrower side is padded with zeros, which changes
@@ -62,9 +60,7 @@ def attend(
     elif d_key < d_value:
         q_BHTK, k_BHSK = (F.pad(x, (0, d_value - d_key)) for x in (q_BHTK, k_BHSK))
     mask = None if visible_BTS is None else visible_BTS[:, None]
-    out = F.scaled_dot_product_attention(
-        q_BHTK, k_BHSK, v_BHSX, attn_mask=mask, is_causal=mask is None, scale=scale
-    )
+    out = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSX, attn_mask=mask, is_causal=mask is None, scale=scale)
     return out[..., :d_value]
 
 
@@ -113,15 +109,11 @@ class LatentAttention(nn.Module):
     def _latents(self, x_BTD: Tensor, geometry: Geometry) -> Tensor:
         """What is cached per token: normed latent and rotated shared key, [B, T, C + R]."""
         config = self.config
-        latent_BTC, k_BTR = self.kv_a_proj_with_mqa(x_BTD).split(
-            [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
-        )
+        latent_BTC, k_BTR = self.kv_a_proj_with_mqa(x_BTD).split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
         k_BTR = rotate(k_BTR[:, :, None], geometry.cos_BTr, geometry.sin_BTr, interleaved=True)[:, :, 0]
         return torch.cat([self.kv_a_layernorm(latent_BTC), k_BTR], dim=-1)
 
-    def _expanded(
-        self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None
-    ) -> Tensor:
+    def _expanded(self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None) -> Tensor:
         """Per-head keys and values from the latents, then ordinary attention; [B, T, H, v_head_dim]."""
         config = self.config
         latent_BSC, k_BSR = latent_BSX.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
@@ -132,9 +124,7 @@ class LatentAttention(nn.Module):
         k = torch.cat([k_BSHK, k_BSHR], dim=-1).transpose(1, 2)
         return attend(q, k, v_BSHX.transpose(1, 2), visible_BTS, self.scale).transpose(1, 2)
 
-    def _absorbed(
-        self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None
-    ) -> Tensor:
+    def _absorbed(self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None) -> Tensor:
         """The same with W_UK folded into the query and W_UV into the output; keys are the latents themselves."""
         config = self.config
         n_rows, n_now, heads = q_BTHK.shape[:3]

@@ -126,17 +126,11 @@ class DeepseekV3Config(DecoderConfig):
         experts, groups = self.n_routed_experts, self.n_group
         if experts % groups:
             fits = [g for g in range(1, experts + 1) if experts % g == 0]
-            raise ValueError(
-                f"n_routed_experts={experts} is not divisible by n_group={groups}; n_group may be {fits}"
-            )
+            raise ValueError(f"n_routed_experts={experts} is not divisible by n_group={groups}; n_group may be {fits}")
         if groups > 1 and experts // groups < 2:
-            raise ValueError(
-                f"n_group={groups} leaves {experts // groups} expert per group; routing needs at least 2"
-            )
+            raise ValueError(f"n_group={groups} leaves {experts // groups} expert per group; routing needs at least 2")
         if self.topk_group > groups:
-            raise ValueError(
-                f"topk_group={self.topk_group} exceeds n_group={groups}; set it to at most {groups}"
-            )
+            raise ValueError(f"topk_group={self.topk_group} exceeds n_group={groups}; set it to at most {groups}")
         reachable = self.topk_group * experts // groups
         if self.num_experts_per_tok > reachable:
             raise ValueError(
@@ -229,9 +223,7 @@ def read_config(folder: str | Path) -> DeepseekV3Config | LlamaConfig:
             "train one (make quickstart) or give the folder of a Hugging Face checkpoint."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: not valid JSON ({error}). Download or write the checkpoint again."
-        ) from None
+        raise ConfigError(f"{path}: not valid JSON ({error}). Download or write the checkpoint again.") from None
     family = FAMILIES.get(raw.get("model_type", ""))
     if family is None:
         raise ConfigError(

@@ -57,9 +57,7 @@ class Block(nn.Module):
         else:
             self.mlp = FeedForward(d, config.intermediate_size)
 
-    def forward(
-        self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None) -> tuple[Tensor, Routing | None]:
         """Residual stream after this layer, and where tokens went when it has experts."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
         normed = self.post_attention_layernorm(x_BTD)
@@ -84,9 +82,7 @@ class MtpModule(nn.Module):
         self.block = Block(config, config.num_hidden_layers)
         self.norm = RMSNorm(d, eps)
 
-    def forward(
-        self, embedded_BTD: Tensor, hidden_BTD: Tensor, geometry: Geometry
-    ) -> tuple[Tensor, Routing | None]:
+    def forward(self, embedded_BTD: Tensor, hidden_BTD: Tensor, geometry: Geometry) -> tuple[Tensor, Routing | None]:
         """Normed hidden state for the shared head, from the next token's embedding and this position's state."""
         joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
         x_BTD, routing = self.block(self.eh_proj(joined), geometry, None)
@@ -109,9 +105,7 @@ class Decoder(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         n_mtp = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
-        self.mtp = nn.ModuleList(
-            MtpModule(config) for _ in range(n_mtp) if isinstance(config, DeepseekV3Config)
-        )
+        self.mtp = nn.ModuleList(MtpModule(config) for _ in range(n_mtp) if isinstance(config, DeepseekV3Config))
         rotary = config.qk_rope_head_dim if isinstance(config, DeepseekV3Config) else config.d_head
         self.frequencies_r: Tensor
         self.register_buffer(
@@ -170,9 +164,7 @@ class Decoder(nn.Module):
         else:
             slots = torch.arange(cache.n_slots(), device=positions_BT.device)
             visible = slots <= positions_BT[..., None]
-        return Geometry(
-            positions_BT, cos_BTr, sin_BTr, visible, cache is not None if absorb is None else absorb
-        )
+        return Geometry(positions_BT, cos_BTr, sin_BTr, visible, cache is not None if absorb is None else absorb)
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Output.routing`."""
@@ -180,8 +172,11 @@ class Decoder(nn.Module):
         return [block.mlp.gate for block in blocks if isinstance(block.mlp, MoE)]
 
     def update_balance(self, load_LE: list[Tensor], speed: float) -> None:
-        """Loss-free balance: move every router's bias by `speed`, given loads summed over the whole optimizer step."""
-        for router, load_E in zip(self.routers(), load_LE, strict=True):
+        """Loss-free balance: move every router's bias by `speed`, given loads summed over the whole optimizer step.
+
+        The MTP module's router comes last and has no load when the step left the module out.
+        """
+        for router, load_E in zip(self.routers(), load_LE, strict=False):
             update_bias(router.e_score_correction_bias, load_E, speed)
 
 

@@ -114,9 +114,7 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.experts = Experts(config)
-        self.shared_experts = FeedForward(
-            config.hidden_size, config.n_shared_experts * config.moe_intermediate_size
-        )
+        self.shared_experts = FeedForward(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """Output [B, T, D] and where the B*T tokens went."""

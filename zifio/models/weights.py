@@ -58,10 +58,7 @@ def from_disk_names(config: DeepseekV3Config | LlamaConfig, disk: dict[str, Tens
     for stem, parts in experts.items():
         n = 1 + max(expert for expert, _ in parts)
         missing = [
-            f"{stem}.{e}.{p}_proj.weight"
-            for e in range(n)
-            for p in ("gate", "up", "down")
-            if (e, p) not in parts
+            f"{stem}.{e}.{p}_proj.weight" for e in range(n) for p in ("gate", "up", "down") if (e, p) not in parts
         ]
         if missing:
             raise ConfigError(f"{missing[0]}: missing from the weights ({len(missing)} expert matrices are)")
@@ -115,9 +112,7 @@ def load_model(folder: str | Path) -> Decoder:
     """
     config = read_config(folder)
     if config.vocab_size is None:
-        raise ConfigError(
-            f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows."
-        )
+        raise ConfigError(f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows.")
     model = Decoder(config)
     load_state(model, read_tensors(folder), str(folder))
     return model
@@ -139,9 +134,7 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except SafetensorError as error:
-            raise ConfigError(
-                f"{path}: torn or not safetensors ({error}). Write or download it again."
-            ) from None
+            raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
     return tensors
 
 
@@ -150,13 +143,9 @@ def load_state(model: Decoder, disk: dict[str, Tensor], where: str) -> None:
     state = from_disk_names(model.config, disk)
     own = model.state_dict()
     if missing := sorted(own.keys() - state.keys()):
-        raise ConfigError(
-            f"{where}: {_outward(model.config, missing[0])} is missing ({len(missing)} tensors in all)."
-        )
+        raise ConfigError(f"{where}: {_outward(model.config, missing[0])} is missing ({len(missing)} tensors in all).")
     if unknown := sorted(state.keys() - own.keys()):
-        raise ConfigError(
-            f"{where}: {unknown[0]} is not part of this architecture ({len(unknown)} tensors in all)."
-        )
+        raise ConfigError(f"{where}: {unknown[0]} is not part of this architecture ({len(unknown)} tensors in all).")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ConfigError(

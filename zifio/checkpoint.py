@@ -1,0 +1,132 @@
+"""Atomic, checksummed checkpoints: a Hugging Face folder plus what training needs to go on exactly.
+
+    checkpoints/step-000100/  config.json  model.safetensors  optimizer.safetensors  state.json  manifest.json
+
+A checkpoint is written beside its place, flushed to disk and renamed, so that it is there whole or not at all; the
+manifest holds every file's sha256, so that one that was torn or edited is noticed. The two newest are kept: when the
+newest is damaged the one before is used, and the damage is named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zifio.config import ConfigError
+from zifio.log import say
+from zifio.models.decoder import Decoder
+from zifio.models.weights import load_state, read_tensors, save_model
+
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where to go on from."""
+
+    step: int
+    """Steps already done."""
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: Decoder, optimizer: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """Write `folder/step-NNNNNN` and remove all but the newest two."""
+    with_manifest(folder / f"step-{step:06d}", lambda beside: _write(beside, step, model, optimizer, state))
+    for old in _steps(folder)[:-_KEPT]:
+        shutil.rmtree(old)
+
+
+def _write(beside: Path, step: int, model: Decoder, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    save_model(model, beside)
+    save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, beside / "optimizer.safetensors")
+    (beside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+
+
+def load_checkpoint(folder: Path, model: Decoder) -> Resume | None:
+    """Load the newest whole checkpoint into `model`; None when there is none.
+
+    A damaged one is named on the terminal and the one before is tried. Raises ConfigError when all are damaged.
+    """
+    found = _steps(folder)
+    for path in reversed(found):
+        if fault := damage(path):
+            say(f"{path}: {fault}; trying the checkpoint before it")
+            continue
+        load_state(model, read_tensors(path), str(path))
+        state = json.loads((path / "state.json").read_text())
+        return Resume(state.pop("step"), load_file(path / "optimizer.safetensors"), state)
+    if found:
+        raise ConfigError(
+            f"{folder}: all {len(found)} checkpoints are damaged, the last one: {damage(found[-1])}. "
+            "Start this stage over with --fresh."
+        )
+    return None
+
+
+def with_manifest(place: Path, write: Any) -> None:
+    """Let `write(beside)` fill a folder, add a manifest of checksums, flush it all to disk and rename it to `place`."""
+    beside = place.with_name(f".{place.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    write(beside)
+    sums = {path.name: _sha256(path) for path in sorted(beside.iterdir())}
+    (beside / "manifest.json").write_text(json.dumps(sums, indent=1))
+    for path in [*beside.iterdir(), beside]:
+        _flush(path)
+    if place.exists():
+        shutil.rmtree(place)
+    beside.rename(place)
+    _flush(place.parent)
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a folder that `with_manifest` wrote, in words; empty when nothing is."""
+    manifest = folder / "manifest.json"
+    try:
+        sums: dict[str, str] = json.loads(manifest.read_text())
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (ValueError, OSError):
+        return "manifest.json is torn"
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != expected:
+            return f"{name} is torn or was edited (its checksum differs from the manifest's)"
+    return ""
+
+
+def model_digest(folder: Path) -> str:
+    """Twelve hex digits naming a model's weights, for provenance."""
+    return _sha256(folder / "model.safetensors")[:12]
+
+
+def _steps(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,60 @@
+"""A local model as a policy: messages in; text, tokens and log-probs out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zifio.config import ConfigError, Sampling
+from zifio.data.template import ChatTokenizer
+from zifio.data.tokenizer import load_tokenizer
+from zifio.engine.engine import Engine
+from zifio.models.decoder import Decoder
+from zifio.models.weights import load_model
+from zifio.tasks.episode import Message, Reply
+
+
+class LocalPolicy:
+    """Implements `tasks.episode.Policy` with our engine."""
+
+    def __init__(self, model: Decoder, tokenizer: ChatTokenizer, max_rows: int = 512) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(model, tokenizer.eos_id, max_rows)
+
+    def complete(
+        self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
+    ) -> list[list[Reply]]:
+        """n replies to each conversation; reply j to conversation p draws from `seeds[p][j]` alone."""
+        assert all(len(group) == n for group in seeds), "one seed per reply"
+        completions_P_G = self.engine.generate([self.prompt(c) for c in conversations], seeds, sampling)
+        return [
+            [Reply(c.tokens, self._text(c.tokens), c.logps, c.finish) for c in completions]
+            for completions in completions_P_G
+        ]
+
+    def prompt(self, conversation: list[Message]) -> list[int]:
+        """The tokens after which the model replies."""
+        return self.tokenizer.encode_chat(conversation, generation_prompt=True)[0]
+
+    def _text(self, tokens: list[int]) -> str:
+        end = -1 if tokens and tokens[-1] == self.tokenizer.eos_id else len(tokens)
+        return self.tokenizer.decode(tokens[:end])
+
+
+def load_policy(folder: str | Path, max_rows: int = 512) -> LocalPolicy:
+    """The model and tokenizer of a Hugging Face folder.
+
+    Raises ConfigError when either cannot be read, or when the tokenizer has more tokens than the model has rows.
+    """
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    check_fit(model, tokenizer, str(folder))
+    return LocalPolicy(model, tokenizer, max_rows)
+
+
+def check_fit(model: Decoder, tokenizer: ChatTokenizer, where: str) -> None:
+    """Raise ConfigError when the tokenizer can produce an id that the model has no embedding for."""
+    rows = model.config.vocab_size or 0
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {rows} embedding rows; "
+            "they do not belong together. Use the tokenizer that the model was trained with."
+        )

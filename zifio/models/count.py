@@ -1,0 +1,91 @@
+"""Parameters and FLOPs of a shape, by formula and without torch (DeepSeek-V3 table 1; shared/plan arithmetic).
+
+A matrix of n weights costs 2n FLOPs per token forward. Attention between a query and a key costs
+2 (d_query + d_value) per head. Training costs three times the forward pass. Only experts that a token visits count:
+this is the arithmetic of the architecture, whatever form computes it.
+
+Try it: `python -c "from zifio.models.config import *; from zifio.models.count import *; print(parameters(LlamaConfig(vocab_size=32)))"`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from zifio.models.config import DeepseekV3Config, LlamaConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of one shape. "Active" leaves out the experts that a token does not visit."""
+
+    total: int
+    active: int
+    embedding: int
+    """The input embedding, which is looked up and not multiplied."""
+
+    @property
+    def multiplied(self) -> int:
+        """Active weights that take part in a matrix product per token: all but the input embedding."""
+        return self.active - self.embedding
+
+
+def parameters(config: DeepseekV3Config | LlamaConfig, with_mtp: bool = False) -> Parameters:
+    """Parameter counts, the MTP module only `with_mtp`; the routers' bias buffers are not parameters."""
+    d, vocab = config.hidden_size, config.vocab_size or 0
+    embedding = vocab * d
+    total = active = embedding * (1 if config.tie_word_embeddings else 2) + d
+    for layer in range(config.num_hidden_layers):
+        layer_total, layer_active = _layer(config, layer)
+        total, active = total + layer_total, active + layer_active
+    if with_mtp and isinstance(config, DeepseekV3Config) and config.num_nextn_predict_layers:
+        layer_total, layer_active = _layer(config, config.num_hidden_layers)
+        extra = 2 * d * d + 3 * d
+        total, active = total + layer_total + extra, active + layer_active + extra
+    multiplied = active - embedding + (embedding if config.tie_word_embeddings else 0)
+    return Parameters(total, active, active - multiplied)
+
+
+def _layer(config: DeepseekV3Config | LlamaConfig, layer: int) -> tuple[int, int]:
+    """Total and active parameters of one block."""
+    d = config.hidden_size
+    shared = 2 * d + _attention(config)
+    if isinstance(config, LlamaConfig) or layer < config.first_k_dense_replace:
+        dense = shared + 3 * d * config.intermediate_size
+        return dense, dense
+    expert = 3 * d * config.moe_intermediate_size
+    fixed = shared + config.n_shared_experts * expert + config.n_routed_experts * d
+    return fixed + config.n_routed_experts * expert, fixed + config.num_experts_per_tok * expert
+
+
+def _attention(config: DeepseekV3Config | LlamaConfig) -> int:
+    d, heads = config.hidden_size, config.num_attention_heads
+    if isinstance(config, LlamaConfig):
+        return 2 * d * heads * config.d_head + 2 * d * config.n_kv_heads * config.d_head
+    rank, query = config.kv_lora_rank, heads * config.qk_head_dim
+    if config.q_lora_rank is None:
+        queries = d * query
+    else:
+        queries = d * config.q_lora_rank + config.q_lora_rank + config.q_lora_rank * query
+    latents = d * (rank + config.qk_rope_head_dim) + rank
+    return (
+        queries + latents + rank * heads * (config.qk_nope_head_dim + config.v_head_dim) + heads * config.v_head_dim * d
+    )
+
+
+def forward_flops(config: DeepseekV3Config | LlamaConfig, lengths: Iterable[int], with_mtp: bool = False) -> float:
+    """FLOPs of one causal forward pass over sequences of these lengths, logits at every position included."""
+    weights = parameters(config, with_mtp).multiplied
+    if with_mtp and isinstance(config, DeepseekV3Config) and config.num_nextn_predict_layers:
+        weights += (config.vocab_size or 0) * config.hidden_size  # the shared head is used once more
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    if isinstance(config, DeepseekV3Config):
+        width = config.qk_head_dim + config.v_head_dim
+        layers += config.num_nextn_predict_layers if with_mtp else 0
+    else:
+        width = 2 * config.d_head
+    per_pair = 2 * heads * width * layers
+    total = 0.0
+    for length in lengths:
+        total += 2.0 * weights * length + per_pair * (length * (length + 1) / 2)
+    return total

@@ -1,0 +1,231 @@
+"""What each kind of stage accepts; read by `recipe.py` from TOML and never importing torch.
+
+A stage's `from`, `data` and `teacher` name an earlier stage of the recipe, or a folder or file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from zifio.config import Config, Sampling
+from zifio.data.tokenizer import TokenizerConfig
+from zifio.models.config import ModelConfig
+from zifio.tasks.catalog import TaskConfig
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Optim(Config):
+    """The optimizer and its schedule."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: hidden matrices by Muon, the rest by AdamW; adamw: all by AdamW."""
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate, after warm-up."""
+    adamw_lr_scale: PositiveFloat = 1.0
+    """Factor on the learning rate of what AdamW moves, beside Muon."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's term against division by zero."""
+    momentum: Share = 0.95
+    """Muon's momentum."""
+    weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay of matrices; norms have none."""
+    clip: PositiveFloat = 1.0
+    """Largest joint norm of the gradient."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rate rises from zero."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up."""
+    final_lr: Share = 0.0
+    """Where it ends, as a share of the peak."""
+
+
+class Balance(Config):
+    """How experts are kept evenly busy."""
+
+    loss_weight: NonNegativeFloat = 1e-4
+    """Alpha of the sequence-wise balance loss (DeepSeek-V3: 1e-4)."""
+    bias_speed: NonNegativeFloat = 1e-3
+    """Step of the loss-free selection bias (DeepSeek-V3: 1e-3)."""
+
+
+class Rows(Config):
+    """How sequences are laid out in memory; changes speed, not results."""
+
+    row_tokens: PositiveInt = 256
+    """Length of a packed row; no sequence may be longer."""
+    micro_tokens: PositiveInt = 8192
+    """Tokens of one forward and backward pass; gradients add up over the step."""
+
+
+class Held(Config):
+    """A quick look at the held-out problems during training."""
+
+    every: NonNegativeInt = 0
+    """Steps between looks; 0 means never."""
+    problems: PositiveInt = 64
+    """How many held-out problems, always the same."""
+    n: PositiveInt = 4
+    """Samples per problem."""
+
+
+class Stage(Config):
+    """What all stages share."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Names the stage's folder and lets later stages refer to it."""
+
+
+class ModelStage(Stage):
+    """What all stages share that train a model."""
+
+    steps: PositiveInt
+    """Optimizer steps (in RL: batches of rollouts)."""
+    optim: Optim = Optim()
+    """The optimizer."""
+    balance: Balance = Balance()
+    """Expert balance; of no effect on a dense model."""
+    rows: Rows = Rows()
+    """Memory layout."""
+    checkpoint_every: PositiveInt = 100
+    """Steps between checkpoints, from which a killed run goes on."""
+    held_out: Held = Held()
+    """A look at held-out problems along the way."""
+    sampling: Sampling = Sampling()
+    """How replies are drawn when the stage samples."""
+
+
+class TokenizerStage(Stage):
+    """Train a tokenizer on the task's own text, or on a file."""
+
+    kind: Literal["tokenizer"]
+    """Names the kind."""
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    """Characters or byte-level BPE."""
+
+
+class PretrainStage(ModelStage):
+    """Next-token prediction from random weights on documents of the task, some of which show their working."""
+
+    kind: Literal["pretrain"]
+    """Names the kind."""
+    model: ModelConfig
+    """Shape of the model."""
+    tokenizer: str = "tokenizer"
+    """Tokenizer stage, or a folder with tokenizer.json."""
+    task: TaskConfig | None = None
+    """The family that documents are made from; by default the recipe's task."""
+    documents: PositiveInt = 128
+    """Documents per step."""
+    p_cot: Share = 0.1
+    """Share of documents that show their working."""
+    loss_on: Literal["all", "reply"] = "all"
+    """Whether the prompt's tokens count too."""
+    mtp_weight: NonNegativeFloat = 0.3
+    """Weight of the multi-token prediction loss (DeepSeek-V3: 0.3, later 0.1); of no effect without the module."""
+
+
+class SftStage(ModelStage):
+    """Supervised fine-tuning on conversations."""
+
+    kind: Literal["sft"]
+    """Names the kind."""
+    from_: str = Field(alias="from")
+    """Model to start from."""
+    data: str
+    """A `sample` stage, or a JSONL file with `prompt` and `response`."""
+    sequences: PositiveInt = 64
+    """Conversations per step; the data is walked through in a new order every epoch."""
+
+
+class DistillStage(ModelStage):
+    """Fine-tune a smaller student on a teacher's traces (R1, section 2.4: text only, no logits)."""
+
+    kind: Literal["distill"]
+    """Names the kind."""
+    teacher: str
+    """The model whose traces these are; the data's provenance must agree."""
+    data: str
+    """A `sample` stage of the teacher, or such a JSONL file."""
+    from_: str | None = Field(None, alias="from")
+    """The student's base; or leave it out and give `model`."""
+    model: ModelConfig | None = None
+    """Shape of a student that starts from random weights."""
+    sequences: PositiveInt = 64
+    """Conversations per step."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> DistillStage:
+        if (self.from_ is None) == (self.model is None):
+            raise ValueError("wanted either `from` (a base to start from) or `model` (a shape), not both or neither")
+        return self
+
+
+class RlStage(ModelStage):
+    """GRPO with verifiable rewards: R1-Zero from a base, or R1's reasoning stage from a cold start."""
+
+    kind: Literal["rl"]
+    """Names the kind."""
+    from_: str = Field(alias="from")
+    """Model to start from."""
+    task: TaskConfig | None = None
+    """By default the recipe's task."""
+    prompts: PositiveInt = 32
+    """Problems per step."""
+    group: int = Field(16, ge=2)
+    """Rollouts per problem (DeepSeek-R1: 16)."""
+    updates: PositiveInt = 1
+    """Optimizer updates per batch of rollouts, each on its own share of the problems (DeepSeek-R1: 16)."""
+    accuracy_weight: NonNegativeFloat = 1.0
+    """Worth of a right answer."""
+    format_weight: NonNegativeFloat = 1.0
+    """Worth of the agreed shape (DeepSeek-R1: equal to accuracy)."""
+    advantage: Literal["group", "none"] = "group"
+    """Divide by the group's deviation (GRPO), or not (Dr. GRPO)."""
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all tokens, over sequences of their token means (GRPO as printed), or token sum over a constant."""
+    clip_low: PositiveFloat = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: PositiveFloat = 0.2
+    """The ratio is clipped above 1 + clip_high (DeepSeek-R1: 10)."""
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight beta of the k3 penalty towards the starting model (DeepSeek-R1: 0.001)."""
+    gate: bool = True
+    """Before the first step, check that the starting model leaves something to learn and can be rewarded at all."""
+    most_errors: Share = 0.1
+    """Stop when the verifier breaks on more than this share of a step's rollouts."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> RlStage:
+        if self.prompts % self.updates:
+            raise ValueError(f"prompts={self.prompts} is not divisible by updates={self.updates}")
+        if self.sampling.temperature == 0:
+            raise ValueError("sampling.temperature=0 draws the same reply every time, so no group has an advantage")
+        return self
+
+
+class SampleStage(Stage):
+    """Rejection sampling: draw replies, keep what the verifier calls right, drop duplicates, write JSONL."""
+
+    kind: Literal["sample"]
+    """Names the kind."""
+    from_: str = Field(alias="from")
+    """Model to sample from."""
+    task: TaskConfig | None = None
+    """By default the recipe's task."""
+    problems: PositiveInt = 1024
+    """Training problems to sample."""
+    n: PositiveInt = 4
+    """Replies per problem."""
+    keep: Literal["right", "process", "all"] = "right"
+    """right: the answer is right; process: every step of a shown working too; all: no filter."""
+    most_per_problem: PositiveInt = 4
+    """At most this many different kept replies per problem."""
+    most: PositiveInt | None = None
+    """At most this many kept replies in all ("a few long traces")."""
+    sampling: Sampling = Sampling()
+    """How replies are drawn."""

@@ -1,0 +1,225 @@
+"""The one training loop: a stage says where step s's batches come from; everything else is here.
+
+A step is a pure function of (model, step): data and random numbers are named by the step, so a run that is killed and
+started again goes on bit for bit. Between steps a checkpoint holds the model, the optimizer and the running totals.
+
+Numbers that repeat exactly go to metrics.jsonl; seconds, speed and memory to timing.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
+from zifio.config import ConfigError
+from zifio.log import Progress, RunFolder
+from zifio.models.count import forward_flops
+from zifio.models.decoder import Decoder
+from zifio.train.batch import Batch
+from zifio.train.config import ModelStage
+from zifio.train.loss import LossResult, LossTerms, batch_loss
+from zifio.train.optim import Optimizer
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no longer finite; the message says at which step and what to try."""
+
+
+@dataclass
+class StepData:
+    """What one step trains on."""
+
+    updates: list[list[Batch]]
+    """One optimizer update for each list of micro-batches."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the stage itself reports of the step."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds of the stage's own parts."""
+    flops: float = 0.0
+    """FLOPs spent before training (sampling, reference log-probs)."""
+
+
+Source = Callable[[int], StepData]
+Look = Callable[[Decoder, int], tuple[dict[str, float], float]]
+"""Evaluate on held-out problems: (model, step) -> (metrics, FLOPs)."""
+
+
+@dataclass
+class Trainer:
+    """One stage's training: its model, its settings and where it writes."""
+
+    model: Decoder
+    stage: ModelStage
+    terms: LossTerms
+    folder: Path
+    seed: int
+    look: Look | None = None
+    shown: tuple[str, ...] = ("loss",)
+    """Metrics that stand beside the progress bar."""
+
+    def run(self, source: Callable[[Trainer], Source]) -> dict[str, float]:
+        """Train to the last step, going on from a checkpoint when there is one; returns the stage's totals.
+
+        Raises Diverged when the loss is not finite; the last checkpoint stays.
+        """
+        self.log = RunFolder(self.folder)
+        self.optimizer = Optimizer(self.model, self.stage.optim)
+        next_batches = source(self)  # before any weights change: RL keeps its reference model
+        start, totals = self._resume()
+        with Progress(self.stage.name, self.stage.steps, done=start) as progress:
+            if start == 0:
+                self._look(0, totals)
+            for step in range(start, self.stage.steps):
+                began = time.perf_counter()
+                data = next_batches(step)
+                metrics = self._updates(data, step)
+                totals["flops"] += data.flops + metrics.pop("train_flops")
+                totals["tokens"] += metrics["n_tokens"]
+                self.log.metrics(step + 1, {**data.metrics, **metrics, "flops": totals["flops"]})
+                self._time(step + 1, time.perf_counter() - began, metrics["n_tokens"], data.timing, totals)
+                self._look(step + 1, totals)
+                shown = {**data.metrics, **metrics}
+                progress.update(step + 1, {key: shown[key] for key in self.shown if key in shown})
+                if (step + 1) % self.stage.checkpoint_every == 0 and step + 1 < self.stage.steps:
+                    self._save(step + 1, totals)
+        return totals
+
+    def _resume(self) -> tuple[int, dict[str, float]]:
+        resume: Resume | None = load_checkpoint(self.folder / "checkpoints", self.model)
+        if resume is None:
+            self.log.truncate(-1)
+            return 0, {"flops": 0.0, "tokens": 0, "seconds": 0.0, "look_flops": 0.0}
+        self.optimizer.load_state(resume.optimizer)
+        self.log.truncate(resume.step)
+        return resume.step, resume.state["totals"]
+
+    def _save(self, step: int, totals: dict[str, float]) -> None:
+        folder = self.folder / "checkpoints"
+        save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals})
+
+    def _updates(self, data: StepData, step: int) -> dict[str, float]:
+        """All optimizer updates of one step; returns the means of their metrics."""
+        n_updates = len(data.updates)
+        collected: dict[str, float] = {"n_tokens": 0, "train_flops": 0.0}
+        for index, batches in enumerate(data.updates):
+            results = self._gradients(batches, step)
+            norm = self.optimizer.clip()
+            if not math.isfinite(norm):
+                raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
+            lr = self.optimizer.step(step * n_updates + index, self.stage.steps * n_updates)
+            load_LE = _total_load(results)
+            self.model.update_balance(load_LE, self.stage.balance.bias_speed)
+            collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
+            with_mtp = self.terms.mtp_weight > 0
+            collected["train_flops"] += 3 * sum(
+                forward_flops(self.model.config, batch.lengths, with_mtp) for batch in batches
+            )
+            for key, value in _means(results, load_LE).items():
+                collected[key] = collected.get(key, 0.0) + value / n_updates
+            collected["grad_norm"] = collected.get("grad_norm", 0.0) + norm / n_updates
+            collected["learning_rate"] = lr
+        return collected
+
+    def _gradients(self, batches: list[Batch], step: int) -> list[LossResult]:
+        n_sequences = sum(batch.n_sequences for batch in batches)
+        results = []
+        for batch in batches:
+            result = batch_loss(self.model, batch, self.terms, batch.n_sequences / n_sequences)
+            if not torch.isfinite(result.loss):
+                raise Diverged(self._advice(step, f"the loss is {result.loss.item()}"))
+            result.loss.backward()
+            result.loss = result.loss.detach()
+            results.append(result)
+        return results
+
+    def _advice(self, step: int, what: str) -> str:
+        return (
+            f"{self.stage.name}: {what} at step {step + 1}. The last checkpoint is kept. Try a lower optim.lr (now "
+            f"{self.stage.optim.lr:g}), more optim.warmup_steps (now {self.stage.optim.warmup_steps}) or a lower "
+            f"optim.clip (now {self.stage.optim.clip:g}), with --fresh."
+        )
+
+    def _look(self, step: int, totals: dict[str, float]) -> None:
+        """Evaluate on held-out problems when the step asks for it; its FLOPs are kept apart from training's."""
+        every = self.stage.held_out.every
+        if self.look is None or not every or (step % every and step != self.stage.steps):
+            return
+        began = time.perf_counter()
+        metrics, flops = self.look(self.model, step)
+        totals["look_flops"] += flops
+        self.log.metrics(step, {f"held_out/{key}": value for key, value in metrics.items()})
+        totals["seconds"] += time.perf_counter() - began
+
+    def _time(
+        self, step: int, seconds: float, n_tokens: float, parts: dict[str, float], totals: dict[str, float]
+    ) -> None:
+        totals["seconds"] += seconds
+        self.log.timing(
+            step,
+            {
+                "step_s": seconds,
+                "tokens_per_s": n_tokens / seconds,
+                "peak_rss_bytes": peak_rss_bytes(),
+                **parts,
+            },
+        )
+
+
+def _total_load(results: list[LossResult]) -> list[Tensor]:
+    """Tokens per expert and layer, summed over the micro-batches of a step."""
+    return [torch.stack(per_layer).sum(dim=0) for per_layer in zip(*(r.load_LE for r in results), strict=True)]
+
+
+# Sums over the tokens of the policy term, and what their means are called (TRL's names, so that scripts transfer).
+_PER_TOKEN = {
+    "clipped": "clip_ratio",
+    "entropy": "entropy",
+    "kl": "kl",
+    "logp_gap": "sampling/sampling_logp_difference/mean",
+}
+
+
+def _means(results: list[LossResult], load_LE: list[Tensor]) -> dict[str, float]:
+    """Metrics of one update: weighted terms are sums, per-token quantities are divided by their tokens."""
+    sums: dict[str, float] = {}
+    for result in results:
+        for key, value in result.sums.items():
+            sums[key] = max(sums.get(key, 0.0), value) if key.endswith("_max") else sums.get(key, 0.0) + value
+    out = {"loss": sum(result.loss.item() for result in results)}
+    n_policy = sums.pop("n_policy_tokens", 0.0)
+    for key, name in _PER_TOKEN.items():
+        if key in sums and n_policy:
+            out[name] = sums.pop(key) / n_policy
+    if "logp_gap_max" in sums:
+        out["sampling/sampling_logp_difference/max"] = sums.pop("logp_gap_max")
+    out |= sums
+    for layer, load_E in enumerate(load_LE):
+        out[f"expert_load/{layer}/max_over_mean"] = (load_E.max() / load_E.mean()).item()
+        for expert, share in enumerate((load_E / load_E.sum()).tolist()):
+            out[f"expert_load/{layer}/{expert}"] = share
+    return out
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_context(model: Decoder, longest: int, what: str) -> None:
+    """Raise ConfigError when a sequence would not fit the model's context."""
+    context = model.config.max_position_embeddings
+    if longest > context:
+        raise ConfigError(
+            f"max_position_embeddings={context} is shorter than the {longest} tokens of {what}. "
+            f"Set it to {longest} or more, or use shorter problems."
+        )

@@ -1,0 +1,52 @@
+"""Pretraining: next-token prediction with MTP and expert balance, on documents of the task (DeepSeek-V3, sections 2, 4).
+
+A document is a conversation of the task: its question and a reply, which shows the working in a share `p_cot` of them.
+Step s takes documents s*n to s*n + n - 1 of an endless list, so position is state.
+
+Run alone: `zifio pretrain recipes/quickstart.toml --stage base steps=50 --out runs/try`
+"""
+
+from __future__ import annotations
+
+from zifio.data.tokenizer import load_tokenizer
+from zifio.seed import stream_seed
+from zifio.tasks.catalog import make_task
+from zifio.tasks.task import shows_working
+from zifio.train.batch import make_batches
+from zifio.train.config import PretrainStage
+from zifio.train.loop import Source, StepData, Trainer, check_context
+from zifio.train.loss import LossTerms
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model
+
+
+def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
+    """Train a new model and write it to `model/`; returns the stage's totals."""
+    tokenizer = load_tokenizer(context.model_of(stage.tokenizer))
+    model = new_model(stage.model, tokenizer, stream_seed(context.seed, "pretrain", stage.name))
+    task = make_task(stage.task) if stage.task else context.task
+    text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
+
+    def source(trainer: Trainer) -> Source:
+        def batches(step: int) -> StepData:
+            sequences = []
+            for index in range(step * stage.documents, (step + 1) * stage.documents):
+                problem = task.problem("train", index, text_seed)
+                response = task.document(problem, shows_working(index, text_seed, stage.p_cot))
+                sequence = conversation_sequence(tokenizer, problem.prompt, response)
+                if stage.loss_on == "all":
+                    sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
+                sequences.append(sequence)
+            check_context(model, max(len(s.tokens) for s in sequences), f"a document of {task.name}")
+            rows = stage.rows
+            return StepData(
+                [make_batches(mean_weighted(sequences), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)]
+            )
+
+        return batches
+
+    terms = LossTerms(mtp_weight=stage.mtp_weight, balance_weight=stage.balance.loss_weight)
+    look = context.look(stage, tokenizer, context.task)
+    trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
+    totals = trainer.run(source)
+    finish(context, model, tokenizer)
+    return totals

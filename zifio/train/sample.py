@@ -1,0 +1,125 @@
+"""Rejection sampling: draw replies, keep what the verifier accepts, drop duplicates, write JSONL (R1, section 2.3.3).
+
+Every kept row carries its provenance: the weights that wrote it, the problem, the seed, the verdict. Parts of a few
+hundred problems are written whole, so that a killed run goes on behind the last part.
+
+Run alone: `zifio sample recipes/quickstart.toml --stage traces problems=64 --out runs/try`
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from zifio.checkpoint import model_digest
+from zifio.config import ConfigError
+from zifio.data.sources import read_jsonl, write_jsonl
+from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.log import Progress, RunFolder
+from zifio.models.count import forward_flops
+from zifio.seed import stream_seed
+from zifio.tasks.catalog import make_task
+from zifio.tasks.episode import Episode, conversation, play
+from zifio.tasks.task import Task
+from zifio.train.config import SampleStage
+from zifio.train.loop import peak_rss_bytes
+from zifio.train.stage import Context
+
+_PART_PROBLEMS = 128
+
+
+def sample(stage: SampleStage, context: Context) -> dict[str, float]:
+    """Write `data.jsonl` with the kept replies; returns the stage's totals.
+
+    Raises ConfigError when nothing is kept.
+    """
+    source = context.model_of(stage.from_)
+    policy = load_policy(source)
+    task = make_task(stage.task) if stage.task else context.task
+    digest, log = model_digest(source), RunFolder(context.folder)
+    parts = context.folder / "parts"
+    n_parts = -(-stage.problems // _PART_PROBLEMS)
+    done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
+    log.truncate(len(done))
+    rows: list[dict[str, Any]] = []
+    with Progress(stage.name, n_parts, done=len(done)) as progress:
+        for part in range(n_parts):
+            path = parts / f"part-{part:05d}.jsonl"
+            if not path.exists():
+                _one_part(stage, context, policy, task, digest, part, path, log)
+            rows += read_jsonl(path)
+            kept = keep(rows, stage)
+            progress.update(part + 1, {"kept": len(kept)})
+            if stage.most is not None and len(kept) >= stage.most:
+                break
+    if not kept:
+        raise ConfigError(
+            f"{stage.name}: none of {len(rows)} replies was kept (keep = {stage.keep!r}). The model is too weak for "
+            "this filter: train it longer, draw more replies per problem (n), or loosen keep."
+        )
+    write_jsonl(context.folder / "data.jsonl", kept)
+    flops = sum(line["part_flops"] for line in log.read_metrics())
+    tokens = sum(line["n_tokens"] for line in log.read_metrics())
+    seconds = sum(line["step_s"] for line in log.read_timing())
+    return {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows), "kept": len(kept)}
+
+
+def _one_part(
+    stage: SampleStage, context: Context, policy: LocalPolicy, task: Task, digest: str, part: int, path: Path,
+    log: RunFolder,
+) -> None:  # fmt: skip
+    """Draw one part's replies and write all of them with their verdicts."""
+    began = time.perf_counter()
+    seed = stream_seed(context.seed, "sample", stage.name)
+    numbers = range(part * _PART_PROBLEMS, min((part + 1) * _PART_PROBLEMS, stage.problems))
+    problems = [task.problem("train", index, seed) for index in numbers]
+    episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
+    episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]
+    write_jsonl(path, [_row(stage, digest, seed, j, episode) for j, episode in episodes])
+    lengths = [len(policy.prompt(conversation(e.problem))) + len(e.reply.tokens) for _, e in episodes]
+    right = sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes)
+    n_tokens = sum(len(e.reply.tokens) for _, e in episodes)
+    flops = forward_flops(policy.model.config, lengths)
+    log.metrics(part + 1, {"pass_at_1": right, "n_tokens": n_tokens, "part_flops": flops})
+    seconds = time.perf_counter() - began
+    log.timing(part + 1, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
+
+
+def _row(stage: SampleStage, digest: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:
+    problem, reply, verdict = episode.problem, episode.reply, episode.verdict
+    return {
+        "prompt": problem.prompt,
+        "response": reply.text,
+        "gold": problem.gold,
+        "outcome": verdict.outcome,
+        "parts": verdict.parts,
+        "reason": verdict.reason,
+        "n_tokens": len(reply.tokens),
+        "finish": reply.finish,
+        "problem": problem.id,
+        "place": place,
+        "seed": seed,
+        "model": digest,
+        "sampling": stage.sampling.model_dump(),
+    }
+
+
+def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]:
+    """The rows that pass the filter, each (prompt, response) once, in order, within the stage's limits."""
+    seen: set[tuple[str, str]] = set()
+    per_problem: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        key = (row["prompt"], row["response"])
+        good = stage.keep == "all" or (row["outcome"] == "right" and row["finish"] == "stop")
+        if stage.keep == "process":
+            good = good and row["parts"].get("process") == 1.0
+        if not good or key in seen or per_problem.get(row["problem"], 0) >= stage.most_per_problem:
+            continue
+        seen.add(key)
+        per_problem[row["problem"]] = per_problem.get(row["problem"], 0) + 1
+        kept.append(row)
+        if stage.most is not None and len(kept) == stage.most:
+            break
+    return kept

@@ -1,0 +1,90 @@
+"""Supervised fine-tuning: cross-entropy on the replies of given conversations (R1, sections 2.3.1 and 2.3.3).
+
+Step s takes the next `sequences` of the data, walked through in a new order every epoch; the order is a function of
+the epoch's number, so position is state.
+
+Run alone: `zifio sft recipes/quickstart.toml --stage cold-start steps=20 --out runs/try`
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zifio.config import ConfigError
+from zifio.data.pack import Sequence
+from zifio.data.sources import read_jsonl
+from zifio.data.template import ChatTokenizer
+from zifio.models.decoder import Decoder
+from zifio.seed import stream
+from zifio.train.batch import make_batches
+from zifio.train.config import DistillStage, SftStage
+from zifio.train.loop import Source, StepData, Trainer, check_context
+from zifio.train.loss import LossTerms
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, open_model
+
+
+def sft(stage: SftStage, context: Context) -> dict[str, float]:
+    """Fine-tune the model of `from` on `data` and write it to `model/`; returns the stage's totals."""
+    model, tokenizer = open_model(context.model_of(stage.from_))
+    rows = read_conversations(context.data_of(stage.data))
+    return fine_tune(model, tokenizer, rows, stage, context)
+
+
+def fine_tune(
+    model: Decoder,
+    tokenizer: ChatTokenizer,
+    rows: list[dict[str, Any]],
+    stage: SftStage | DistillStage,
+    context: Context,
+) -> dict[str, float]:
+    """The training that `sft` and `distill` share."""
+    sequences = [conversation_sequence(tokenizer, row["prompt"], row["response"]) for row in rows]
+    check_context(model, max(len(s.tokens) for s in sequences), "a conversation of the data")
+
+    def source(trainer: Trainer) -> Source:
+        def batches(step: int) -> StepData:
+            first = step * stage.sequences
+            chosen = [_nth(sequences, i, context.seed, stage.name) for i in range(first, first + stage.sequences)]
+            layout = stage.rows
+            metrics = {"epoch": (first + stage.sequences) / len(sequences)}
+            packed = make_batches(mean_weighted(chosen), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
+            return StepData([packed], metrics)
+
+        return batches
+
+    terms = LossTerms(balance_weight=stage.balance.loss_weight)
+    look = context.look(stage, tokenizer, context.task)
+    trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
+    totals = trainer.run(source)
+    finish(context, model, tokenizer)
+    return totals
+
+
+def _nth(sequences: list[Sequence], index: int, seed: int, name: str) -> Sequence:
+    """The index-th sequence of an endless walk that visits all in a new order every epoch."""
+    epoch, place = divmod(index, len(sequences))
+    return sequences[_order(len(sequences), seed, name, epoch)[place]]
+
+
+_orders: dict[tuple[int, int, str, int], list[int]] = {}
+
+
+def _order(n: int, seed: int, name: str, epoch: int) -> list[int]:
+    key = (n, seed, name, epoch)
+    if key not in _orders:
+        _orders.clear()  # one epoch at a time is in use
+        _orders[key] = stream(seed, "sft/order", name, epoch).sample(range(n), n)
+    return _orders[key]
+
+
+def read_conversations(path: Path) -> list[dict[str, Any]]:
+    """Rows with a `prompt` and a `response`, both strings. Raises ConfigError naming the line that lacks one."""
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        for key in ("prompt", "response"):
+            if not isinstance(row.get(key), str):
+                raise ConfigError(f"{path}: row {number}: {key}: wanted a string, came {row.get(key)!r}.")
+    if not rows:
+        raise ConfigError(f"{path}: wanted conversations to learn from, came an empty file. Sample more, or keep more.")
+    return rows

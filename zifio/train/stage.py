@@ -1,0 +1,80 @@
+"""What every training stage needs of the recipe around it, and the few steps that all of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from zifio.checkpoint import with_manifest
+from zifio.data.pack import Sequence
+from zifio.data.template import ChatTokenizer
+from zifio.data.tokenizer import load_tokenizer, save_tokenizer
+from zifio.engine.policy import check_fit
+from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.decoder import Decoder
+from zifio.models.weights import load_model, save_model
+from zifio.tasks.task import Task
+from zifio.train.config import ModelStage
+from zifio.train.loop import Look
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage stands: its folder, the recipe's seed and task, and how to find other stages' results."""
+
+    folder: Path
+    seed: int
+    task: Task
+    model_of: Callable[[str], Path]
+    """Folder of the model that a stage made, or of a checkpoint given by path."""
+    data_of: Callable[[str], Path]
+    """JSONL file that a stage made, or one given by path."""
+    look: Callable[[ModelStage, ChatTokenizer, Task], Look]
+    """Makes the evaluation that the loop calls now and then (training may not import `evaluate`)."""
+
+
+def new_model(config: DeepseekV3Config | LlamaConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
+    """A model from random weights whose vocabulary is the tokenizer's.
+
+    Raises ConfigError when the shape names another, smaller vocabulary.
+    """
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    size = {"vocab_size": config.vocab_size or tokenizer.vocab_size}
+    model = Decoder(config.model_copy(update=ids | size), seed)
+    check_fit(model, tokenizer, "model.vocab_size")
+    return model
+
+
+def open_model(folder: Path) -> tuple[Decoder, ChatTokenizer]:
+    """Model and tokenizer of a Hugging Face folder. Raises ConfigError when they do not belong together."""
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    check_fit(model, tokenizer, str(folder))
+    return model, tokenizer
+
+
+def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
+    """Write the stage's result as `model/`, a folder that transformers opens."""
+
+    def write(beside: Path) -> None:
+        save_model(model, beside)
+        save_tokenizer(tokenizer, beside)
+
+    with_manifest(context.folder / "model", write)
+
+
+def conversation_sequence(tokenizer: ChatTokenizer, prompt: str, response: str) -> Sequence:
+    """One question and its reply, with weight 1 on every token of the reply and its end."""
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    tokens, mask = tokenizer.encode_chat(messages)
+    return Sequence(tokens, [float(counted) for counted in mask])
+
+
+def mean_weighted(sequences: list[Sequence]) -> list[Sequence]:
+    """The same sequences with weights that sum to one over the whole step: the loss is a mean over tokens."""
+    total = sum(sum(sequence.weight) for sequence in sequences)
+    return [replace(s, weight=[w / total for w in s.weight]) for s in sequences]
