@@ -136,13 +136,9 @@ def test_budgets():
 
 def test_names():
     wrong = [
-        f"{at(path)}: a name that says nothing"
-        for path in SOURCES
-        if BANNED_NAMES & {*module_of(path).split(".")}
+        f"{at(path)}: a name that says nothing" for path in SOURCES if BANNED_NAMES & {*module_of(path).split(".")}
     ]
-    wrong += [
-        f"{at(path)}: keep it empty" for path in SOURCES if path.name == "__init__.py" and path.stat().st_size
-    ]
+    wrong += [f"{at(path)}: keep it empty" for path in SOURCES if path.name == "__init__.py" and path.stat().st_size]
     fail_if(wrong)
 
 
@@ -181,9 +177,7 @@ def test_banned_calls():
             f"{at(path, node.lineno)}: {node.func.id}() is banned"
             for path, tree in TREES.items()
             for node in ast.walk(tree)
-            if isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name)
-            and node.func.id in ("print", "hash")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "hash")
         ]
     )
 

@@ -92,9 +92,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             "Save the file as UTF-8."
         ) from None
     except OSError as error:
-        raise ConfigError(
-            f"{path}: wanted a readable TOML file, came: {error.strerror}. Check the path."
-        ) from None
+        raise ConfigError(f"{path}: wanted a readable TOML file, came: {error.strerror}. Check the path.") from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -71,8 +71,7 @@ class RunFolder:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(
-                f"{self.path}: wanted a folder to write a run in, came: {error.strerror}. "
-                "Choose another with --out."
+                f"{self.path}: wanted a folder to write a run in, came: {error.strerror}. Choose another with --out."
             ) from None
         try:
             self._claim(descriptor)
@@ -99,11 +98,11 @@ class RunFolder:
                 "Put the run on a local disk with --out."
             ) from None
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, int | float]) -> None:
         """Append a step's numbers that repeat exactly between runs. Raises ValueError for NaN, infinity."""
         self._append("metrics.jsonl", step, values)
 
-    def timing(self, step: int, values: Mapping[str, float]) -> None:
+    def timing(self, step: int, values: Mapping[str, int | float]) -> None:
         """Append a step's seconds, speed and memory: what differs between two equal runs."""
         self._append("timing.jsonl", step, values)
 
@@ -134,7 +133,7 @@ class RunFolder:
                 os.fsync(stream.fileno())
             beside.replace(file)
 
-    def _append(self, name: str, step: int, values: Mapping[str, float]) -> None:
+    def _append(self, name: str, step: int, values: Mapping[str, int | float]) -> None:
         """One line, written and flushed at once; floats keep every bit through JSON."""
         assert "step" not in values, "step is an argument of its own"
         line = {key: value if isinstance(value, int) else float(value) for key, value in values.items()}
@@ -190,7 +189,7 @@ class Progress:
         self._bar: RichProgress | None = None
         self._task = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._start = self._last_line = time.monotonic()
         with _unread():
             if _terminal.is_terminal:
@@ -205,7 +204,7 @@ class Progress:
                 self._bar.start()
         return self
 
-    def update(self, step: int, values: Mapping[str, float]) -> None:
+    def update(self, step: int, values: Mapping[str, int | float]) -> None:
         """Show that `step` steps are done, with the time left and a few numbers."""
         self.step = step
         now = time.monotonic()
@@ -217,7 +216,7 @@ class Progress:
                 self._last_line = now
                 say(f"{self.title} {step}/{self.total} {numbers}")
 
-    def _numbers(self, now: float, values: Mapping[str, float]) -> str:
+    def _numbers(self, now: float, values: Mapping[str, int | float]) -> str:
         """`eta 1:05  loss 2.31`."""
         taken = self.step - self.done
         seconds = now - self._start

@@ -25,7 +25,5 @@ def stream_seed(seed: int, *names: int | str) -> int:
 def _digest(seed: int, names: tuple[int | str, ...]) -> bytes:
     """sha256 of the words. Plain int and str only: another type's repr may change under our feet."""
     words = (seed, *names)
-    assert all(type(word) in (int, str) for word in words), (
-        f"a stream is named by int and str only, not {words!r}"
-    )
+    assert all(type(word) in (int, str) for word in words), f"a stream is named by int and str only, not {words!r}"
     return hashlib.sha256(repr(words).encode()).digest()
