@@ -66,11 +66,11 @@ def _stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder (a Hugging Face checkpoint)")
-    parser.add_argument("--prompt", metavar="TEXT", help="ask this and exit; otherwise type, an empty line ends")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--prompt", metavar="TEXT", help="ask this and exit (otherwise: a question a line)")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, default=512, help="longest reply (default: %(default)s)"
+        "--temperature", metavar="T", type=float, default=0.6, help="0 is greedy (default: %(default)s)"
     )
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest reply (default: what fits the model)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same reply (default: 0)")
     _json_argument(parser)
 

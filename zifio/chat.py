@@ -1,0 +1,125 @@
+"""Talk to a model in the terminal, its thinking shown apart from its answer.
+
+On a terminal it asks until an empty line. With `--prompt`, or lines piped in, the answers go to stdout and the thinking
+to stderr, so that `zifio chat MODEL --prompt '3+7' 2>/dev/null` is the answer alone. Every question is a conversation
+of its own: these models learn from single questions.
+
+Try it alone: `zifio chat runs/quickstart/r1/model --prompt '3+7-2+9'`
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.text import Text
+
+from zifio.config import ConfigError, Sampling, build
+from zifio.log import say
+from zifio.seed import stream_seed
+
+if TYPE_CHECKING:
+    from zifio.engine.policy import LocalPolicy
+
+LONGEST = 1024
+"""Tokens of a reply, at most, where the command does not say and the model's context allows."""
+
+
+class Turn(NamedTuple):
+    """A question with the reply taken apart."""
+
+    question: str
+    thinking: str
+    answer: str
+    tokens: int
+    finish: str
+
+
+def chat(
+    model: Path,
+    prompt: str | None = None,
+    temperature: float = 0.6,
+    max_new_tokens: int | None = None,
+    as_json: bool = False,
+    seed: int = 0,
+) -> Any:
+    """Answer `prompt`, or the lines of stdin, or whoever sits at the terminal.
+
+    What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
+    nothing. Raises ConfigError when the folder holds no model, or a question does not fit it.
+    """
+    given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
+    sampling = build(Sampling, given, "command line")
+    from zifio.engine.policy import load_policy
+
+    policy = load_policy(model)
+    if prompt is None and sys.stdin.isatty():
+        return _converse(policy, sampling, max_new_tokens is None, seed)
+    questions = [prompt] if prompt is not None else [line.strip() for line in sys.stdin if line.strip()]
+    turns: list[Turn] = []
+    for place, question in enumerate(questions):
+        turns.append(_ask(policy, question, sampling, max_new_tokens is None, stream_seed(seed, "chat", place)))
+        if not as_json:
+            _show_thinking(turns[-1])
+    if as_json:
+        records = [turn._asdict() for turn in turns]
+        return records[0] if prompt is not None else records
+    return "\n".join(turn.answer for turn in turns)
+
+
+def split_reply(text: str) -> tuple[str, str]:
+    """(thinking, answer) of a reply: what stands in `<think>`, and the rest without its `<answer>` tags.
+
+    A reply cut before `</think>` is all thinking; one without tags is all answer, for models that do not think aloud.
+    """
+    head, opened, rest = text.partition("<think>")
+    if not opened:
+        return "", _untagged(text)
+    thinking, _, answer = rest.partition("</think>")
+    return thinking.strip(), _untagged(head + answer)
+
+
+def _untagged(text: str) -> str:
+    return re.sub(r"</?answer>", "", text).strip()
+
+
+def _ask(policy: "LocalPolicy", question: str, sampling: Sampling, as_long_as_fits: bool, seed: int) -> Turn:
+    """One question as one conversation."""
+    conversation = [{"role": "user", "content": question}]
+    if as_long_as_fits:
+        left = policy.model.config.max_position_embeddings - len(policy.prompt(conversation))
+        sampling = sampling.model_copy(update={"max_new_tokens": max(1, min(LONGEST, left))})
+    [[reply]] = policy.complete([conversation], 1, sampling, [[seed]])
+    return Turn(question, *split_reply(reply.text), len(reply.tokens), reply.finish)
+
+
+def _converse(policy: "LocalPolicy", sampling: Sampling, as_long_as_fits: bool, seed: int) -> None:
+    """Ask and answer until an empty line."""
+    say(Text("a question a line; an empty line ends", style="dim"))
+    for place, question in enumerate(_questions()):
+        try:
+            turn = _ask(policy, question, sampling, as_long_as_fits, stream_seed(seed, "chat", place))
+        except ConfigError as error:
+            say(Text(str(error), style="yellow"))
+            continue
+        _show_thinking(turn)
+        say(Text(turn.answer, style="bold"))
+
+
+def _questions() -> Iterator[str]:
+    while True:
+        try:
+            question = input("> ").strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
+
+
+def _show_thinking(turn: Turn) -> None:
+    if turn.thinking:
+        say(Text(turn.thinking, style="dim italic"))
+    if turn.finish == "length":
+        say(Text(f"cut after {turn.tokens} tokens; allow more with --max-new-tokens", style="yellow"))
