@@ -206,7 +206,9 @@ def balance(output: Output, positions_BT: Tensor, real_BT: Tensor) -> tuple[Tens
     losses, loads = [], []
     for routing in output.routing:
         is_main = len(routing.scores_NE) == positions_BT.numel()
-        positions, real = (positions_BT, real_BT) if is_main else (positions_BT[:, :-1], real_BT[:, :-1])
+        positions, real = positions_BT, real_BT
+        if not is_main:  # a token takes part when its successor belongs to the same sequence
+            positions, real = positions_BT[:, :-1], real_BT[:, 1:] & (positions_BT[:, 1:] > 0)
         in_row = sequence_ids(positions)
         first_of_row = F.pad((in_row[:, -1] + 1).cumsum(0), (1, 0))[:-1]
         sequence = torch.where(real, in_row + first_of_row[:, None], -1)

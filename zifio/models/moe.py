@@ -146,7 +146,8 @@ def sequence_balance_loss(routing: Routing, sequence_N: Tensor, n_sequences: int
     length_M1 = total[:, -1:].clamp(min=1)
     f_ME = total[:, :n_experts] * n_experts / (n_active * length_M1)
     p_ME = total[:, n_experts : 2 * n_experts] / length_M1
-    return (f_ME.detach() * p_ME).sum(dim=-1).mean()
+    n_present = (total[:, -1] > 0).sum().clamp(min=1)  # padding takes numbers too, and leaves them empty
+    return (f_ME.detach() * p_ME).sum() / n_present
 
 
 @torch.no_grad()

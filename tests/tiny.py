@@ -1,0 +1,165 @@
+"""Tiny shapes, models, tokenizers and stages that many tests share. Everything here takes milliseconds."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zifio.config import build
+from zifio.data.template import ChatTokenizer
+from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
+from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.decoder import Decoder
+from zifio.models.weights import save_model
+from zifio.tasks.sums import ChainSum
+from zifio.tasks.task import Problem, Split, Verdict
+from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage
+from zifio.train.distill import distill
+from zifio.train.loop import Look
+from zifio.train.pretrain import pretrain
+from zifio.train.rl import rl
+from zifio.train.sample import sample
+from zifio.train.sft import sft
+from zifio.train.stage import Context
+
+KINDS = {
+    "pretrain": (PretrainStage, pretrain),
+    "rl": (RlStage, rl),
+    "sft": (SftStage, sft),
+    "sample": (SampleStage, sample),
+    "distill": (DistillStage, distill),
+}
+SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)
+ADAM, MUON = {"kind": "adamw", "lr": 3e-3}, {"kind": "muon", "lr": 3e-3}
+
+
+def deepseek(**changes: Any) -> DeepseekV3Config:
+    """Two layers, the first dense, the second with eight experts in four groups."""
+    fields: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40,
+        "max_position_embeddings": 96, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4,
+        "v_head_dim": 8, "moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_group": 4,
+        "topk_group": 2, "routed_scaling_factor": 2.5, "initializer_range": 0.15,
+    }  # fmt: skip
+    return DeepseekV3Config(**(fields | changes))
+
+
+def llama(**changes: Any) -> LlamaConfig:
+    """Two dense layers whose four query heads share two key/value heads."""
+    fields: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 96, "initializer_range": 0.15,
+    }  # fmt: skip
+    return LlamaConfig(**(fields | changes))
+
+
+def made(config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Decoder:
+    """A decoder with random norms, and with router biases that make some scores negative."""
+    model = Decoder(config, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+        for router in model.routers():
+            router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)
+    return model
+
+
+def logits_of(model: Decoder, tokens_BT: Tensor) -> Tensor:
+    """Logits of whole sequences, one a row, without cache."""
+    positions_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
+    return model.logits(model(tokens_BT, positions_BT).hidden_BTD)
+
+
+def tokens_like(*shape: int, seed: int = 3, vocab: int = 40) -> Tensor:
+    """Random token ids of this shape."""
+    return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def characters() -> ChatTokenizer:
+    """The tokenizer of sums: 22 tokens."""
+    return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), []))
+
+
+def save_base(folder: Path, config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Path:
+    """A model folder with an untrained model and the tokenizer of sums."""
+    tokenizer = characters()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(made(config.model_copy(update={"vocab_size": tokenizer.vocab_size}), seed), folder)
+    save_tokenizer(tokenizer, folder)
+    return folder
+
+
+class Sevens:
+    """A task that an untrained model gets right now and then: say a 7. Its format wants a digit in front."""
+
+    name = "sevens"
+
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        """The question of a sum."""
+        problem = SHORT_SUMS.problem(split, index, seed)
+        return Problem(problem.id, problem.prompt, "7")
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        """The shortest right answer."""
+        return "7"
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        """Right when there is a 7 in it."""
+        right = "7" in response
+        parts = {"accuracy": float(right), "format": float(response[:1].isdigit()), "process": 0.0}
+        return Verdict("right" if right else "wrong", float(right), parts)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        """The verdict on 7."""
+        return self.score(problem, problem.gold)
+
+
+def no_look(*_: Any) -> Look:
+    """An evaluation that finds nothing out."""
+    return lambda model, step: ({}, 0.0)
+
+
+def context(folder: Path, task: Any = SHORT_SUMS, seed: int = 5, **paths: Path) -> Context:
+    """A context whose names of models and data are the keywords."""
+    return Context(folder, seed, task, lambda name: paths[name], lambda name: paths[name], no_look)
+
+
+def run(kind: str, settings: dict[str, Any], context: Context) -> dict[str, float]:
+    """One stage from its settings, as a recipe would run it; returns its totals."""
+    config, function = KINDS[kind]
+    return function(build(config, {"kind": kind, "name": "tiny", **settings}, "test"), context)
+
+
+PRETRAIN: dict[str, Any] = {
+    "model": deepseek(num_nextn_predict_layers=1).model_copy(update={"vocab_size": None}).model_dump(exclude_none=True),
+    "steps": 20, "documents": 8, "p_cot": 0.5, "checkpoint_every": 3, "rows": {"row_tokens": 48, "micro_tokens": 96},
+    "optim": MUON | {"warmup_steps": 4, "schedule": "cosine"}, "balance": {"bias_speed": 0.01},
+}  # fmt: skip
+RL: dict[str, Any] = {
+    "from": "base", "gate": False, "steps": 20, "prompts": 4, "group": 6, "updates": 2, "checkpoint_every": 3,
+    "kl_weight": 0.01, "optim": ADAM | {"warmup_steps": 4}, "sampling": {"max_new_tokens": 6, "temperature": 0.7},
+    "rows": {"row_tokens": 40, "micro_tokens": 120}, "balance": {"bias_speed": 0.01},
+}  # fmt: skip
+
+
+def run_tiny(kind: str, folder: str, base: str, settings: dict[str, Any] | None = None) -> None:
+    """PRETRAIN or RL from and in these folders, with changes; made to be the target of a process."""
+    default = {"pretrain": PRETRAIN, "rl": RL}[kind]
+    task = {"pretrain": SHORT_SUMS, "rl": Sevens()}[kind]
+    torch.set_num_threads(1)
+    run(kind, default | (settings or {}), context(Path(folder), task, tokenizer=Path(base), base=Path(base)))
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+KILLED = -int(signal.SIGKILL)
