@@ -110,7 +110,12 @@ def damage(folder: Path) -> str:
 
 def model_digest(folder: Path) -> str:
     """Twelve hex digits naming a model's weights, for provenance."""
-    return _sha256(folder / "model.safetensors")[:12]
+    return file_digest(folder / "model.safetensors")
+
+
+def file_digest(path: Path) -> str:
+    """Twelve hex digits naming a file's content."""
+    return _sha256(path)[:12]
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -70,6 +70,7 @@ def test_terms_have_the_digits_that_were_asked_for(digits):
         ("chained", "6+1=7-1=6+9=15", "2-5=-3+3=0-0=0"),
         ("steps", "6+1=7,7-1=6,6+9=15", "2-5=-3,-3+3=0,0-0=0"),
         ("totals", "7,6,15", "-3,0,0"),
+        ("aligned", "6+1= 7-1= 6+9=15", "2-5=-3+3= 0-0= 0"),
     ],
 )
 def test_each_style_of_working_reads_as_described(style, working, negative):
@@ -171,7 +172,7 @@ def test_a_true_working_with_another_answer_is_no_process():
     assert verdict.parts == {"accuracy": 0.0, "format": 1.0, "process": 0.0}
 
 
-@pytest.mark.parametrize("style", ["chained", "steps", "totals"])
+@pytest.mark.parametrize("style", ["chained", "aligned", "steps", "totals"])
 @pytest.mark.parametrize("kind", [ChainSum, ChainMod])
 def test_no_one_character_change_of_a_true_working_passes(kind, style):
     task = kind(min_terms=3, max_terms=5, working=style)

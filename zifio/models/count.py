@@ -4,7 +4,7 @@ A matrix of n weights costs 2n FLOPs per token forward. Attention between a quer
 2 (d_query + d_value) per head. Training costs three times the forward pass. Only experts that a token visits count:
 this is the arithmetic of the architecture, whatever form computes it.
 
-Try it: `python -c "from zifio.models.config import *; from zifio.models.count import *; print(parameters(LlamaConfig(vocab_size=32)))"`
+Try it: `pytest tests/models/test_count.py`
 """
 
 from __future__ import annotations

@@ -69,23 +69,24 @@ class Experts(nn.Module):
     """All routed experts of a layer as two stacked weights; two forms with the same result.
 
     `dense` sends every token through every expert and lets the gate matrix cancel the rest: E/A times the
-    arithmetic, but three matrix products in all, which wins for experts of a few dozen units.
+    arithmetic, but three matrix products in all, which wins for a handful of tokens.
     `grouped` sorts the tokens by expert and sends each through its own only: the arithmetic of A experts.
+    `auto` is dense up to DENSE_UP_TO tokens.
     """
 
-    # Below this many weights per expert, three large products beat many small ones (measured on a CPU core).
-    DENSE_BELOW = 32_768
+    DENSE_UP_TO = 64
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         n, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * f, d))
         self.down_proj = nn.Parameter(torch.empty(n, d, f))
-        self.form: Literal["dense", "grouped"] = "dense" if 3 * d * f < self.DENSE_BELOW else "grouped"
+        self.form: Literal["auto", "dense", "grouped"] = "auto"
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Gate-weighted sum of the chosen experts' outputs, [N, D]."""
-        return self._dense(x_ND, routing) if self.form == "dense" else self._grouped(x_ND, routing)
+        is_dense = self.form == "dense" or (self.form == "auto" and len(x_ND) <= self.DENSE_UP_TO)
+        return self._dense(x_ND, routing) if is_dense else self._grouped(x_ND, routing)
 
     def _dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
         n_experts, two_f, d = self.gate_up_proj.shape

@@ -2,7 +2,7 @@
 
 ChainSum is the chain_sum family of reasoning-gym (same distribution, the bare expression as the prompt).
 ChainMod is the additive cousin of parity, known to reward long answers (Tsilivis et al., arXiv 2510.11495). A
-working shows the running totals in one of three styles; its check accepts no step that is false, skipped or
+working shows the running totals in one of four styles; its check accepts no step that is false, skipped or
 out of order.
 
 Try it alone:
@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from zifio.config import Config
 from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, render_response
 
-Style = Literal["chained", "steps", "totals"]
+Style = Literal["chained", "aligned", "steps", "totals"]
 
 _EXPRESSION = re.compile(r"[0-9]+(?:[+-][0-9]+)+", re.ASCII)
 _TERM = re.compile(r"[+-]?[0-9]+", re.ASCII)
@@ -37,7 +37,8 @@ class _Chain(Config):
     max_terms: int = Field(default=12, ge=2, le=1000)
     """Most terms of a sum."""
     working: Style = "chained"
-    """How 6+1-1+9 is worked. chained: 6+1=7-1=6+9=15; steps: 6+1=7,7-1=6,6+9=15; totals: 7,6,15."""
+    """How 6+1-1+9 is worked. chained: 6+1=7-1=6+9=15; aligned: the same with totals at least two wide,
+    6+1= 7-1= 6+9=15, so that every step takes as many characters; steps: 6+1=7,7-1=6,6+9=15; totals: 7,6,15."""
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "_Chain":
@@ -143,8 +144,8 @@ def true_steps(expression: str, style: Style, modulus: int | None = None) -> lis
         if modulus is not None:
             total %= modulus
         comma = "," if steps else ""
-        if style == "chained":
-            steps.append(f"{'' if steps else first}{term}={total}")
+        if style in ("chained", "aligned"):
+            steps.append(f"{'' if steps else first}{term}={total:{2 if style == 'aligned' else 0}d}")
         elif style == "steps":
             steps.append(f"{comma}{before}{term}={total}")
         else:
@@ -154,7 +155,7 @@ def true_steps(expression: str, style: Style, modulus: int | None = None) -> lis
 
 def _final(working: str) -> str:
     """The total that a true working ends in."""
-    return re.split("[=,]", working)[-1]
+    return re.split("[=,]", working)[-1].strip()
 
 
 def _answer_fault(answer: str, gold: str) -> str:

@@ -8,11 +8,14 @@ Numbers that repeat exactly go to metrics.jsonl; seconds, speed and memory to ti
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +78,7 @@ class Trainer:
         self.optimizer = Optimizer(self.model, self.stage.optim)
         next_batches = source(self)  # before any weights change: RL keeps its reference model
         start, totals = self._resume()
-        with Progress(self.stage.name, self.stage.steps, done=start) as progress:
+        with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
             if start == 0:
                 self._look(0, totals)
             for step in range(start, self.stage.steps):
@@ -89,8 +92,11 @@ class Trainer:
                 self._look(step + 1, totals)
                 shown = {**data.metrics, **metrics}
                 progress.update(step + 1, {key: shown[key] for key in self.shown if key in shown})
-                if (step + 1) % self.stage.checkpoint_every == 0 and step + 1 < self.stage.steps:
+                is_last = step + 1 == self.stage.steps
+                if not is_last and (stopping.is_set() or (step + 1) % self.stage.checkpoint_every == 0):
                     self._save(step + 1, totals)
+                if stopping.is_set():
+                    raise KeyboardInterrupt
         return totals
 
     def _resume(self) -> tuple[int, dict[str, float]]:
@@ -172,6 +178,25 @@ class Trainer:
                 **parts,
             },
         )
+
+
+@contextlib.contextmanager
+def stop_between_steps() -> Generator[threading.Event, None, None]:
+    """Turn the first Ctrl-C into an event, so that the step can end and be saved; the second one stops at once."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping  # only the main thread may handle signals
+        return
+
+    def on_interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stopping.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _total_load(results: list[LossResult]) -> list[Tensor]:

@@ -1,6 +1,6 @@
-"""Pretraining: next-token prediction with MTP and expert balance, on documents of the task (DeepSeek-V3, sections 2, 4).
+"""Pretraining: next-token prediction with MTP and expert balance, on documents of the task (DeepSeek-V3, section 4).
 
-A document is a conversation of the task: its question and a reply, which shows the working in a share `p_cot` of them.
+A document is a conversation of the task: a question and a reply, which shows the working in a share `p_cot` of them.
 Step s takes documents s*n to s*n + n - 1 of an endless list, so position is state.
 
 Run alone: `zifio pretrain recipes/quickstart.toml --stage base steps=50 --out runs/try`

@@ -31,7 +31,7 @@ from zifio.train.advantage import group_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
 from zifio.train.gate import check_gate
-from zifio.train.loop import Source, StepData, Trainer
+from zifio.train.loop import StepData, Trainer
 from zifio.train.loss import LossTerms, token_logp
 from zifio.train.stage import Context, finish, open_model
 

@@ -1,0 +1,35 @@
+"""The tokenizer stage: train a tokenizer on the task's own text, or on a file, and write it as a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zifio.checkpoint import with_manifest
+from zifio.data.sources import read_texts
+from zifio.data.tokenizer import save_tokenizer, train_tokenizer
+from zifio.seed import stream_seed
+from zifio.tasks.task import Task
+from zifio.train.config import TokenizerStage
+from zifio.train.stage import Context
+
+_DOCUMENTS = 2048
+
+
+def tokenizer(stage: TokenizerStage, context: Context) -> dict[str, float]:
+    """Train the tokenizer and write it to `model/`; it costs no FLOPs worth counting."""
+    config = stage.tokenizer
+    texts = read_texts(config.text) if config.text else _task_texts(context.task, context.seed)
+    trained = train_tokenizer(config, texts)
+
+    def write(beside: Path) -> None:
+        save_tokenizer(trained, beside)
+
+    with_manifest(context.folder / "model", write)
+    return {"flops": 0.0, "tokens": 0, "seconds": 0.0, "vocab_size": trained.get_vocab_size()}
+
+
+def _task_texts(task: Task, seed: int) -> list[str]:
+    """Questions and worked replies of the task, which hold every character that it uses."""
+    seed = stream_seed(seed, "tokenizer")
+    problems = [task.problem("train", index, seed) for index in range(_DOCUMENTS)]
+    return [problem.prompt + task.document(problem, shows_working=True) for problem in problems]
