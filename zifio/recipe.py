@@ -1,0 +1,360 @@
+"""Recipes: a TOML file with a list of stages, run in order, resumed where it stopped, skipped where it is done.
+
+    name = "quickstart"
+    seed = 0
+    task = { name = "chain_sum" }
+    [[stage]]
+    kind = "pretrain"
+    name = "base"
+    ...
+
+Every stage has a folder `runs/NAME/STAGE/`: `stage.json` (its settings and their digest, written first), metrics.jsonl,
+timing.jsonl, checkpoints/, its result (`model/` or `data.jsonl`) and, when it is through, `done.json`. The digest takes
+in the digests of the stages before it that it uses, so a result never stands for settings that it was not made with.
+
+Run alone: `zifio run recipes/quickstart.toml --dry-run`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, NonNegativeInt, model_validator
+from rich.table import Table
+
+from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.evaluate.config import EvalStage
+from zifio.log import RunFolder, say
+from zifio.tasks.catalog import TaskConfig, make_task
+from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
+
+if TYPE_CHECKING:
+    from zifio.train.stage import Context
+
+AnyStage = Annotated[
+    TokenizerStage | PretrainStage | SftStage | RlStage | SampleStage | DistillStage | EvalStage,
+    Field(discriminator="kind"),
+]
+
+
+class Recipe(Config):
+    """What `zifio run` does."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Names the run folder, runs/NAME."""
+    seed: NonNegativeInt = 0
+    """Every random number of the run derives from this one."""
+    task: TaskConfig
+    """What the model is to learn; stages may name another."""
+    stage: Annotated[list[AnyStage], Field(min_length=1)]
+    """The stages, in order."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Recipe:
+        names = [stage.name for stage in self.stage]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"wanted a name of its own for every stage, came {twice[0]!r} twice. Rename one.")
+        return self
+
+    def named(self, name: str) -> AnyStage | None:
+        """The stage of that name, if there is one."""
+        return next((stage for stage in self.stage if stage.name == name), None)
+
+
+def references(stage: AnyStage) -> list[str]:
+    """Stages, folders or files that a stage starts from."""
+    if isinstance(stage, EvalStage):
+        return list(stage.models)
+    keys = ("tokenizer", "from_", "data", "teacher")
+    values = [getattr(stage, key, None) for key in keys]
+    return [value for value in values if isinstance(value, str)]
+
+
+def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a TOML file with overrides applied. Raises ConfigError for whatever is wrong with it."""
+    recipe = build(Recipe, override(read_toml(path), overrides), str(path))
+    earlier: list[str] = []
+    for stage in recipe.stage:
+        for name in references(stage):
+            if name not in earlier and not Path(name).exists():
+                later = " It comes later: move it up." if recipe.named(name) else ""
+                hint = later or f" {suggestion(name, earlier)}" if earlier else ""
+                raise ConfigError(
+                    f"{path}: stage {stage.name}: wanted an earlier stage or a path that exists, came {name!r}.{hint}"
+                )
+        earlier.append(stage.name)
+    return recipe
+
+
+class Run:
+    """A recipe in its run folder."""
+
+    def __init__(self, recipe: Recipe, folder: Path, fallback: Path | None = None) -> None:
+        """`fallback` is where finished stages are looked for that are not in `folder`."""
+        self.recipe, self.folder = recipe, folder
+        self.fallback = fallback if fallback is not None else folder
+
+    def place(self, name: str) -> Path:
+        """Folder of a stage: in this run, or finished in the fallback."""
+        own = self.folder / name
+        return own if (own / "done.json").exists() or self.fallback == self.folder else self.fallback / name
+
+    def model_of(self, name: str) -> Path:
+        """Folder of the model (or tokenizer) that a stage made, or of one given by path."""
+        return self._result(name, "model", "config.json" if _makes_model(self.recipe.named(name)) else None)
+
+    def data_of(self, name: str) -> Path:
+        """JSONL file that a `sample` stage made, or one given by path."""
+        return self._result(name, "data.jsonl", None)
+
+    def _result(self, name: str, result: str, inside: str | None) -> Path:
+        stage = self.recipe.named(name)
+        path = self.place(name) / result if stage is not None else Path(name)
+        wanted = path / inside if inside else path
+        if not wanted.exists():
+            first = (
+                f"Run that stage first: zifio {stage.kind} RECIPE.toml --stage {name}" if stage else "Check the path"
+            )
+            raise ConfigError(f"{path}: wanted the result of {name!r}, came nothing. {first}, or run the whole recipe.")
+        return path
+
+    def digest(self, stage: AnyStage) -> str:
+        """Names a stage's settings, the seed, the task and everything that it starts from."""
+        used = {name: self._input_digest(name) for name in references(stage)}
+        whole = _Identity(
+            stage=stage.model_dump(), seed=self.recipe.seed, task=self.recipe.task.model_dump(), used=used
+        )
+        return whole.digest()
+
+    def _input_digest(self, name: str) -> str:
+        stage = self.recipe.named(name)
+        if stage is None:
+            return _path_digest(Path(name))
+        done = self.place(name) / "done.json"
+        return json.loads(done.read_text())["digest"] if done.exists() else self.digest(stage)
+
+    def is_done(self, stage: AnyStage) -> bool:
+        """Whether the stage is finished with these very settings.
+
+        Raises ConfigError when its folder holds the work of other settings.
+        """
+        folder = self.folder / stage.name
+        mark = folder / "stage.json"
+        if not mark.exists():
+            return False
+        before: dict[str, Any] = json.loads(mark.read_text())
+        if before["digest"] != self.digest(stage):
+            changed = _differences(before["settings"], self._settings(stage)) or "a stage that it starts from"
+            raise ConfigError(
+                f"{folder}: wanted a stage made with the present settings, came one made with others ({changed}). "
+                "Start it over with --fresh, choose another folder with --out, or put the settings back."
+            )
+        return (folder / "done.json").exists()
+
+    def _settings(self, stage: AnyStage) -> dict[str, Any]:
+        return {
+            **stage.model_dump(mode="json", by_alias=True),
+            "seed": self.recipe.seed,
+            "recipe.task": self.recipe.task.model_dump(mode="json"),
+        }
+
+    def stage(self, stage: AnyStage) -> dict[str, Any]:
+        """Run one stage to its end, or skip it when it is done; returns what `done.json` says."""
+        folder = self.folder / stage.name
+        if self.is_done(stage):
+            return json.loads((folder / "done.json").read_text())
+        digest = self.digest(stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
+        began = time.perf_counter()
+        totals = _runner(stage)(stage, self._context(folder))
+        from zifio.train.loop import peak_rss_bytes
+
+        seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
+        done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+        _write_json(folder / "done.json", done)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
+        return done
+
+    def _context(self, folder: Path) -> Context:
+        from zifio.evaluate.run import make_look
+        from zifio.train.stage import Context
+
+        def look(stage: Any, tokenizer: Any, task: Any) -> Any:
+            held = stage.held_out
+            return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer)
+
+        return Context(folder, self.recipe.seed, make_task(self.recipe.task), self.model_of, self.data_of, look)
+
+    def throw_away(self, stages: Sequence[AnyStage]) -> None:
+        """Remove the folders of these stages (`--fresh`); nothing else in the run folder is touched."""
+        for stage in stages:
+            shutil.rmtree(self.folder / stage.name, ignore_errors=True)
+
+
+class _Identity(Config):
+    stage: dict[str, Any]
+    seed: int
+    task: dict[str, Any]
+    used: dict[str, str]
+
+
+def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
+    """The function that runs a stage of this kind; torch is imported only here."""
+    if isinstance(stage, TokenizerStage):
+        from zifio.train.vocabulary import tokenizer as run
+    elif isinstance(stage, PretrainStage):
+        from zifio.train.pretrain import pretrain as run
+    elif isinstance(stage, SftStage):
+        from zifio.train.sft import sft as run
+    elif isinstance(stage, RlStage):
+        from zifio.train.rl import rl as run
+    elif isinstance(stage, SampleStage):
+        from zifio.train.sample import sample as run
+    elif isinstance(stage, DistillStage):
+        from zifio.train.distill import distill as run
+    else:
+        from zifio.evaluate.run import eval_stage
+
+        return lambda s, c: eval_stage(s, c.folder, c.seed, make_task(s.task) if s.task else c.task, c.model_of)
+    return run
+
+
+def run_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    dry_run: bool = False,
+    fresh: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any] | None:
+    """Run all stages that are not done and write the report; returns the report for `--json`.
+
+    Raises ConfigError for a wrong recipe, a folder in use, or results made with other settings.
+    """
+    recipe = load_recipe(path, overrides)
+    run = Run(recipe, out or Path("runs") / recipe.name)
+    if dry_run:
+        say(_overview(run, fresh))
+        return _plan(run, fresh) if as_json else None
+    with RunFolder(run.folder).lock():
+        if fresh:
+            run.throw_away(recipe.stage)
+        say(_overview(run, fresh))
+        _write_json(run.folder / "recipe.json", recipe.model_dump(mode="json", by_alias=True))
+        for stage in recipe.stage:
+            run.stage(stage)
+        from zifio.evaluate.report import terminal_table, write_report
+
+        report = write_report(run.folder, recipe.name, [(stage.name, stage.kind) for stage in recipe.stage])
+    say(terminal_table(report))
+    say(f"report: {run.folder / 'report.html'}")
+    return report if as_json else None
+
+
+def run_stage(
+    kind: str,
+    path: Path,
+    stage: str | None = None,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    dry_run: bool = False,
+    fresh: bool = False,
+    as_json: bool = False,
+) -> dict[str, Any] | None:
+    """Run the one stage of this kind; overrides are the stage's own keys (and the recipe's `seed`).
+
+    Stages that it starts from are looked for in the run folder, then in the recipe's own `runs/NAME`.
+    """
+    name = _choose(kind, path, stage)
+    prefixed = [word if word.startswith("seed=") else f"stage.{name}.{word}" for word in overrides]
+    recipe = load_recipe(path, prefixed)
+    chosen = recipe.named(name)
+    assert chosen is not None, "_choose found it"
+    home = Path("runs") / recipe.name
+    run = Run(recipe, out or home, fallback=home)
+    if dry_run:
+        say(_overview(run, fresh, only=name))
+        return _plan(run, fresh, only=name) if as_json else None
+    with RunFolder(run.folder).lock():
+        if fresh:
+            run.throw_away([chosen])
+        done = run.stage(chosen)
+    say(f"{name}: done, in {run.folder / name}")
+    return {"stage": name, "path": str(run.folder / name), **done} if as_json else None
+
+
+def _choose(kind: str, path: Path, stage: str | None) -> str:
+    """Name of the stage that a verb means."""
+    raw = read_toml(path).get("stage", [])
+    tables = [table for table in raw if isinstance(table, dict)] if isinstance(raw, list) else []
+    names = [str(table.get("name")) for table in tables if table.get("kind") == kind]
+    if stage is not None:
+        if stage in names:
+            return stage
+        hint = suggestion(stage, names) or f"Stages of that kind: {', '.join(names) or 'none'}."
+        raise ConfigError(f"{path}: --stage: wanted a stage of kind {kind}, came {stage!r}. {hint}")
+    if len(names) != 1:
+        listed = f"Choose with --stage: {', '.join(names)}." if names else "Add one, or use another verb."
+        raise ConfigError(f"{path}: wanted one stage of kind {kind}, came {len(names)}. {listed}")
+    return names[0]
+
+
+def _overview(run: Run, fresh: bool, only: str | None = None) -> Table:
+    """The stages and how far they are."""
+    table = Table(title=f"{run.recipe.name} in {run.folder}, seed {run.recipe.seed}", title_justify="left")
+    for column in ("stage", "kind", "from", "state"):
+        table.add_column(column)
+    for row in _plan(run, fresh, only)["stages"]:
+        table.add_row(row["name"], row["kind"], ", ".join(row["from"]), row["state"])
+    return table
+
+
+def _plan(run: Run, fresh: bool, only: str | None = None) -> dict[str, Any]:
+    """What would run, for `--dry-run`."""
+    rows = []
+    for stage in run.recipe.stage:
+        if only is None or stage.name == only:
+            state = "to do" if fresh or not run.is_done(stage) else "done"
+            if state == "to do" and not fresh and (run.folder / stage.name / "stage.json").exists():
+                state = "begun"
+            rows.append({"name": stage.name, "kind": stage.kind, "from": references(stage), "state": state})
+    return {"recipe": run.recipe.name, "folder": str(run.folder), "seed": run.recipe.seed, "stages": rows}
+
+
+def _makes_model(stage: AnyStage | None) -> bool:
+    return stage is not None and not isinstance(stage, TokenizerStage)
+
+
+def _path_digest(path: Path) -> str:
+    """Digest of a file, or of a model folder's weights; the bare path when it holds neither."""
+    from zifio.checkpoint import file_digest
+
+    for candidate in (path, path / "model.safetensors", path / "tokenizer.json"):
+        if candidate.is_file():
+            return file_digest(candidate)
+    return str(path)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str:
+    """`lr: 0.1 -> 0.2` for the keys that differ, nested ones by their path."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(_differences(old, new, f"{prefix}{key}."))
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return ", ".join(filter(None, found))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(path)
