@@ -152,7 +152,7 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.config, self.layer = config, layer
         d, width = config.hidden_size, config.d_head
-        self.scale = width**-0.5 * temperature(config.rope_scaling)
+        self.scale = width**-0.5  # YaRN's temperature is DeepSeek's; here only its amplitude counts
         self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias=False)
         self.k_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)
         self.v_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)

@@ -20,7 +20,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, ConfigError, build
 
@@ -34,14 +34,14 @@ class Yarn(Config):
     """How many times longer the context becomes."""
     original_max_position_embeddings: PositiveInt = 4096
     """Context length before stretching."""
-    beta_fast: float = 32.0
+    beta_fast: PositiveFloat = 32.0
     """Rotations over the old context above which a frequency is left alone."""
-    beta_slow: float = 1.0
+    beta_slow: PositiveFloat = 1.0
     """Rotations over the old context below which a frequency is fully interpolated."""
-    mscale: float = 1.0
-    """Numerator of the factor on cosine and sine."""
-    mscale_all_dim: float = 1.0
-    """Scales the temperature: softmax scale is multiplied by (0.1 mscale_all_dim ln factor + 1)^2."""
+    mscale: NonNegativeFloat = 1.0
+    """Numerator of the factor on cosine and sine; 0 stands for its absence, then the factor is 0.1 ln factor + 1."""
+    mscale_all_dim: NonNegativeFloat = 1.0
+    """Scales DeepSeek's temperature: its softmax scale is multiplied by (0.1 mscale_all_dim ln factor + 1)^2."""
 
 
 class DecoderConfig(Config):
@@ -59,13 +59,13 @@ class DecoderConfig(Config):
     """Width F of a dense feed-forward block."""
     max_position_embeddings: PositiveInt = 256
     """Longest sequence, in tokens."""
-    rms_norm_eps: float = 1e-6
+    rms_norm_eps: NonNegativeFloat = 1e-6
     """Added to the mean square inside RMSNorm."""
-    rope_theta: float = 10000.0
+    rope_theta: float = Field(10000.0, gt=1)
     """Base of the rotary frequencies."""
     rope_scaling: Yarn | None = None
     """YaRN, or nothing."""
-    initializer_range: float = 0.02
+    initializer_range: NonNegativeFloat = 0.02
     """Standard deviation of the initial weights (DeepSeek-V3 uses 0.006 at width 7168)."""
     tie_word_embeddings: bool = False
     """Whether the output head is the input embedding."""
@@ -201,6 +201,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "rope_interleave": (True,),
     "quantization_config": (None,),
 }
+_NEUTRAL_YARN = {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}
 
 
 def _require_even(key: str, width: int) -> None:
@@ -224,6 +225,8 @@ def read_config(folder: str | Path) -> DeepseekV3Config | LlamaConfig:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error}). Download or write the checkpoint again.") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: wanted a JSON object, came {raw!r}. Download or write the checkpoint again.")
     family = FAMILIES.get(raw.get("model_type", ""))
     if family is None:
         raise ConfigError(
@@ -248,7 +251,13 @@ def _flat_rope(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     rope.pop("type", None)
     raw = {**raw, "rope_theta": rope.pop("rope_theta", raw.get("rope_theta", 10000.0)), "rope_scaling": None}
     if kind == "yarn":
-        raw["rope_scaling"] = {"type": "yarn", **{k: v for k, v in rope.items() if k in Yarn.model_fields}}
+        for key, neutral in _NEUTRAL_YARN.items():
+            if rope.get(key) not in (None, neutral):
+                raise ConfigError(f"{path}: rope {key} = {rope[key]!r} is not supported; leave it out.")
+        absent = {"type": "yarn", "mscale": 0.0, "mscale_all_dim": 0.0}  # what a file leaves out is not our default
+        absent |= {"original_max_position_embeddings": raw.get("max_position_embeddings", 4096)}
+        given = {key: value for key, value in rope.items() if key in Yarn.model_fields and value is not None}
+        raw["rope_scaling"] = absent | given
     elif kind != "default":
         raise ConfigError(f"{path}: rope type {kind!r} is not supported; supported: default, yarn.")
     return raw

@@ -46,7 +46,7 @@ def to_disk_names(config: DeepseekV3Config | LlamaConfig, state: dict[str, Tenso
 
 
 def from_disk_names(config: DeepseekV3Config | LlamaConfig, disk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_disk_names`."""
+    """The inverse of `to_disk_names`, for a table in which every expert is whole."""
     out: dict[str, Tensor] = {}
     experts: dict[str, dict[tuple[int, str], Tensor]] = {}
     for name, tensor in disk.items():
@@ -57,11 +57,6 @@ def from_disk_names(config: DeepseekV3Config | LlamaConfig, disk: dict[str, Tens
             out[name] = tensor
     for stem, parts in experts.items():
         n = 1 + max(expert for expert, _ in parts)
-        missing = [
-            f"{stem}.{e}.{p}_proj.weight" for e in range(n) for p in ("gate", "up", "down") if (e, p) not in parts
-        ]
-        if missing:
-            raise ConfigError(f"{missing[0]}: missing from the weights ({len(missing)} expert matrices are)")
         gate_up = [torch.cat([parts[e, "gate"], parts[e, "up"]]) for e in range(n)]
         out[f"{stem}.gate_up_proj"] = torch.stack(gate_up)
         out[f"{stem}.down_proj"] = torch.stack([parts[e, "down"] for e in range(n)])
@@ -123,7 +118,10 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
     folder = Path(folder)
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ConfigError(f"{index}: torn, or no index of shards. Write or download it again.") from None
     else:
         shards = ["model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -140,16 +138,18 @@ def read_tensors(folder: str | Path) -> dict[str, Tensor]:
 
 def load_state(model: Decoder, disk: dict[str, Tensor], where: str) -> None:
     """Copy tensors under Hugging Face's names into the model; every key must fit exactly."""
-    state = from_disk_names(model.config, disk)
-    own = model.state_dict()
-    if missing := sorted(own.keys() - state.keys()):
-        raise ConfigError(f"{where}: {_outward(model.config, missing[0])} is missing ({len(missing)} tensors in all).")
-    if unknown := sorted(state.keys() - own.keys()):
+    config, own = model.config, model.state_dict()
+    expected = to_disk_names(config, own)
+    if missing := [name for name in expected if name not in disk]:
+        raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
+    also = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    others = sorted(disk.keys() - expected.keys() - also)
+    if unknown := [name for name in others if _inward(config, name) is not None]:
         raise ConfigError(f"{where}: {unknown[0]} is not part of this architecture ({len(unknown)} tensors in all).")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
+    for name, tensor in expected.items():
+        if disk[name].shape != tensor.shape:
             raise ConfigError(
-                f"{where}: {_outward(model.config, name)} has shape {list(tensor.shape)}, "
-                f"config.json asks for {list(own[name].shape)}."
+                f"{where}: {name} has shape {list(disk[name].shape)}, config.json asks for {list(tensor.shape)}."
             )
+    state = from_disk_names(config, {name: disk[name] for name in expected})
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})

@@ -1,0 +1,137 @@
+"""Parameters and FLOPs by formula: equal to what models really hold, and to the published totals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import deepseek, llama
+from torch.utils.flop_counter import FlopCounterMode
+
+from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.count import forward_flops, parameters
+from zifio.models.decoder import Decoder
+
+MLA: dict[str, Any] = {
+    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "hidden_size": 2048,
+    "num_hidden_layers": 27, "num_attention_heads": 16, "first_k_dense_replace": 1, "moe_intermediate_size": 1408,
+    "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+}  # fmt: skip
+V2_LITE = DeepseekV3Config(**MLA, vocab_size=102400, intermediate_size=10944)
+MOONLIGHT = DeepseekV3Config(**MLA, vocab_size=163840, intermediate_size=11264)
+V2 = DeepseekV3Config(
+    **MLA | {"hidden_size": 5120, "num_hidden_layers": 60, "num_attention_heads": 128, "q_lora_rank": 1536},
+    vocab_size=102400, intermediate_size=12288,
+).model_copy(update={"moe_intermediate_size": 1536, "n_routed_experts": 160})  # fmt: skip
+V3 = DeepseekV3Config(
+    **MLA | {"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536}
+    | {"first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1},
+    vocab_size=129280, intermediate_size=18432, n_group=8, topk_group=4, num_nextn_predict_layers=1,
+).model_copy(update={"num_experts_per_tok": 8})  # fmt: skip
+LLAMA_405B = LlamaConfig(
+    vocab_size=128256, hidden_size=16384, num_hidden_layers=126, num_attention_heads=128, num_key_value_heads=8,
+    intermediate_size=53248,
+)  # fmt: skip
+
+# Total, active in all, active without the input embedding, and the entries of the routers' biases among each of them:
+# the published counts hold them, ours are of parameters.
+PUBLISHED = {
+    "V2-Lite": (V2_LITE, 15_706_484_224, 2_661_150_208, 2_451_435_008, 0),
+    "V2": (V2, 235_741_434_880, 21_375_800_320, 20_851_512_320, 0),
+    "V3": (V3, 671_026_419_200, 37_552_297_472, 36_625_618_432, 58 * 256),
+    "Moonlight": (MOONLIGHT, 15_960_110_208, 2_914_776_192, 2_579_231_872, 26 * 64),
+    "Llama-405B": (LLAMA_405B, 405_853_388_800, 405_853_388_800, 403_752_042_496, 0),
+}
+
+SHAPES = {
+    "deepseek": deepseek(),
+    "low-rank-query": deepseek(q_lora_rank=10, n_shared_experts=2),
+    "all-dense": deepseek(first_k_dense_replace=2),
+    "all-experts": deepseek(first_k_dense_replace=0, num_hidden_layers=3),
+    "tied": deepseek(tie_word_embeddings=True),
+    "llama": llama(),
+    "llama-wide-heads": llama(head_dim=10, num_key_value_heads=1, num_hidden_layers=3),
+    "llama-tied": llama(tie_word_embeddings=True),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_totals(name: str):
+    config, total, active, multiplied, bias = PUBLISHED[name]
+    count = parameters(config)
+    assert (count.total, count.active, count.multiplied) == (total - bias, active - bias, multiplied - bias)
+    assert count.embedding == config.vocab_size * config.hidden_size
+
+
+def test_the_mtp_module_of_v3():
+    """11.507 billion in its layer, 11.61 with its projection (README_WEIGHTS prints 11.5)."""
+    extra = parameters(V3, with_mtp=True).total - parameters(V3).total
+    assert extra / 1e9 == pytest.approx(11.61, abs=0.005)
+    assert (extra - 2 * 7168**2 - 3 * 7168) / 1e9 == pytest.approx(11.507, abs=0.0005)
+
+
+@pytest.mark.parametrize("with_mtp", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_formula_equals_the_model(name: str, with_mtp: bool):
+    config = SHAPES[name]
+    if isinstance(config, DeepseekV3Config):
+        config = config.model_copy(update={"num_nextn_predict_layers": int(with_mtp)})
+    with torch.device("meta"):
+        model = Decoder(config)
+    count = parameters(config, with_mtp)
+    assert count.total == sum(p.numel() for p in model.parameters())
+    idle = 0
+    if isinstance(config, DeepseekV3Config):
+        share = 1 - config.num_experts_per_tok / config.n_routed_experts
+        idle = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n) * share
+    assert count.active == count.total - idle
+    used = sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n or config.tie_word_embeddings)
+    assert count.multiplied == used - idle
+
+
+@pytest.mark.parametrize(
+    "config, gigaflops, tolerance", [(V3, 250.5, 5e-3), (V2, 155.3, 5e-3), (LLAMA_405B, 2473.2, 2e-2)]
+)
+def test_published_training_flops_per_token(config: Any, gigaflops: float, tolerance: float):
+    """At 4096 tokens, causal, without MTP; "Insights into DeepSeek-V3" (ISCA, table 2) prints 250 and 155."""
+    per_token = 3 * forward_flops(config, [4096]) / 4096 / 1e9
+    assert per_token == pytest.approx(gigaflops, rel=tolerance)
+
+
+def test_flops_of_sequences_add_up_and_grow_faster_than_length():
+    config = deepseek()
+    assert forward_flops(config, [5, 9]) == forward_flops(config, [5]) + forward_flops(config, [9])
+    assert forward_flops(config, [20]) > 2 * forward_flops(config, [10])
+    assert forward_flops(config, []) == 0
+
+
+@pytest.mark.parametrize("shape", ["deepseek", "low-rank-query", "mtp", "llama", "llama-wide-heads"])
+def test_flops_equal_what_torch_counts(shape: str):
+    """Torch's own counter on the real forward pass, which sees the matrix products; attention and norms by hand.
+
+    Every expert is active, because the small model's dense form computes them all.
+    """
+    config = deepseek(num_nextn_predict_layers=1) if shape == "mtp" else SHAPES[shape]
+    n_blocks, width = config.num_hidden_layers + (shape == "mtp"), 6 + 4 + 8
+    if isinstance(config, LlamaConfig):
+        width = 2 * config.d_head
+    else:
+        config = config.model_copy(update={"num_experts_per_tok": config.n_routed_experts})
+    model = Decoder(config, seed=0)
+    tokens, positions = torch.zeros(1, 32, dtype=torch.long), torch.arange(32)[None]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        output = model(tokens, positions, with_mtp=shape == "mtp")
+        model.logits(output.hidden_BTD)
+        if output.mtp_hidden_BTD is not None:
+            model.logits(model.mtp[0].norm(torch.zeros(1, 32, 24)))
+    products = counter.get_flop_counts()["Global"]
+    assert {str(kind) for kind in products} == {"aten.mm"}
+    n_norm = sum(p.numel() for p in model.parameters() if p.ndim == 1)
+    attention = n_blocks * config.num_attention_heads * 2 * width * (32 * 33 / 2)
+    expected = sum(products.values()) + attention + 2 * n_norm * 32
+    missed = 0
+    if shape == "mtp":  # our module's block runs on 31 positions; the ledger counts 32
+        block = sum(p.numel() for n, p in model.named_parameters() if n.startswith("mtp") and p.ndim > 1)
+        missed = 2 * block
+    assert forward_flops(config, [32], with_mtp=shape == "mtp") == expected + missed
