@@ -83,6 +83,15 @@ def test_examples_fit_their_function(verb: str, monkeypatch: pytest.MonkeyPatch)
     inspect.signature(function).bind(**calls[0])
 
 
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "chat"])
+def test_examples_are_right(verb: str, monkeypatch: pytest.MonkeyPatch):
+    """Every example names a recipe, a stage and keys that exist."""
+    if not (ROOT / cli.QUICK).exists():
+        pytest.skip(f"{cli.QUICK} is not written yet")
+    monkeypatch.chdir(ROOT)
+    assert cli.main([*shlex.split(cli.VERBS[verb].example)[1:], "--dry-run"]) == 0
+
+
 def test_arguments_in_any_order(monkeypatch: pytest.MonkeyPatch):
     calls = called(monkeypatch)
     words = ["rl", "--stage", "r1-zero", "a.toml", "steps=20", "--out", "runs/try", "lr=-1", "--dry-run"]

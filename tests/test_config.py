@@ -25,6 +25,8 @@ class Rl(Config):
     optim: Optim = Optim()
     folder: Path | None = None
     sizes: tuple[int, ...] = (1, 2)
+    from_: str = Field(default="", alias="from")
+    """What it starts from."""
 
 
 class Sft(Config):
@@ -74,7 +76,7 @@ def test_build_takes_plain_data():
 
 def test_build_takes_what_a_config_dumps():
     recipe = build(Recipe, BASE, "my.toml")
-    assert build(Recipe, recipe.model_dump(), "saved") == recipe
+    assert build(Recipe, recipe.model_dump(by_alias=True), "saved") == recipe
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,8 @@ def test_build_takes_what_a_config_dumps():
         "stage.r1-zero.optim.lrr=1": ("stage.r1-zero.optim.lrr", "known key", "'lrr' (= 1)", "Did you mean 'lr'"),
         "sampling.temprature=0": ("sampling.temprature", "known key", "'temprature'", "'temperature'"),
         "extra.x.lrr=0": ("extra.x.lrr", "known key", "'lrr'", "'lr'"),
+        "stage.r1-zero.form=base": ("stage.r1-zero.form", "known key", "'form' (= \"base\")", "Did you mean 'from'?"),
+        "stage.r1-zero.from=1": ("from (What it starts from)", "a string", "1", 'from = "1"'),
         "zzz=0": ("my.toml: zzz", "known key", "'zzz'", "Known keys: seed, sampling, stage"),
         "stage.cold.epochs=1.5": ("stage.cold.epochs", "an integer", "1.5", "leave the key out for 1"),
         "stage.cold.epochs='3'": ("stage.cold.epochs", "an integer", '"3"', "Give an integer"),

@@ -97,7 +97,7 @@ VERBS = {
     "sft": Verb(
         STAGE,
         "fine-tune a model on worked answers",
-        f"zifio sft {QUICK} --stage cold-start --out runs/quickstart",
+        f"zifio sft {QUICK} --stage cold-start steps=8 --out runs/try",
         _stage_arguments,
     ),
     "rl": Verb(
@@ -109,19 +109,19 @@ VERBS = {
     "sample": Verb(
         STAGE,
         "draw answers and keep the right ones (rejection sampling)",
-        f"zifio sample {QUICK} --out runs/quickstart",
+        f"zifio sample {QUICK} --stage traces problems=64 --out runs/try",
         _stage_arguments,
     ),
     "distill": Verb(
         STAGE,
         "teach a small model the answers of a larger one",
-        f"zifio distill {QUICK} --out runs/quickstart",
+        f"zifio distill {QUICK} --out runs/try",
         _stage_arguments,
     ),
     "eval": Verb(
         STAGE,
         "measure models on problems they have not seen",
-        f"zifio eval {QUICK} --json --out runs/quickstart",
+        f"zifio eval {QUICK} problems=64 --out runs/try --json",
         _stage_arguments,
     ),
     "chat": Verb(

@@ -211,10 +211,10 @@ def _explain(cls: type[Config], data: Any, where: str, detail: ErrorDetails) -> 
     name = str(location[-1]) if location else ""
     came = "nothing" if kind == "missing" else _shown(detail["input"])
     if kind == "extra_forbidden":
-        known = list(dict.fromkeys(name for owner in owners for name in owner.model_fields))
+        known = list(dict.fromkeys(key for owner in owners for key in _keys(owner)))
         hint = f"{suggestion(name, known) or 'Remove it.'} {_listed('Known keys', known)}".rstrip()
         return f"{head}: wanted a known key, came {name!r} (= {came}). {hint}"
-    field = next((owner.model_fields[name] for owner in owners if name in owner.model_fields), None)
+    field = next((keys[name] for keys in map(_keys, owners) if name in keys), None)
     about = f" ({field.description.strip().rstrip('.')})" if field is not None and field.description else ""
     wanted = _WANTED.get(kind) or _phrase(detail["msg"])
     return f"{head}{about}: wanted {wanted}, came {came}. {_way_out(name, wanted, detail, field)}"
@@ -275,7 +275,7 @@ def _models_at(cls: type[Config], location: tuple[int | str, ...]) -> list[type[
     kinds: list[Any] = [cls]
     for step in location:
         models = _configs(kinds)
-        inside = [model.model_fields[str(step)].annotation for model in models if step in model.model_fields]
+        inside = [keys[str(step)].annotation for keys in map(_keys, models) if step in keys]
         if inside:
             kinds = _members(inside)
         elif isinstance(step, int):
@@ -298,6 +298,11 @@ def _members(kinds: Iterable[Any]) -> list[Any]:
         else:
             flat.append(kind)
     return flat
+
+
+def _keys(model: type[Config]) -> dict[str, FieldInfo]:
+    """The fields of a config under the names that stand in a TOML file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _configs(kinds: Iterable[Any]) -> list[type[Config]]:
