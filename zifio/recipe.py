@@ -190,7 +190,7 @@ class Run:
             held = stage.held_out
             return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer)
 
-        return Context(folder, self.recipe.seed, make_task(self.recipe.task), self.model_of, self.data_of, look)
+        return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look)
 
     def throw_away(self, stages: Sequence[AnyStage]) -> None:
         """Remove the folders of these stages (`--fresh`); nothing else in the run folder is touched."""
@@ -222,7 +222,7 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
     else:
         from zifio.evaluate.run import eval_stage
 
-        return lambda s, c: eval_stage(s, c.folder, c.seed, make_task(s.task) if s.task else c.task, c.model_of)
+        return lambda s, c: eval_stage(s, c.folder, c.seed, make_task(s.task or c.task), c.model_of)
     return run
 
 

@@ -108,6 +108,17 @@ class TokenizerStage(Stage):
     """Characters or byte-level BPE."""
 
 
+class Curriculum(Config):
+    """Documents that grow harder: a whole-number option of the task rises to its full value."""
+
+    option: str
+    """Option of the task that grows, such as max_terms."""
+    start: PositiveInt
+    """Its value at the first step."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the steps after which it has its full value."""
+
+
 class PretrainStage(ModelStage):
     """Next-token prediction from random weights on documents of the task, some of which show their working."""
 
@@ -119,6 +130,8 @@ class PretrainStage(ModelStage):
     """Tokenizer stage, or a folder with tokenizer.json."""
     task: TaskConfig | None = None
     """The family that documents are made from; by default the recipe's task."""
+    curriculum: Curriculum | None = None
+    """Begin with easier documents; nothing means the same kind from first to last."""
     documents: PositiveInt = 128
     """Documents per step."""
     p_cot: Share = 0.1

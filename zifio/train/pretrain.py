@@ -8,10 +8,11 @@ Run alone: `zifio pretrain recipes/quickstart.toml --stage base steps=50 --out r
 
 from __future__ import annotations
 
+from zifio.config import ConfigError, build
 from zifio.data.tokenizer import load_tokenizer
 from zifio.seed import stream_seed
-from zifio.tasks.catalog import make_task
-from zifio.tasks.task import shows_working
+from zifio.tasks.catalog import TaskConfig, make_task
+from zifio.tasks.task import Task, shows_working
 from zifio.train.batch import make_batches
 from zifio.train.config import PretrainStage
 from zifio.train.loop import Source, StepData, Trainer, check_context
@@ -23,15 +24,16 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     """Train a new model and write it to `model/`; returns the stage's totals."""
     tokenizer = load_tokenizer(context.model_of(stage.tokenizer))
     model = new_model(stage.model, tokenizer, stream_seed(context.seed, "pretrain", stage.name))
-    task = make_task(stage.task) if stage.task else context.task
+    task = stage.task or context.task
     text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
 
     def source(trainer: Trainer) -> Source:
         def batches(step: int) -> StepData:
             sequences = []
+            now = task_at(stage, task, step)
             for index in range(step * stage.documents, (step + 1) * stage.documents):
-                problem = task.problem("train", index, text_seed)
-                response = task.document(problem, shows_working(index, text_seed, stage.p_cot))
+                problem = now.problem("train", index, text_seed)
+                response = now.document(problem, shows_working(index, text_seed, stage.p_cot))
                 sequence = conversation_sequence(tokenizer, problem.prompt, response)
                 if stage.loss_on == "all":
                     sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
@@ -45,8 +47,26 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
         return batches
 
     terms = LossTerms(mtp_weight=stage.mtp_weight, balance_weight=stage.balance.loss_weight)
-    look = context.look(stage, tokenizer, context.task)
+    look = context.look(stage, tokenizer, make_task(context.task))
     trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
     totals = trainer.run(source)
     finish(context, model, tokenizer)
     return totals
+
+
+def task_at(stage: PretrainStage, task: TaskConfig, step: int) -> Task:
+    """The task that documents of this step come from: easier ones first where there is a curriculum.
+
+    Raises ConfigError when the task has no such whole-number option, or starts above its full value.
+    """
+    if stage.curriculum is None:
+        return make_task(task)
+    option, start = stage.curriculum.option, stage.curriculum.start
+    full = getattr(task, option, None) if option in type(task).model_fields else None
+    if not isinstance(full, int) or start > full:
+        raise ConfigError(
+            f"{stage.name}: curriculum: wanted a whole-number option of {task.name} that starts at most at its full "
+            f"value, came {option!r} from {start} to {full!r}. Name another option or lower start."
+        )
+    share = min(1.0, step / (stage.curriculum.until * stage.steps))
+    return make_task(build(type(task), task.model_dump() | {option: start + round(share * (full - start))}, stage.name))

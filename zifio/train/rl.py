@@ -42,7 +42,7 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     Raises ConfigError when the gate finds nothing to learn from, or when the verifier breaks too often.
     """
     model, tokenizer = open_model(context.model_of(stage.from_))
-    task = make_task(stage.task) if stage.task else context.task
+    task = make_task(stage.task or context.task)
     terms = LossTerms(
         stage.clip_low, stage.clip_high, stage.sampling.temperature, balance_weight=stage.balance.loss_weight
     )

@@ -36,7 +36,7 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     """
     source = context.model_of(stage.from_)
     policy = load_policy(source)
-    task = make_task(stage.task) if stage.task else context.task
+    task = make_task(stage.task or context.task)
     digest, log = model_digest(source), RunFolder(context.folder)
     parts = context.folder / "parts"
     n_parts = -(-stage.problems // _PART_PROBLEMS)

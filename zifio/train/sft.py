@@ -17,6 +17,7 @@ from zifio.data.sources import read_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.models.decoder import Decoder
 from zifio.seed import stream
+from zifio.tasks.catalog import make_task
 from zifio.train.batch import make_batches
 from zifio.train.config import DistillStage, SftStage
 from zifio.train.loop import Source, StepData, Trainer, check_context
@@ -54,7 +55,7 @@ def fine_tune(
         return batches
 
     terms = LossTerms(balance_weight=stage.balance.loss_weight)
-    look = context.look(stage, tokenizer, context.task)
+    look = context.look(stage, tokenizer, make_task(context.task))
     trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
     totals = trainer.run(source)
     finish(context, model, tokenizer)

@@ -14,6 +14,7 @@ from zifio.engine.policy import check_fit
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, save_model
+from zifio.tasks.catalog import TaskConfig
 from zifio.tasks.task import Task
 from zifio.train.config import ModelStage
 from zifio.train.loop import Look
@@ -25,7 +26,7 @@ class Context:
 
     folder: Path
     seed: int
-    task: Task
+    task: TaskConfig
     model_of: Callable[[str], Path]
     """Folder of the model that a stage made, or of a checkpoint given by path."""
     data_of: Callable[[str], Path]

@@ -8,6 +8,7 @@ from zifio.checkpoint import with_manifest
 from zifio.data.sources import read_texts
 from zifio.data.tokenizer import save_tokenizer, train_tokenizer
 from zifio.seed import stream_seed
+from zifio.tasks.catalog import make_task
 from zifio.tasks.task import Task
 from zifio.train.config import TokenizerStage
 from zifio.train.stage import Context
@@ -18,7 +19,7 @@ _DOCUMENTS = 2048
 def tokenizer(stage: TokenizerStage, context: Context) -> dict[str, float]:
     """Train the tokenizer and write it to `model/`; it costs no FLOPs worth counting."""
     config = stage.tokenizer
-    texts = read_texts(config.text) if config.text else _task_texts(context.task, context.seed)
+    texts = read_texts(config.text) if config.text else _task_texts(make_task(context.task), context.seed)
     trained = train_tokenizer(config, texts)
 
     def write(beside: Path) -> None:
