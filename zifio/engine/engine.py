@@ -48,19 +48,22 @@ class Engine:
         """
         longest = max((len(prompt) for prompt in prompts), default=0)
         context = self.model.config.max_position_embeddings
-        if longest + sampling.max_new_tokens > context:
+        if prompts and longest + sampling.max_new_tokens > context:
             raise ConfigError(
                 f"max_new_tokens={sampling.max_new_tokens} does not fit: the longest prompt has {longest} tokens and "
                 f"the model's context is {context}. Lower max_new_tokens to {max(context - longest, 0)} or shorten it."
             )
-        done: list[list[Completion]] = []
-        start = 0
-        while start < len(prompts):
-            stop = start + 1
-            while stop < len(prompts) and sum(map(len, seeds[start : stop + 1])) <= self.max_rows:
+        done: list[list[Completion]] = [[] for _ in prompts]
+        most = self.max_rows
+        pieces = [(p, group[at : at + most]) for p, group in enumerate(seeds) for at in range(0, len(group), most)]
+        while pieces:
+            stop = 1
+            while stop < len(pieces) and sum(len(piece) for _, piece in pieces[: stop + 1]) <= most:
                 stop += 1
-            done += self._wave(prompts[start:stop], seeds[start:stop], sampling)
-            start = stop
+            wave, pieces = pieces[:stop], pieces[stop:]
+            replies = self._wave([prompts[p] for p, _ in wave], [piece for _, piece in wave], sampling)
+            for (p, _), completions in zip(wave, replies, strict=True):
+                done[p] += completions
         return done
 
     def _wave(self, prompts: list[list[int]], seeds_P_G: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
