@@ -17,7 +17,7 @@ from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.decoder import Decoder
 from zifio.models.weights import save_model
 from zifio.tasks.sums import ChainSum
-from zifio.tasks.task import Problem, Split, Verdict
+from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage
 from zifio.train.distill import distill
 from zifio.train.loop import Look
@@ -96,29 +96,17 @@ def save_base(folder: Path, config: DeepseekV3Config | LlamaConfig, seed: int = 
     return folder
 
 
-class Sevens:
+class Sevens(ChainSum):
     """A task that an untrained model gets right now and then: say a 7. Its format wants a digit in front."""
 
-    name = "sevens"
-
-    def problem(self, split: Split, index: int, seed: int) -> Problem:
-        """The question of a sum."""
-        problem = SHORT_SUMS.problem(split, index, seed)
-        return Problem(problem.id, problem.prompt, "7")
-
-    def document(self, problem: Problem, shows_working: bool) -> str:
-        """The shortest right answer."""
-        return "7"
+    min_terms: int = 2
+    max_terms: int = 4
 
     def score(self, problem: Problem, response: str) -> Verdict:
         """Right when there is a 7 in it."""
         right = "7" in response
         parts = {"accuracy": float(right), "format": float(response[:1].isdigit()), "process": 0.0}
         return Verdict("right" if right else "wrong", float(right), parts)
-
-    def check_gold(self, problem: Problem) -> Verdict:
-        """The verdict on 7."""
-        return self.score(problem, problem.gold)
 
 
 def no_look(*_: Any) -> Look:

@@ -57,7 +57,8 @@ class Optimizer:
         """Momentum, then all matrices of one shape orthogonalised together, then decay and move."""
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for name, parameter in self.muon.items():
-            assert parameter.grad is not None, f"{name} got no gradient"
+            if parameter.grad is None:
+                continue  # not trained now, like the MTP module after pretraining
             momentum = self.momentum[name]
             momentum.mul_(self.config.momentum).add_(parameter.grad)
             direction = parameter.grad + self.config.momentum * momentum  # Nesterov

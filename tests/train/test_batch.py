@@ -1,0 +1,86 @@
+"""Batches: every token with its own values at its own place, however rows and micro-batches are cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tokens_like
+
+from zifio.config import ConfigError
+from zifio.data.pack import Sequence
+from zifio.train.batch import COLUMNS, make_batches
+
+
+def sequences() -> list[Sequence]:
+    """Five, whose columns say which sequence and token they belong to."""
+    out = []
+    for number, length in enumerate((3, 7, 2, 5, 4)):
+        marks = [100.0 * number + t for t in range(length)]
+        columns = {"advantage": marks, "old_logp": [-m for m in marks]} if number % 2 else {}
+        out.append(Sequence(tokens_like(length, seed=number).tolist(), [m + 0.5 for m in marks], columns))
+    return out
+
+
+@pytest.mark.parametrize("row_tokens, micro_tokens", [(7, 7), (7, 14), (8, 1), (10, 20), (21, 1000), (1000, 1000)])
+def test_every_token_stands_once_with_its_own_values(row_tokens: int, micro_tokens: int):
+    given = sequences()
+    found = []
+    for batch in make_batches(given, row_tokens, micro_tokens, pad_id=39):
+        assert batch.tokens_BT.shape == batch.positions_BT.shape == batch.real_BT.shape
+        assert batch.tokens_BT.shape[1] <= row_tokens
+        assert batch.real_BT.any(dim=0).all(), "rows are only as long as the longest needs"
+        assert (batch.tokens_BT[~batch.real_BT] == 39).all()
+        assert batch.n_tokens == batch.real_BT.sum() and batch.n_sequences == len(batch.lengths)
+        for values in batch.columns.values():
+            assert values.shape == batch.tokens_BT.shape and (values[~batch.real_BT] == 0).all()
+        for row in range(len(batch.tokens_BT)):
+            starts = [int(t) for t in (batch.positions_BT[row] == 0).nonzero()[:, 0] if batch.real_BT[row, t]]
+            for start in starts:
+                stop = start + 1
+                while stop < len(batch.real_BT[row]) and batch.real_BT[row, stop] and batch.positions_BT[row, stop]:
+                    stop += 1
+                assert batch.positions_BT[row, start:stop].tolist() == list(range(stop - start))
+                columns = {name: values[row, start:stop].tolist() for name, values in batch.columns.items()}
+                found.append((batch.tokens_BT[row, start:stop].tolist(), columns))
+    expected = []
+    for one in given:
+        zeros = [0.0] * len(one.tokens)
+        expected.append((one.tokens, one.weight, *(one.columns.get(n, zeros) for n in ("advantage", "old_logp"))))
+    seen = []
+    for tokens, columns in found:
+        zeros = [0.0] * len(tokens)
+        seen.append((tokens, *(columns.get(n, zeros) for n in ("cross_entropy_weight", "advantage", "old_logp"))))
+    assert sorted(seen) == sorted(expected)
+
+
+def test_micro_batches_hold_about_the_tokens_asked_for():
+    given = [Sequence([1] * 10, [1.0] * 10) for _ in range(12)]
+    assert [len(b.tokens_BT) for b in make_batches(given, 10, 40, 0)] == [4, 4, 4]
+    assert [len(b.tokens_BT) for b in make_batches(given, 10, 50, 0)] == [5, 5, 2]
+    assert len(make_batches(given, 10, 1, 0)) == 12, "one row at least"
+
+
+def test_columns_that_nobody_brings_are_absent_so_that_their_terms_cost_nothing():
+    (batch,) = make_batches([Sequence([1, 2, 3], [0.0] * 3)], 8, 8, 0)
+    assert batch.columns == {} and all(batch.column(name) is None for name in COLUMNS)
+    (batch,) = make_batches([Sequence([1, 2, 3], [0.0, 0.0, 1.0])], 8, 8, 0)
+    assert set(batch.columns) == {"cross_entropy_weight"}
+
+
+def test_unknown_columns_are_caught():
+    with pytest.raises(AssertionError, match="advantge"):
+        make_batches([Sequence([1, 2], [0.0, 0.0], {"advantge": [1.0, 1.0]})], 8, 8, 0)
+
+
+def test_a_sequence_longer_than_a_row_is_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"row_tokens=6 .* 7 tokens .* Set row_tokens to 7"):
+        make_batches(sequences(), 6, 100, 0)
+
+
+def test_nothing_gives_nothing():
+    assert make_batches([], 8, 8, 0) == []
+
+
+def test_batches_are_deterministic():
+    one, two = make_batches(sequences(), 10, 20, 0), make_batches(sequences(), 10, 20, 0)
+    assert all(torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(one, two, strict=True))
