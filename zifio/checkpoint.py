@@ -100,6 +100,8 @@ def damage(folder: Path) -> str:
         return "manifest.json is missing"
     except (ValueError, OSError):
         return "manifest.json is torn"
+    if not isinstance(sums, dict) or not sums:
+        return "manifest.json names no files"
     for name, expected in sums.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -121,7 +123,8 @@ def file_digest(path: Path) -> str:
 def _steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name))
+    found = (path for path in folder.iterdir() if re.fullmatch(r"step-\d{6,}", path.name))
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _sha256(path: Path) -> str:
