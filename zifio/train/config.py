@@ -39,7 +39,9 @@ class Optim(Config):
     warmup_steps: NonNegativeInt = 0
     """Steps in which the learning rate rises from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate falls after the warm-up and the hold."""
+    hold: Share = 0.0
+    """Share of the steps after the warm-up at the peak, before it falls (DeepSeek-V3 held two thirds of its tokens)."""
     final_lr: Share = 0.0
     """Where it ends, as a share of the peak."""
 

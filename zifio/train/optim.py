@@ -109,11 +109,12 @@ def orthogonalise(matrices: Tensor, n_iterations: int = 5) -> Tensor:
 
 
 def learning_rate(config: Optim, step: int, n_steps: int) -> float:
-    """Linear warm-up, then constant, or down to `final_lr` times the peak by a line or a half cosine."""
+    """Linear warm-up, then the peak for `hold`, then down to `final_lr` times the peak by a line or a half cosine."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
     done = (step - config.warmup_steps) / max(n_steps - config.warmup_steps, 1)
-    left = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    fallen = max(done - config.hold, 0.0) / max(1 - config.hold, 1e-9)
+    left = 1 - fallen if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen))
     return config.lr * (config.final_lr + (1 - config.final_lr) * left)
