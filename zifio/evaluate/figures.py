@@ -1,0 +1,377 @@
+"""The report's figures: one function per question that a reader asks of a run, drawn straight with matplotlib.
+
+A figure without data is left out. A stage, and the model that it made, has one colour everywhere.
+
+Try it alone: `pytest tests/evaluate/test_figures.py`, or `write_report` on any run folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from zifio.evaluate.drawing import (
+    AROUND_EVEN,
+    COLUMNS,
+    LIGHT,
+    STYLE,
+    THEME,
+    WIDTH,
+    Figure,
+    band,
+    curve,
+    finish,
+    panels,
+    scale,
+    smooth,
+    step_axis,
+)
+from zifio.evaluate.record import StageRecord
+from zifio.evaluate.wording import flops_text, percent, seconds_text
+
+_N_SERIES = sum(name.startswith("series-") for name in THEME)
+_NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model
+
+
+def draw(stages: Sequence[StageRecord]) -> list[Figure]:
+    """All figures for which the run has data, in the order of the report."""
+    with matplotlib.rc_context(STYLE):
+        return [figure for one in _FIGURES if (figure := one(stages)) is not None]
+
+
+def colour_of(stages: Sequence[StageRecord]) -> dict[str, str]:
+    """The THEME variable of each stage that makes a model, by name, and of each model that is measured."""
+    names = [stage.name for stage in stages if stage.kind not in _NO_MODEL]
+    names += [model for stage in stages for model in stage.results]
+    return {name: f"series-{place % _N_SERIES}" for place, name in enumerate(dict.fromkeys(names))}
+
+
+# One function per figure ---------------------------------------------------------------------------------------------
+
+
+def _final(stages: Sequence[StageRecord]) -> Figure | None:
+    measured = [(stage, model, found) for stage in stages for model, found in stage.results.items()]
+    measured = [row for row in measured if "pass_at_1" in row[2]]
+    if not measured:
+        return None
+    colours, several = colour_of(stages), len({stage.name for stage, _, _ in measured}) > 1
+    canvas = Canvas(figsize=(WIDTH, 0.9 + 0.46 * len(measured)))
+    axes = canvas.subplots()
+    largest = max((int(k) for _, _, found in measured for k in found["pass_at_k"]), default=1)
+    for y, (_, model, found) in enumerate(measured):
+        colour = LIGHT[colours[model]]
+        others = {int(k): share for k, share in found["pass_at_k"].items() if k != "1"}
+        if others:
+            reach = [found["pass_at_1"], *others.values()]
+            axes.plot([min(reach), max(reach)], [y, y], color=colour, alpha=0.25, linewidth=1.2, zorder=1)
+        for k, share in others.items():
+            axes.scatter(share, y, s=22 + 30 * k / largest, facecolors="none", edgecolors=colour, linewidths=1.3)
+        low, high = found["pass_at_1_interval"]
+        axes.plot([low, high], [y, y], color=colour, linewidth=4.5, alpha=0.45, zorder=2)
+        axes.scatter(found["pass_at_1"], y, s=62, color=colour, zorder=3)
+        axes.annotate(
+            percent(found["pass_at_1"]), (found["pass_at_1"], y), (0, -9), textcoords="offset points", ha="center",
+            va="top", fontsize=9, color=LIGHT["ink"],
+        )  # fmt: skip
+    labels = [f"{model} ({stage.name})" if several else model for stage, model, _ in measured]
+    axes.set_yticks(range(len(measured)), labels, color=LIGHT["ink"], parse_math=False)
+    axes.set_ylim(len(measured) - 0.35, -0.6)
+    axes.set_xlim(-0.03, 1.03)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("held-out problems answered right")
+    axes.grid(axis="x")
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    rings = _and_list(
+        [f"k = {k}" for k in sorted({int(k) for *_, found in measured for k in found["pass_at_k"]} - {1})]
+    )
+    return finish(
+        canvas,
+        "final",
+        "How often each model is right",
+        "Every model answered the same problems, none of which was trained on. The filled dot is the share answered "
+        "right in one try (pass@1); the thick bar around it is the 95% interval."
+        + (f" Rings: at least one of k tries is right (pass@k); larger rings, more tries: {rings}." if rings else ""),
+        "Training by reward should move the dot to where the rings of the model before were: what that one did now "
+        "and then, this one does every time. Two models whose bars overlap may be equally good.",
+    )  # fmt: skip
+
+
+def _held_out(stages: Sequence[StageRecord]) -> Figure | None:
+    found = [stage for stage in stages if stage.series("held_out/pass_at_1")[0]]
+    colours = colour_of(stages)
+    many = sorted(
+        {int(k) for s in found for row in s.metrics for k in re.findall(r"held_out/pass_at_(\d+) ", _keys(row))}
+    )
+    k = many[-1] if many and many[-1] > 1 else None
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        colour = LIGHT[colours[stage.name]]
+        band(axes, stage, "held_out/pass_at_1", colour, linestyle="-", label="pass@1", alpha=0.22)
+        if k is not None:
+            band(axes, stage, f"held_out/pass_at_{k}", colour, linestyle=(0, (4, 2)), label=f"pass@{k}", alpha=0.10)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    canvas = panels(found, panel, colours, "right", (-0.03, 1.03))
+    return canvas and finish(
+        canvas,
+        "held_out",
+        "Held-out problems along the way",
+        "The same small set of held-out problems, asked again and again during training. Solid: right in one try "
+        f"(pass@1). {f'Dashed: right in at least one of {k} (pass@{k}). ' if k else ''}Bands are 95% intervals.",
+        "Solid rising towards dashed is reinforcement at work: it makes reliable what was already possible. Both "
+        "falling means that the model forgets. A dashed line that falls while the solid one rises means that it puts "
+        "everything on one way of answering.",
+    )
+
+
+def _reward(stages: Sequence[StageRecord]) -> Figure | None:
+    found, colours = [stage for stage in stages if stage.series("reward")[0]], colour_of(stages)
+    if not found:
+        return None
+    canvas = Canvas(figsize=(WIDTH, 2.8))
+    axes = canvas.subplots()
+    for stage in found:
+        curve(axes, *stage.series("reward"), LIGHT[colours[stage.name]], stage.name)
+    step_axis(axes, "reinforcement step of the stage")
+    axes.set_ylabel("mean reward of a reply")
+    axes.legend(loc="best")
+    return finish(
+        canvas,
+        "reward",
+        "Reward",
+        "What the verifier gave on average to the replies of each step: for a right answer, and for the agreed shape. "
+        "Thin: each step; thick: smoothed.",
+        "A steady climb that levels off. Flat from the start: the groups hold no right and wrong replies to tell "
+        "apart. A sudden fall: the learning rate is too high. Reward that climbs while held-out answers get no better: "
+        "the model has found a way to please the verifier alone.",
+    )
+
+
+def _length(stages: Sequence[StageRecord]) -> Figure | None:
+    keys = {"right": "completions/mean_length_right", "wrong": "completions/mean_length_wrong"}
+    found = [stage for stage in stages if any(stage.series(key)[0] for key in keys.values())]
+    colours = colour_of(stages)
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        for outcome, key in keys.items():
+            curve(axes, *stage.series(key), LIGHT[outcome], outcome)
+
+    canvas = panels(found, panel, colours, "tokens in a reply", (0, None))
+    return canvas and finish(
+        canvas,
+        "response_length",
+        "Length of right and wrong replies",
+        "Mean number of tokens in the replies of each reinforcement step, right and wrong ones apart.",
+        "Right replies that grow longer: the model has learned to work problems out rather than to guess. Wrong "
+        "replies far longer than right ones: it rambles, or is cut off at the limit.",
+    )
+
+
+def _entropy(stages: Sequence[StageRecord]) -> Figure | None:
+    found, colours = [stage for stage in stages if stage.series("entropy")[0]], colour_of(stages)
+    if not found:
+        return None
+    canvas = Canvas(figsize=(WIDTH, 2.8))
+    axes = canvas.subplots()
+    for stage in found:
+        curve(axes, *stage.series("entropy"), LIGHT[colours[stage.name]], stage.name)
+    step_axis(axes, "reinforcement step of the stage")
+    axes.set_ylabel("entropy of a token (nats)")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="best")
+    return finish(
+        canvas,
+        "entropy",
+        "How undecided the model is",
+        "Entropy of the model's choice of each next token, in the replies of each step: 0 means that only one token "
+        "is possible, 0.69 a fair coin.",
+        "A slow fall is normal. A plunge to zero ends the search: every reply in a group becomes the same and nothing "
+        "more is learned. A rise means that training is undoing the model.",
+    )
+
+
+def _expert_map(stages: Sequence[StageRecord]) -> Figure | None:
+    stage = next((stage for stage in stages if _layers(stage)), None)
+    if stage is None:
+        return None
+    layers = _layers(stage)
+    columns = min(len(layers), COLUMNS)
+    rows = -(-len(layers) // columns)
+    canvas = Canvas(figsize=(WIDTH, 0.75 + 1.75 * rows))
+    grid = canvas.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(layers) :]:
+        axes.set_visible(False)
+    for axes, layer in zip(grid.flat, layers, strict=False):
+        steps, load_ES = _load(stage, layer)
+        extent = (steps[0] - 0.5, steps[-1] + 0.5, len(load_ES) - 0.5, -0.5)
+        axes.imshow(load_ES, aspect="auto", extent=extent, cmap=AROUND_EVEN, vmin=0, vmax=2, interpolation="nearest")
+        axes.set_title(f"MoE layer {layer}", color=LIGHT["ink"])
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.grid(visible=False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("expert")
+    for axes in grid.flat[max(0, len(layers) - columns) : len(layers)]:
+        axes.set_xlabel(f"step of {stage.name}")
+    scale(canvas, grid)
+    return finish(
+        canvas,
+        "expert_load",
+        f"Which experts are busy ({stage.name})",
+        "One picture per mixture-of-experts layer, one line per routed expert, steps from left to right. Colour is the "
+        "expert's share of the tokens against an even share: orange gets too much, blue too little.",
+        "Strong colours at the left that fade: the balancing bias spreads the work. A line that stays blue is an "
+        "expert that never learns; one that stays orange does the work of others.",
+    )
+
+
+def _expert_balance(stages: Sequence[StageRecord]) -> Figure | None:
+    found, colours = [stage for stage in stages if _layers(stage)], colour_of(stages)
+    layers = sorted({layer for stage in found for layer in _layers(stage)})
+    shades = dict(zip(layers, np.linspace(1.0, 0.35, max(len(layers), 1)), strict=False))
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        for layer in _layers(stage):
+            steps, values = stage.series(f"expert_load/{layer}/max_over_mean")
+            colour = LIGHT[colours[stage.name]]
+            axes.plot(steps, smooth(values), color=colour, alpha=shades[layer], label=f"layer {layer}", linewidth=1.4)
+        axes.axhline(1, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
+
+    canvas = panels(found, panel, colours, "busiest / mean", (0.9, None))
+    return canvas and finish(
+        canvas,
+        "expert_balance",
+        "Load of the busiest expert",
+        "Tokens of the busiest expert over the mean of its layer, for every stage that trains a mixture of experts; "
+        "1 (dotted) is perfect balance. Smoothed.",
+        "Values that come down and stay low. A layer that climbs stage after stage is collapsing onto few experts: "
+        "raise balance.bias_speed.",
+    )
+
+
+def _gap(stages: Sequence[StageRecord]) -> Figure | None:
+    key = "sampling/sampling_logp_difference/max"
+    found = [stage for stage in stages if any(value > 0 for value in stage.series(key)[1])]
+    if not found:
+        return None
+    colours = colour_of(stages)
+    canvas = Canvas(figsize=(WIDTH, 2.8))
+    axes = canvas.subplots()
+    axes.set_yscale("log")
+    for stage in found:
+        steps, values = stage.series(key)
+        shown = [(step, value) for step, value in zip(steps, values, strict=True) if value > 0]
+        axes.plot(*zip(*shown, strict=True), color=LIGHT[colours[stage.name]], label=stage.name, linewidth=1.4)
+    axes.axhline(1e-5, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 1e-8), max(high, 1e-4))
+    step_axis(axes, "reinforcement step of the stage")
+    axes.set_ylabel("largest gap in log-prob")
+    axes.legend(loc="best")
+    return finish(
+        canvas,
+        "sampler_trainer_gap",
+        "Do sampler and trainer agree?",
+        "The sampler notes how likely each token was when it drew it; the trainer computes the same number again. "
+        "Drawn is the largest difference of each step. With several updates per step the later ones differ rightly, "
+        "because the model has moved.",
+        "In single precision with one update per step, stay below the dotted line. A jump means that "
+        "sampler and trainer do not run the same model, and that the gradient is wrong although all else looks well.",
+    )
+
+
+def _loss(stages: Sequence[StageRecord]) -> Figure | None:
+    keys = {"next token": ("cross_entropy", "-"), "token after (MTP)": ("mtp_cross_entropy", (0, (4, 2)))}
+    found = [stage for stage in stages if stage.series("cross_entropy")[0]]
+    colours = colour_of(stages)
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        for label, (key, dash) in keys.items():
+            curve(axes, *stage.series(key), LIGHT[colours[stage.name]], label, linestyle=dash)
+
+    canvas = panels(found, panel, colours, "nats per token", (0, None))
+    return canvas and finish(
+        canvas,
+        "loss",
+        "Loss on text",
+        "Cross-entropy on the text that each stage imitates: solid for the next token, dashed for the one after it "
+        "(multi-token prediction, where the model has that module).",
+        "A quick fall, then a slow one. The level depends on how predictable the text is: the random terms of a "
+        "problem can never be foreseen. A spike that heals is harmless; one that stays is divergence.",
+    )
+
+
+def _cost(stages: Sequence[StageRecord]) -> Figure | None:
+    found = [stage for stage in stages if stage.seconds]
+    if not found:
+        return None
+    colours = colour_of(stages)
+    canvas = Canvas(figsize=(WIDTH, 0.95 + 0.3 * len(found)))
+    left, right = canvas.subplots(1, 2, sharey=True)
+    bars = [LIGHT[colours[stage.name]] if stage.name in colours else LIGHT["muted"] for stage in found]
+    for axes, values, title, unit in (
+        (left, [stage.seconds or 0 for stage in found], "time", seconds_text),
+        (right, [stage.flops or 0 for stage in found], "work", flops_text),
+    ):
+        axes.barh(range(len(found)), values, color=bars, height=0.62)
+        for y, value in enumerate(values):
+            axes.annotate(
+                unit(value) if value else "–", (value, y), (4, 0), textcoords="offset points", va="center", fontsize=9
+            )
+        axes.set_xlim(0, max(values) * 1.38 or 1)
+        axes.set_title(title)
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+    left.set_yticks(range(len(found)), [stage.name for stage in found], color=LIGHT["ink"])
+    left.set_ylim(len(found) - 0.4, -0.6)
+    return finish(
+        canvas,
+        "cost",
+        "What each stage cost",
+        "Wall-clock time, and arithmetic work counted from the shapes (one FLOP is one addition or multiplication).",
+        "Where the time goes. Much time for little work: the stage is held up by something other than arithmetic, such "
+        "as drawing replies one token after another.",
+    )
+
+
+_FIGURES: tuple[Callable[[Sequence[StageRecord]], Figure | None], ...] = (
+    _final, _held_out, _reward, _length, _entropy, _gap, _loss, _expert_map, _expert_balance, _cost,
+)  # fmt: skip
+
+
+# What they ask of a stage --------------------------------------------------------------------------------------------
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return " ".join(row) + " "
+
+
+def _layers(stage: StageRecord) -> list[int]:
+    """Layers whose expert load the stage has logged."""
+    found = {key.split("/")[1] for row in stage.metrics for key in row if key.endswith("/max_over_mean")}
+    return sorted(map(int, found))
+
+
+def _load(stage: StageRecord, layer: int) -> tuple[list[float | int], Any]:
+    """Steps, and load of each expert over its even share, shape (experts, columns); long runs are averaged down."""
+    pattern = re.compile(rf"expert_load/{layer}/(\d+)")
+    rows = [row for row in stage.metrics if f"expert_load/{layer}/max_over_mean" in row]
+    experts = sorted({int(hit.group(1)) for key in rows[0] if (hit := pattern.fullmatch(key))})
+    share_SE = np.array([[row[f"expert_load/{layer}/{expert}"] for expert in experts] for row in rows])
+    parts = np.array_split(share_SE, min(len(rows), 120))
+    load_ES = np.stack([part.mean(axis=0) for part in parts], axis=1) * len(experts)
+    return [row["step"] for row in rows], load_ES
+
+
+def _and_list(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
