@@ -85,6 +85,8 @@ class Trainer:
                 began = time.perf_counter()
                 data = next_batches(step)
                 metrics = self._updates(data, step)
+                if not data.updates or step + 1 == self.stage.steps:
+                    self._check_weights(step)  # no loss will do it
                 totals["flops"] += data.flops + metrics.pop("train_flops")
                 totals["tokens"] += metrics["n_tokens"]
                 self.log.metrics(step + 1, {**data.metrics, **metrics, "flops": totals["flops"]})
@@ -109,6 +111,7 @@ class Trainer:
         return resume.step, resume.state["totals"]
 
     def _save(self, step: int, totals: dict[str, float]) -> None:
+        self._check_weights(step - 1)
         folder = self.folder / "checkpoints"
         save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals})
 
@@ -116,12 +119,12 @@ class Trainer:
         """All optimizer updates of one step; returns the means of their metrics."""
         n_updates = len(data.updates)
         collected: dict[str, float] = {"n_tokens": 0, "train_flops": 0.0}
-        for index, batches in enumerate(data.updates):
+        for batches in data.updates:
             results = self._gradients(batches, step)
             norm = self.optimizer.clip()
             if not math.isfinite(norm):
                 raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
-            lr = self.optimizer.step(step * n_updates + index, self.stage.steps * n_updates)
+            lr = self.optimizer.step(step, self.stage.steps)
             load_LE = _total_load(results)
             self.model.update_balance(load_LE, self.stage.balance.bias_speed)
             collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
@@ -146,6 +149,12 @@ class Trainer:
             result.loss = result.loss.detach()
             results.append(result)
         return results
+
+    def _check_weights(self, step: int) -> None:
+        """Raise Diverged rather than keep weights that are not finite."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Diverged(self._advice(step, f"{name} is no longer finite"))
 
     def _advice(self, step: int, what: str) -> str:
         return (
