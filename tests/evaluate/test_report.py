@@ -113,6 +113,7 @@ def test_what_models_write_is_shown_and_not_obeyed(tmp_path, two_figures):
     assert not any(tag in ("script", "img", "b>") for tag, _ in page.tags)
     assert "&lt;script&gt;alert(1)" in text and "{{ 7*7 }}" in text
     assert "evil &amp; &lt;b&gt;" in text
+    assert text.count("the whole reply") == 32 and "no thinking" not in text, "what has no shape is not taken apart"
     assert "<script" not in markdown and "<img" not in markdown and "[a](" not in markdown
     rows = [line for line in markdown.splitlines() if line.startswith("| <code>") and "alert" in line]
     assert len(rows) == 32 and all(row.count("|") == 5 for row in rows), "no reply breaks its table"

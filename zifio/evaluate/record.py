@@ -61,8 +61,8 @@ class Answer:
     thinking: str
     answer: str
     """What stands in the answer tags; of a reply without the agreed shape, the whole reply."""
+    has_shape: bool
     reason: str
-    n_tokens: int
 
 
 @dataclass(frozen=True)
@@ -142,15 +142,11 @@ def _example(problem: str, rows_of: dict[str, dict[str, dict[str, Any]]]) -> Exa
     rows = {model: rows[problem] for model, rows in rows_of.items()}
     any_row = next(iter(rows.values()))
     answers = [
-        Answer(model, row["outcome"], *split_reply(row["response"]), row["reason"], row["n_tokens"])
+        Answer(model, row["outcome"], *(parsed or ("", row["response"])), parsed is not None, row["reason"])
         for model, row in rows.items()
+        for parsed in [parse_response(row["response"])]
     ]
     return Example(any_row["prompt"], any_row["gold"], answers)
-
-
-def split_reply(response: str) -> tuple[str, str]:
-    """(thinking, answer); of a reply that has not the agreed shape, ("", the whole of it)."""
-    return parse_response(response) or ("", response)
 
 
 def thinking(response: str) -> str:
