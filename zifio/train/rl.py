@@ -182,12 +182,14 @@ def rollout_metrics(episodes_P_G: list[list[Episode]], reward_PG: Tensor, counte
     for part in sorted({name for e in episodes for name in e.verdict.parts}):
         out[f"rewards/{part}/mean"] = sum(e.verdict.parts.get(part, 0.0) for e in episodes) / n
     rewards = reward_PG[counted_PG]
-    spread_P = reward_PG.amax(dim=1) - reward_PG.amin(dim=1)
+    lowest_P = reward_PG.masked_fill(~counted_PG, float("inf")).amin(dim=1)
+    highest_P = reward_PG.masked_fill(~counted_PG, float("-inf")).amax(dim=1)
     right_PG = torch.tensor([[e.verdict.outcome == "right" for e in group] for group in episodes_P_G])
+    if n > 1:
+        out["reward_std"] = rewards.std().item()
     return out | {
         "reward": rewards.mean().item(),
-        "reward_std": rewards.std().item(),
-        "frac_reward_zero_std": (spread_P == 0).float().mean().item(),
+        "frac_reward_zero_std": (highest_P <= lowest_P).float().mean().item(),
         "pass_at_1": right_PG[counted_PG].float().mean().item(),
         "pass_at_group": right_PG.any(dim=1).float().mean().item(),
         "completions/mean_length": sum(map(sum, lengths.values())) / n,

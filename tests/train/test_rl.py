@@ -1,0 +1,352 @@
+"""RL: what a step's rollouts become, whose replies count, what is reported, and that reward rises."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_of, made, metrics, run, save_base
+
+import zifio.train.rl as rl_module
+from zifio.config import ConfigError, Sampling, build
+from zifio.models.decoder import Decoder
+from zifio.models.weights import load_model
+from zifio.seed import stream_seed
+from zifio.tasks.episode import Episode, Reply
+from zifio.tasks.task import Problem, Verdict
+from zifio.train.config import RlStage
+from zifio.train.loop import StepData
+from zifio.train.loss import LossTerms, batch_loss
+from zifio.train.rl import Rollouts, rollout_metrics
+
+TOKENIZER = characters()
+
+
+def stage(**changes: Any) -> RlStage:
+    """The tiny stage."""
+    return build(RlStage, {"kind": "rl", "name": "tiny", **RL, **changes}, "test")
+
+
+def tiny_model(seed: int = 1) -> Decoder:
+    """An untrained model over the tokens of sums."""
+    return made(deepseek(vocab_size=TOKENIZER.vocab_size), seed)
+
+
+def episode(reward: float, length: int, formed: float = 0.0, outcome: str = "", finish: str = "stop") -> Episode:
+    """A rollout with this accuracy and format, or a broken check."""
+    generator = np.random.default_rng(int(1000 * reward) + length)
+    tokens = generator.integers(9, 22, length).tolist()
+    logps = (-generator.uniform(0.1, 3, length)).tolist()
+    outcome = outcome or ("right" if reward == 1 else "wrong")
+    parts = {} if outcome == "error" else {"accuracy": reward, "format": formed, "process": 0.0}
+    verdict = Verdict(outcome, reward, parts, "why")  # type: ignore[arg-type]
+    return Episode(Problem("id", "1+2", "3"), Reply(tokens, "text", logps, finish), verdict)  # type: ignore[arg-type]
+
+
+BROKEN = {"outcome": "error"}
+
+
+def step_of(monkeypatch: pytest.MonkeyPatch, groups: list[list[Episode]], **changes: Any) -> StepData:
+    """What Rollouts makes of these episodes."""
+    monkeypatch.setattr(rl_module, "play", lambda *args: groups)
+    config = stage(**{"prompts": len(groups), "group": len(groups[0]), "updates": 1, "most_errors": 1.0, **changes})
+    return Rollouts(config, 1, Sevens(), tiny_model(), TOKENIZER).step(0)
+
+
+def replies(data: StepData) -> list[dict[str, np.ndarray]]:
+    """Tokens and columns of every sequence's reply in a step, in the order of their tokens."""
+    found = []
+    for batches in data.updates:
+        for batch in batches:
+            for row in range(len(batch.tokens_BT)):
+                starts = [*(batch.positions_BT[row] == 0).nonzero()[:, 0].tolist(), batch.tokens_BT.shape[1]]
+                for start, stop in pairwise(starts):
+                    weight = batch.columns["policy_weight"][row, start:stop]
+                    if batch.real_BT[row, start]:
+                        counted = weight != 0
+                        columns = {n: v[row, start:stop][counted].numpy() for n, v in batch.columns.items()}
+                        found.append({"tokens": batch.tokens_BT[row, start:stop][counted].numpy(), **columns})
+    return sorted(found, key=lambda one: one["tokens"].tolist())
+
+
+def mixed() -> list[list[Episode]]:
+    """Three groups of three: one with a signal and a broken check, one without a signal, one with format only."""
+    return [
+        [episode(1.0, 4, 1.0), episode(0.0, 6), episode(0.5, 5, **BROKEN)],
+        [episode(0.0, 3, 1.0), episode(0.0, 7, 1.0), episode(0.0, 2, 1.0)],
+        [episode(0.0, 5, 1.0), episode(0.0, 8), episode(1.0, 2)],
+    ]
+
+
+def advantages(rewards: list[float], scale: str) -> np.ndarray:
+    """GRPO's formula."""
+    values = np.array(rewards)
+    centred = values - values.mean()
+    return centred / (values.std(ddof=1) + 1e-4) if scale == "group" else centred
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_rewards_become_weights_and_advantages_of_reply_tokens(aggregate: str, scale: str, monkeypatch):
+    """Accuracy and format at their worth, groups apart, broken checks left out, no-signal groups in the mean only."""
+    groups = mixed()
+    worth = {"accuracy_weight": 2.0, "format_weight": 0.5}
+    data = step_of(monkeypatch, groups, aggregate=aggregate, advantage=scale, **worth)
+    n_tokens = sum(len(e.reply.tokens) for group in groups for e in group)
+    expected = []
+    for p, members, rewards in ((0, (0, 1), [2.5, 0.0]), (2, (0, 1, 2), [0.5, 0.0, 2.0])):
+        for g, advantage in zip(members, advantages(rewards, scale), strict=True):
+            reply = groups[p][g].reply
+            share = {"token": 1 / n_tokens, "sequence": 1 / (9 * len(reply.tokens)), "constant": 1 / (9 * 6)}[aggregate]
+            expected.append((reply.tokens, share, advantage, reply.logps))
+    found = replies(data)
+    assert len(found) == len(expected)
+    for one, (tokens, share, advantage, logps) in zip(found, sorted(expected), strict=True):
+        assert one["tokens"].tolist() == tokens
+        np.testing.assert_allclose(one["policy_weight"], share, rtol=1e-6)
+        np.testing.assert_allclose(one["advantage"], advantage, rtol=1e-5)
+        np.testing.assert_allclose(one["old_logp"], logps, rtol=1e-6)
+
+
+def test_prompts_carry_no_weight(monkeypatch):
+    """The only tokens with a weight are those of the reply; before them stands the rendered question."""
+    data = step_of(monkeypatch, mixed())
+    (batches,) = data.updates
+    for batch in batches:
+        weight = batch.columns["policy_weight"]
+        assert (weight[batch.positions_BT < 3] == 0).all(), "begin, user mark and more"
+        assert (batch.columns["advantage"][weight == 0] == 0).all()
+        assert "cross_entropy_weight" not in batch.columns
+
+
+@pytest.mark.parametrize("aggregate", ["token", "sequence", "constant"])
+def test_weights_sum_to_the_mean_they_stand_for(aggregate: str, monkeypatch):
+    """When every group has a signal: one, one, and the mean length over the longest allowed."""
+    groups = [[episode(1.0, 4), episode(0.0, 6)], [episode(0.0, 3), episode(1.0, 5)]]
+    data = step_of(monkeypatch, groups, aggregate=aggregate)
+    total = sum(batch.columns["policy_weight"].sum().item() for batches in data.updates for batch in batches)
+    assert total == pytest.approx({"token": 1.0, "sequence": 1.0, "constant": 18 / (4 * 6)}[aggregate], rel=1e-6)
+
+
+def test_each_update_takes_its_own_share_of_the_prompts_and_its_own_mean(monkeypatch):
+    groups = [[episode(1.0, 4), episode(0.0, 6)], [episode(0.0, 3), episode(1.0, 5)]]
+    data = step_of(monkeypatch, groups, updates=2)
+    assert len(data.updates) == 2
+    for batches, n_tokens in zip(data.updates, (10, 8), strict=True):
+        assert sum(b.n_sequences for b in batches) == 2
+        weights = torch.cat([b.columns["policy_weight"].flatten() for b in batches])
+        np.testing.assert_allclose(weights[weights != 0], 1 / n_tokens, rtol=1e-6)
+
+
+def test_no_signal_no_update(monkeypatch):
+    """Groups of equal rewards, whatever they are, leave nothing to train on."""
+    groups = [[episode(1.0, 4), episode(1.0, 6)], [episode(0.0, 3), episode(0.0, 5)]]
+    data = step_of(monkeypatch, groups)
+    assert data.updates == []
+    assert data.metrics["frac_reward_zero_std"] == 1.0
+    assert step_of(monkeypatch, groups, kl_weight=0.1).updates, "the reference penalty wants them all the same"
+
+
+def test_a_run_without_signal_leaves_the_weights_alone(tmp_path: Path):
+    """And says so: no loss, no gradient norm, the learning rate's step goes on."""
+
+    class Never(Sevens):
+        def score(self, problem: Problem, response: str) -> Verdict:
+            return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0, "process": 0.0})
+
+    base = save_base(tmp_path / "base", deepseek(num_nextn_predict_layers=1))
+    run("rl", RL | {"steps": 4}, context(tmp_path / "run", Never(), base=base))
+    before, after = load_model(base).state_dict(), load_model(tmp_path / "run" / "model").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for line in metrics(tmp_path / "run"):
+        assert line["frac_reward_zero_std"] == 1.0 and line["reward"] == 0.0 and line["n_tokens"] == 0
+        assert "loss" not in line and "grad_norm" not in line
+
+
+def test_the_loss_of_an_on_policy_step_is_trls_grpo(monkeypatch):
+    """Numpy over the episodes themselves: token-mean of -A, plus beta times k3 against the reference."""
+    groups = mixed()
+    data = step_of(monkeypatch, groups, kl_weight=0.5, advantage="group", sampling={"max_new_tokens": 6})
+    reference, model = tiny_model(), tiny_model(seed=4)
+    expected, n_tokens = 0.0, sum(len(e.reply.tokens) for group in groups for e in group)
+    for p, rewards in enumerate(([2.0, 0.0, None], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0])):
+        question = Sevens().problem("train", p, stream_seed(1, "rl", "tiny")).prompt
+        prompt = TOKENIZER.encode(f"<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜>")
+        counted = [r for r in rewards if r is not None]
+        advantage = iter(advantages(counted, "group") if len(set(counted)) > 1 else np.zeros(len(counted)))
+        for g, reward in enumerate(rewards):
+            if reward is None:
+                continue
+            a, reply = next(advantage), groups[p][g].reply
+            tokens = torch.tensor([prompt + reply.tokens])
+            with torch.no_grad():
+                now, ref = (
+                    logits_of(m, tokens).log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[len(prompt) - 1 :, 0]
+                    for m in (model, reference)
+                )
+            ratio = np.exp(now.numpy() - np.array(reply.logps))
+            per_token = -np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
+            gap = (ref - now).numpy()
+            expected += (per_token + 0.5 * (np.exp(gap) - gap - 1)).sum() / n_tokens
+    loss = sum(batch_loss(model, b, LossTerms(), 1.0).loss.item() for batches in data.updates for b in batches)
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_step_is_a_pure_function_of_model_and_step():
+    config = stage()
+    one, two = (Rollouts(config, 1, Sevens(), tiny_model(), TOKENIZER) for _ in range(2))
+    two.step(0)
+    first, second = one.step(3), two.step(3)
+    assert first.metrics == second.metrics
+    for a, b in zip(replies(first), replies(second), strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    other = Rollouts(config, 2, Sevens(), tiny_model(), TOKENIZER).step(3)
+    assert other.metrics != first.metrics
+    assert one.step(4).metrics != first.metrics
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree_and_every_step_says_so(temperature: float, tmp_path: Path):
+    base = save_base(tmp_path / "base", deepseek())
+    sampling = {"max_new_tokens": 6, "temperature": temperature}
+    run("rl", RL | {"updates": 1, "steps": 3, "sampling": sampling}, context(tmp_path / "run", Sevens(), base=base))
+    for line in metrics(tmp_path / "run"):
+        assert 0 <= line["sampling/sampling_logp_difference/mean"] < 1e-5
+        assert line["sampling/sampling_logp_difference/max"] < 1e-5
+        assert line["clip_ratio"] == 0.0
+
+
+def test_reward_rises(tmp_path: Path):
+    base = save_base(tmp_path / "base", llama())
+    settings = RL | {"steps": 15, "updates": 1, "optim": ADAM}
+    run("rl", settings, context(tmp_path / "run", Sevens(), base=base))
+    accuracy = [line["rewards/accuracy/mean"] for line in metrics(tmp_path / "run")]
+    assert np.mean(accuracy[:2]) < 0.5 and np.mean(accuracy[-2:]) > 0.8
+
+
+def test_the_reference_is_the_starting_model_also_after_a_resume(tmp_path: Path, monkeypatch):
+    base = save_base(tmp_path / "base", deepseek())
+    settings = RL | {"kl_weight": 0.1, "steps": 4, "checkpoint_every": 1}
+    context_ = context(tmp_path / "run", Sevens(), base=base)
+    run("rl", settings, context_)
+    seen: list[Decoder] = []
+    plain = Rollouts.step
+
+    def step(self: Rollouts, number: int) -> StepData:
+        assert self.reference is not None
+        seen.append(self.reference)
+        return plain(self, number)
+
+    monkeypatch.setattr(Rollouts, "step", step)
+    run("rl", settings | {"steps": 6}, context_)
+    assert len(seen) == 3, "resumed behind step 3"
+    before = load_model(base).state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in seen[-1].state_dict().items())
+    assert metrics(tmp_path / "run")[-1]["kl"] > 1e-4
+
+
+class Brittle(Sevens):
+    """A verifier that breaks on every reply that begins with a digit."""
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        if response[:1].isdigit():
+            raise OSError("cannot open the answer sheet")
+        return super().score(problem, response)
+
+
+def test_broken_checks_are_counted_and_take_no_part(tmp_path: Path):
+    base = save_base(tmp_path / "base", deepseek())
+    run("rl", RL | {"steps": 3, "most_errors": 1.0}, context(tmp_path / "run", Brittle(), base=base))
+    lines = metrics(tmp_path / "run")
+    assert all(line["n_verifier_errors"] > 0 for line in lines)
+    assert all(line.get("rewards/format/mean", 0.0) == 0.0 for line in lines), "the means are over working checks"
+    rollouts = Rollouts(stage(most_errors=1.0), 1, Brittle(), tiny_model(), TOKENIZER)
+    texts = [TOKENIZER.decode(r["tokens"].tolist()) for step in range(4) for r in replies(rollouts.step(step))]
+    assert texts and not any(text[:1].isdigit() for text in texts)
+
+
+def test_too_many_broken_checks_stop_the_run_with_an_example(tmp_path: Path):
+    base = save_base(tmp_path / "base", deepseek())
+    with pytest.raises(ConfigError) as error:
+        run("rl", RL | {"steps": 3}, context(tmp_path / "run", Brittle(), base=base))
+    for part in ("tiny: the verifier of chain_sum broke on", "of 24 rollouts", "most_errors = 0.1", "answer sheet"):
+        assert part in str(error.value)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_step_whose_checks_all_broke_is_reported_and_passed_over(monkeypatch):
+    groups = [[episode(0.0, 3, **BROKEN), episode(0.0, 4, **BROKEN)]]
+    data = step_of(monkeypatch, groups, most_errors=1.0)
+    assert data.updates == [] and data.metrics == {"n_verifier_errors": 2}
+
+
+def values(groups: list[list[Episode]]) -> dict[str, float]:
+    """rollout_metrics of these episodes at weights of 1 and 1."""
+    reward = [[e.verdict.reward + e.verdict.parts.get("format", 0.0) for e in group] for group in groups]
+    counted = [[e.verdict.outcome != "error" for e in group] for group in groups]
+    reward_PG = torch.tensor(reward) * torch.tensor(counted)
+    return rollout_metrics(groups, reward_PG, torch.tensor(counted))
+
+
+def test_what_is_reported_of_rollouts():
+    groups = [
+        [episode(1.0, 4, 1.0), episode(0.0, 6, finish="length"), episode(0.0, 9, **BROKEN)],
+        [episode(0.0, 3, 1.0), episode(0.0, 7, 1.0), episode(0.0, 2, 1.0)],
+    ]
+    assert values(groups) == {
+        "n_verifier_errors": 1,
+        "completions/mean_length_right": 4.0,
+        "completions/mean_length_wrong": pytest.approx((6 + 3 + 7 + 2) / 4),
+        "completions/mean_length": pytest.approx(22 / 5),
+        "completions/clipped_ratio": pytest.approx(1 / 5),
+        "rewards/accuracy/mean": pytest.approx(1 / 5),
+        "rewards/format/mean": pytest.approx(4 / 5),
+        "rewards/process/mean": 0.0,
+        "reward": pytest.approx(1.0),
+        "reward_std": pytest.approx(np.std([2, 0, 1, 1, 1], ddof=1)),
+        "frac_reward_zero_std": 0.5,
+        "pass_at_1": pytest.approx(1 / 5),
+        "pass_at_group": 0.5,
+    }
+
+
+def test_a_broken_check_gives_a_group_no_signal():
+    """Its placeholder of 0 is not a reward that differs from the others."""
+    groups = [[episode(1.0, 4, 1.0), episode(1.0, 6, 1.0), episode(0.0, 9, **BROKEN)]]
+    assert values(groups)["frac_reward_zero_std"] == 1.0
+
+
+def test_a_metric_that_cannot_be_computed_is_absent():
+    found = values([[episode(1.0, 4), episode(0.0, 9, **BROKEN)]])
+    assert "reward_std" not in found and "completions/mean_length_wrong" not in found
+    assert found["reward"] == 1.0 and found["frac_reward_zero_std"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"prompts": 5}, ("prompts=5", "updates=2")),
+        ({"sampling": {"temperature": 0}}, ("temperature=0", "no group has an advantage")),
+        ({"group": 1}, ("group", "greater than or equal to 2")),
+        ({"aggregate": "mean"}, ("aggregate", "'token', 'sequence' or 'constant'")),
+        ({"clip_low": -0.2}, ("clip_low", "greater than 0")),
+        ({"from": None}, ("from",)),
+    ],
+    ids=str,
+)
+def test_impossible_settings(changes: dict[str, Any], parts: tuple[str, ...]):
+    with pytest.raises(ConfigError) as error:
+        stage(**changes)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_replies_that_would_not_fit_are_refused_before_anything_is_drawn(tmp_path: Path):
+    base = save_base(tmp_path / "base", deepseek())
+    with pytest.raises(ConfigError, match="max_new_tokens=95 does not fit"):
+        run("rl", RL | {"sampling": {"max_new_tokens": 95}}, context(tmp_path / "run", Sevens(), base=base))
+    assert Sampling(max_new_tokens=95).max_new_tokens == 95
