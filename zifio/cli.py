@@ -176,6 +176,9 @@ def _parser(verb: str) -> Parser:
 
 
 def _function(target: str) -> Callable[..., Any]:
+    # OpenMP's threads spin while they wait, which is ruinous when anything else wants their core (a step of a nano
+    # model then takes a hundred times as long). To be set before torch is imported; a value of the user's own stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 

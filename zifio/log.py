@@ -14,6 +14,8 @@ import fcntl
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -231,6 +233,12 @@ class Progress:
         with _unread():
             if self._bar is not None:
                 self._bar.stop()
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _clock(seconds: float) -> str:

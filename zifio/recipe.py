@@ -29,7 +29,7 @@ from rich.table import Table
 
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
-from zifio.log import RunFolder, say
+from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
 
@@ -174,8 +174,6 @@ class Run:
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
         began = time.perf_counter()
         totals = _runner(stage)(stage, self._context(folder))
-        from zifio.train.loop import peak_rss_bytes
-
         seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
         done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
         _write_json(folder / "done.json", done)

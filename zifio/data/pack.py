@@ -24,9 +24,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         for name, values in (("weight", self.weight), *self.columns.items()):
-            assert len(values) == len(self.tokens), (
-                f"{name}: {len(values)} values for {len(self.tokens)} tokens"
-            )
+            assert len(values) == len(self.tokens), f"{name}: {len(values)} values for {len(self.tokens)} tokens"
 
 
 def pack(lengths: Items[int], row_tokens: int) -> list[list[int]]:

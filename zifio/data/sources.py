@@ -22,13 +22,11 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError as error:
             raise ConfigError(
-                f"{path}: line {number}: wanted a JSON object, came {line[:60]!r} ({error}). "
-                "Mend or remove the line."
+                f"{path}: line {number}: wanted a JSON object, came {line[:60]!r} ({error}). Mend or remove the line."
             ) from None
         if not isinstance(row, dict):
             raise ConfigError(
-                f"{path}: line {number}: wanted a JSON object, came a {type(row).__name__}. "
-                "Mend or remove the line."
+                f"{path}: line {number}: wanted a JSON object, came a {type(row).__name__}. Mend or remove the line."
             )
         rows.append(row)
     return rows
@@ -64,8 +62,7 @@ def read_texts(path: str | Path, key: str = "text") -> list[str]:
     for number, row in enumerate(read_jsonl(path), 1):
         if not isinstance(row.get(key), str):
             raise ConfigError(
-                f"{path}: object {number}: {key}: wanted a string, came {row.get(key)!r}. "
-                f"Its keys: {', '.join(row)}."
+                f"{path}: object {number}: {key}: wanted a string, came {row.get(key)!r}. Its keys: {', '.join(row)}."
             )
         texts.append(row[key])
     return texts
@@ -82,7 +79,5 @@ def _lines(path: Path) -> Iterator[str]:
         raise ConfigError(f"{path}: wanted a file, came a folder. Name a file in it.") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}: line {line}: wanted UTF-8 text, came other bytes. Save it as UTF-8."
-        ) from None
+        raise ConfigError(f"{path}: line {line}: wanted UTF-8 text, came other bytes. Save it as UTF-8.") from None
     yield from (line.removesuffix("\r") for line in text.removesuffix("\n").split("\n"))

@@ -87,9 +87,7 @@ class ChatTokenizer:
                 messages=messages, add_generation_prompt=generation_prompt, **marks
             )
         except TemplateError as error:
-            raise ConfigError(
-                f"chat template: cannot render the messages: {error}. Mend the messages."
-            ) from None
+            raise ConfigError(f"chat template: cannot render the messages: {error}. Mend the messages.") from None
 
     def encode_chat(
         self, messages: Sequence[Message], *, generation_prompt: bool = False
@@ -108,9 +106,7 @@ class ChatTokenizer:
             mask += [counts] * len(ids)
         return tokens, mask
 
-    def segments(
-        self, messages: Sequence[Message], *, generation_prompt: bool = False
-    ) -> list[tuple[str, bool]]:
+    def segments(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[tuple[str, bool]]:
         """The rendered text cut before and after each reply, with True for the replies."""
         _check(messages)
         pieces: list[tuple[str, bool]] = []
@@ -121,9 +117,7 @@ class ChatTokenizer:
             before = self.render(messages[:place], generation_prompt=True)
             after = self.render(messages[: place + 1])
             if not (
-                before.startswith(done)
-                and after.startswith(before)
-                and message["content"] in after[len(before) :]
+                before.startswith(done) and after.startswith(before) and message["content"] in after[len(before) :]
             ):
                 raise ConfigError(
                     "chat template: wanted a text that grows message by message and keeps every reply whole, "
@@ -135,9 +129,7 @@ class ChatTokenizer:
         if generation_prompt or not messages or messages[-1]["role"] != "assistant":
             whole = self.render(messages, generation_prompt=generation_prompt)
         if not whole.startswith(done):
-            raise ConfigError(
-                "chat template: rewrites what was said before. Train with zifio's own template."
-            )
+            raise ConfigError("chat template: rewrites what was said before. Train with zifio's own template.")
         return [*pieces, (whole[len(done) :], False)] if len(whole) > len(done) else pieces
 
     def encode(self, text: str) -> list[int]:
@@ -164,9 +156,7 @@ class ChatTokenizer:
     def _id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)
         if found is None:
-            raise ConfigError(
-                f"tokenizer: wanted an id for {token!r}, came none. Add the token to its vocabulary."
-            )
+            raise ConfigError(f"tokenizer: wanted an id for {token!r}, came none. Add the token to its vocabulary.")
         return found
 
 
@@ -194,9 +184,7 @@ class _Characters:
         added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         ids = tokenizer.get_vocab(with_added_tokens=True)
         plain = type(tokenizer.model).__name__ == "WordLevel" and tokenizer.normalizer is None
-        return (
-            cls(ids, added) if plain and added and all(len(t) == 1 for t in set(ids) - set(added)) else None
-        )
+        return cls(ids, added) if plain and added and all(len(t) == 1 for t in set(ids) - set(added)) else None
 
     def __call__(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -218,7 +206,7 @@ class _Characters:
 class _Generation(Extension):
     """Lets `{% generation %}` pass, with which published templates mark what the assistant says."""
 
-    tags = {"generation"}  # noqa: RUF012  jinja2's own declaration
+    tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)

@@ -77,9 +77,7 @@ def load_tokenizer(folder: str | Path) -> ChatTokenizer:
     settings = _read_json(folder / "tokenizer_config.json")
     marks = {name: _token(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
     if not marks["eos_token"]:
-        raise ConfigError(
-            f"{folder}/tokenizer_config.json: eos_token: wanted the end token, came none. Add it."
-        )
+        raise ConfigError(f"{folder}/tokenizer_config.json: eos_token: wanted the end token, came none. Add it.")
     marks["bos_token"] = marks["bos_token"] or marks["eos_token"]
     marks["pad_token"] = marks["pad_token"] or marks["eos_token"]
     return ChatTokenizer(tokenizer, _template(folder, settings), **marks)
@@ -90,14 +88,10 @@ def _characters(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     unknown."""
     alphabet = set(config.alphabet) if config.alphabet else set().union(*_plain(texts))
     if not alphabet:
-        raise ConfigError(
-            "tokenizer.alphabet: wanted characters or texts that have some, came neither. Give either."
-        )
+        raise ConfigError("tokenizer.alphabet: wanted characters or texts that have some, came neither. Give either.")
     vocabulary = {token: id for id, token in enumerate((*SPECIAL_TOKENS, *sorted(alphabet)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # not in it: the library raises
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex("(?m)."), "isolated"
-    )  # Oniguruma's m: dot takes newlines
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m)."), "isolated")  # Oniguruma's m: dot takes newlines
     tokenizer.decoder = decoders.Fuse()
     return _with_special_tokens(tokenizer)
 
@@ -146,9 +140,7 @@ def _template(folder: Path, settings: dict[str, Any]) -> str:
     if isinstance(found, list):  # named templates
         found = {entry["name"]: entry["template"] for entry in found}.get("default")
     if not isinstance(found, str):
-        raise ConfigError(
-            f"{folder}: wanted a chat template, came none. Put a chat_template.jinja into the folder."
-        )
+        raise ConfigError(f"{folder}: wanted a chat template, came none. Put a chat_template.jinja into the folder.")
     return found
 
 

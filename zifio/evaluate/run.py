@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.record import thinking, write_whole
 from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
-from zifio.log import Progress, RunFolder
+from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
 from zifio.tasks.catalog import make_task
@@ -193,7 +191,7 @@ class _Exam:
         write_jsonl(self._records(key), [_row(e, j) for group in episodes_P_G for j, e in enumerate(group)])
         log.metrics(number, {f"{key}/{name}": value for name, value in found.items() if isinstance(value, int | float)})
         seconds = time.perf_counter() - began
-        log.timing(number, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": _peak_rss_bytes()})
+        log.timing(number, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
         # Last: this is what a killed run is resumed by.
         write_whole(self.folder / "results.json", json.dumps({**results, key: found}, indent=1) + "\n")
         return found
@@ -272,9 +270,3 @@ def _row(episode: Episode, place: int) -> dict[str, Any]:
         "finish": reply.finish,
         "logp": sum(reply.logps),
     }
-
-
-def _peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

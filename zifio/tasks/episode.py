@@ -62,9 +62,7 @@ def play(
     seeds = [[stream_seed(seed, *names, problem.id, j) for j in range(n)] for problem in problems]
     replies_P_G = policy.complete(conversations, n, sampling, seeds)
     shape = [len(replies) for replies in replies_P_G]
-    assert shape == [n] * len(problems), (
-        f"policy: wanted {n} replies to each of {len(problems)} prompts, came {shape}"
-    )
+    assert shape == [n] * len(problems), f"policy: wanted {n} replies to each of {len(problems)} prompts, came {shape}"
     return [
         [Episode(problem, reply, judge(task, problem, reply.text)) for reply in replies]
         for problem, replies in zip(problems, replies_P_G, strict=True)
@@ -80,12 +78,8 @@ def judge(task: Task, problem: Problem, response: str) -> Verdict:
     """The task's verdict, or one with outcome "error" that names the task and what its check raised."""
     try:
         verdict = task.score(problem, response)
-    except (
-        Exception
-    ) as error:  # the boundary: a broken check must neither stop a run nor pass for a wrong answer
+    except Exception as error:  # the boundary: a broken check must neither stop a run nor pass for a wrong answer
         return Verdict("error", 0.0, {}, f"{task.name}: the check of {problem.id} raised {error!r}")
     if not isinstance(verdict, Verdict):
-        return Verdict(
-            "error", 0.0, {}, f"{task.name}: the check of {problem.id} gave {verdict!r}, not a verdict"
-        )
+        return Verdict("error", 0.0, {}, f"{task.name}: the check of {problem.id} gave {verdict!r}, not a verdict")
     return verdict

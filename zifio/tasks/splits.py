@@ -37,9 +37,7 @@ class Splits(Config):
         prompt = draw(self.name, split, index, seed, _prompt)
         id = address(self.name, split, index, seed)
         firsts = stream(seed, f"task/{self.name}/gold", split, index).choices(range(10), k=3)
-        gold = "".join(
-            f"{d}{(int(total) - d) % 10}" for d, total in zip(firsts, prompt.split(","), strict=True)
-        )
+        gold = "".join(f"{d}{(int(total) - d) % 10}" for d, total in zip(firsts, prompt.split(","), strict=True))
         return Problem(id, prompt, gold)
 
     def document(self, problem: Problem, shows_working: bool) -> str:

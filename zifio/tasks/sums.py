@@ -72,9 +72,7 @@ class _Chain(Config):
         """The verdict on a response. Raises ValueError when the problem itself is broken."""
         steps = self._steps(problem.prompt)
         if problem.gold != _final(steps[-1]):
-            raise ValueError(
-                f"gold of {problem.prompt} is given as {problem.gold}, but it is {_final(steps[-1])}"
-            )
+            raise ValueError(f"gold of {problem.prompt} is given as {problem.gold}, but it is {_final(steps[-1])}")
         return grade(
             response,
             lambda answer: _answer_fault(answer, problem.gold),
@@ -177,8 +175,4 @@ def _working_fault(working: str, steps: list[str]) -> str:
             came = working[at : at + max(len(step), _QUOTED)]
             return f"step {number} of the working should read {step!r}, came {came!r}"
         at += len(step)
-    return (
-        f"the working goes on after its last step: {working[at : at + _QUOTED]!r}"
-        if at < len(working)
-        else ""
-    )
+    return f"the working goes on after its last step: {working[at : at + _QUOTED]!r}" if at < len(working) else ""

@@ -22,9 +22,7 @@ Split = Literal["train", "held-out"]
 Outcome = Literal["right", "wrong", "error"]
 
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FOREIGN_TOKEN = (
-    "<｜"  # how every other special token of the chat template begins: none belongs in a response
-)
+_FOREIGN_TOKEN = "<｜"  # how every other special token of the chat template begins: none belongs in a response
 _HELD_OUT_OF = 16
 _MOST_DRAWS = 4096
 
@@ -87,9 +85,7 @@ def parse_response(response: str) -> tuple[str, str] | None:
     return response[len("<think>") : middle], response[middle + len("</think><answer>") : -len("</answer>")]
 
 
-def grade(
-    response: str, answer_fault: Callable[[str], str], working_fault: Callable[[str, str], str]
-) -> Verdict:
+def grade(response: str, answer_fault: Callable[[str], str], working_fault: Callable[[str, str], str]) -> Verdict:
     """The verdict on `response`.
 
     `answer_fault(answer)` and `working_fault(working, answer)` say in words what is wrong, "" when nothing
@@ -105,9 +101,7 @@ def grade(
     accuracy = 0.0 if wrong else 1.0
     process = 0.0 if wrong or false_step else 1.0
     parts = {"accuracy": accuracy, "format": 1.0, "process": process}
-    return Verdict(
-        "wrong" if wrong else "right", accuracy, parts, "; ".join(filter(None, (wrong, false_step)))
-    )
+    return Verdict("wrong" if wrong else "right", accuracy, parts, "; ".join(filter(None, (wrong, false_step))))
 
 
 def is_held_out(prompt: str) -> bool:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
-from zifio.log import Progress, RunFolder
+from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.train.batch import Batch
@@ -241,12 +239,6 @@ def _means(results: list[LossResult], load_LE: list[Tensor]) -> dict[str, float]
         for expert, share in enumerate((load_E / load_E.sum()).tolist()):
             out[f"expert_load/{layer}/{expert}"] = share
     return out
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def check_context(model: Decoder, longest: int, what: str) -> None:

@@ -16,14 +16,13 @@ from zifio.checkpoint import model_digest
 from zifio.config import ConfigError
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
-from zifio.log import Progress, RunFolder
+from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, conversation, play
 from zifio.tasks.task import Task
 from zifio.train.config import SampleStage
-from zifio.train.loop import peak_rss_bytes
 from zifio.train.stage import Context
 
 _PART_PROBLEMS = 128
