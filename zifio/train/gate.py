@@ -26,7 +26,13 @@ def check_gate(stage: RlStage, policy: Policy, task: Task, seed: int, folder: Pa
     seed = stream_seed(seed, "gate", stage.name)
     problems = [task.problem("train", index, seed) for index in range(_PROBLEMS)]
     episodes_P_G = play(policy, task, problems, _SAMPLES, stage.sampling, seed, "gate")
-    n = _PROBLEMS * _SAMPLES
+    broken = [e.verdict.reason for group in episodes_P_G for e in group if e.verdict.outcome == "error"]
+    n = _PROBLEMS * _SAMPLES - len(broken)
+    if len(broken) > stage.most_errors * _PROBLEMS * _SAMPLES or not n:
+        raise ConfigError(
+            f"{stage.name}: the verifier of {task.name} broke on {len(broken)} of {_PROBLEMS * _SAMPLES} replies at "
+            f"the gate; for example: {broken[0]}. Mend the verifier."
+        )
     right = sum(e.verdict.outcome == "right" for group in episodes_P_G for e in group) / n
     worked_P_G = [[e.verdict.parts.get("process", 0.0) for e in group] for group in episodes_P_G]
     worked = sum(map(sum, worked_P_G)) / n

@@ -47,7 +47,7 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
             path = parts / f"part-{part:05d}.jsonl"
             if not path.exists():
                 _one_part(stage, context, policy, task, digest, part, path, log)
-            rows += read_jsonl(path)
+            rows += _read_part(path, digest)
             kept = keep(rows, stage)
             progress.update(part + 1, {"kept": len(kept)})
             if stage.most is not None and len(kept) >= stage.most:
@@ -75,7 +75,6 @@ def _one_part(
     problems = [task.problem("train", index, seed) for index in numbers]
     episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
     episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]
-    write_jsonl(path, [_row(stage, digest, seed, j, episode) for j, episode in episodes])
     lengths = [len(policy.prompt(conversation(e.problem))) + len(e.reply.tokens) for _, e in episodes]
     right = sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes)
     n_tokens = sum(len(e.reply.tokens) for _, e in episodes)
@@ -83,6 +82,19 @@ def _one_part(
     log.metrics(part + 1, {"pass_at_1": right, "n_tokens": n_tokens, "part_flops": flops})
     seconds = time.perf_counter() - began
     log.timing(part + 1, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
+    # Last of all, so that a part which is there has its numbers too.
+    write_jsonl(path, [_row(stage, digest, seed, j, episode) for j, episode in episodes])
+
+
+def _read_part(path: Path, digest: str) -> list[dict[str, Any]]:
+    """A part's rows. Raises ConfigError when another model drew them."""
+    rows = read_jsonl(path)
+    if others := {row.get("model") for row in rows} - {digest}:
+        raise ConfigError(
+            f"{path}: model: wanted replies of the weights {digest}, came {others.pop()!r}. "
+            "Start this stage over with --fresh."
+        )
+    return rows
 
 
 def _row(stage: SampleStage, digest: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:
