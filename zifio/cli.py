@@ -176,9 +176,10 @@ def _parser(verb: str) -> Parser:
 
 
 def _function(target: str) -> Callable[..., Any]:
-    # OpenMP's threads spin while they wait, which is ruinous when anything else wants their core (a step of a nano
-    # model then takes a hundred times as long). To be set before torch is imported; a value of the user's own stays.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP's threads spin while they wait: ruinous when anything else wants their core (a step of a nano model then
+    # takes a hundred times as long), yet without any spinning two threads are no faster than one. So they spin briefly.
+    # To be set before torch is imported; a value of the user's own stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)
 
