@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four problems a part, so that ten problems make three."""
-    monkeypatch.setattr(sample_module, "_PART_PROBLEMS", 4)
+    monkeypatch.setattr(sample_module, "_PART_REPLIES", 32)
 
 
 def stage(**changes: Any) -> SampleStage:
@@ -120,7 +120,7 @@ def test_totals_and_metrics_count_everything_drawn(base: Path, tmp_path: Path):
 
 def test_parts_are_a_matter_of_memory_only(base: Path, tmp_path: Path, monkeypatch):
     here(tmp_path / "small", base)
-    monkeypatch.setattr(sample_module, "_PART_PROBLEMS", 100)
+    monkeypatch.setattr(sample_module, "_PART_REPLIES", 800)
     here(tmp_path / "large", base)
     small, large = ((tmp_path / name / "data.jsonl").read_bytes() for name in ("small", "large"))
     assert small == large

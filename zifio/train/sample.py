@@ -25,7 +25,7 @@ from zifio.tasks.task import Task
 from zifio.train.config import SampleStage
 from zifio.train.stage import Context
 
-_PART_PROBLEMS = 128
+_PART_REPLIES = 1024
 
 
 def sample(stage: SampleStage, context: Context) -> dict[str, float]:
@@ -38,7 +38,7 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     task = make_task(stage.task or context.task)
     digest, log = model_digest(source), RunFolder(context.folder)
     parts = context.folder / "parts"
-    n_parts = -(-stage.problems // _PART_PROBLEMS)
+    n_parts = -(-stage.problems // _part_problems(stage))
     done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
     log.truncate(len(done))
     rows: list[dict[str, Any]] = []
@@ -64,6 +64,11 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     return {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows), "kept": len(kept)}
 
 
+def _part_problems(stage: SampleStage) -> int:
+    """Problems whose replies are drawn and written together."""
+    return max(1, _PART_REPLIES // stage.n)
+
+
 def _one_part(
     stage: SampleStage, context: Context, policy: LocalPolicy, task: Task, digest: str, part: int, path: Path,
     log: RunFolder,
@@ -71,7 +76,8 @@ def _one_part(
     """Draw one part's replies and write all of them with their verdicts."""
     began = time.perf_counter()
     seed = stream_seed(context.seed, "sample", stage.name)
-    numbers = range(part * _PART_PROBLEMS, min((part + 1) * _PART_PROBLEMS, stage.problems))
+    size = _part_problems(stage)
+    numbers = range(part * size, min((part + 1) * size, stage.problems))
     problems = [task.problem("train", index, seed) for index in numbers]
     episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
     episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]

@@ -1,0 +1,222 @@
+"""Recipes as a whole, through the command line: run, skip, resume after kill -9, refuse; what comes out is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from zifio.config import ConfigError, Sampling
+from zifio.engine.policy import load_policy
+from zifio.recipe import load_recipe, run_stage
+
+SMOKE = Path("recipes/smoke.toml")
+MODELS = ("base", "r1-zero", "r1", "student")
+
+
+def zifio(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "zifio.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A finished smoke run and the report that `--json` wrote."""
+    folder = tmp_path_factory.mktemp("smoke") / "run"
+    done = zifio("run", str(SMOKE), "--out", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_report_has_what_scripts_rely_on(smoke: tuple[Path, dict]) -> None:
+    folder, report = smoke
+    assert json.loads((folder / "report.json").read_text()) == report
+    assert set(report["models"]) == set(MODELS)
+    for entry in report["models"].values():
+        low, high = entry["pass_at_1_interval"]
+        assert 0 <= low <= entry["pass_at_1"] <= high <= 1
+        assert entry["mean_response_tokens"] > 0 and Path(entry["path"], "config.json").exists()
+        assert entry["pass_at_k"]
+    assert report["seconds"] > 0 and report["flops"] > 0 and report["peak_rss_bytes"] > 10**8
+    assert all(stage["seconds"] >= 0 for stage in report["stages"].values())
+    assert (folder / "report.html").stat().st_size > 10_000 and (folder / "report.md").exists()
+    assert list((folder / "figures").glob("*.png"))
+
+
+def test_finished_stages_are_skipped_and_untouched(smoke: tuple[Path, dict]) -> None:
+    folder, _ = smoke
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/**/*") if path.is_file()}
+    again = zifio("run", str(SMOKE), "--out", str(folder))
+    assert again.returncode == 0, again.stderr
+    after = {path: path.stat().st_mtime_ns for path in before}
+    changed = [str(p) for p in before if after[p] != before[p] and "figures" not in str(p)]
+    assert changed == []
+
+
+@pytest.mark.parametrize("name", ["r1", "student"])
+def test_trained_model_opens_in_transformers_with_equal_logits_and_greedy_text(
+    smoke: tuple[Path, dict], name: str
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = smoke[0] / name / "model"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    policy = load_policy(folder)
+    question = [{"role": "user", "content": "(3+4+9)%10"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
+    assert prompt == policy.prompt(question)
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        hidden = policy.model(tokens, torch.arange(len(prompt))[None]).hidden_BTD
+        torch.testing.assert_close(policy.model.logits(hidden), theirs(tokens).logits, atol=1e-5, rtol=0)
+        out = theirs.generate(tokens, do_sample=False, max_new_tokens=24, eos_token_id=policy.tokenizer.eos_id)
+    sampling = Sampling(temperature=0, max_new_tokens=24)
+    reply = policy.complete([question], 1, sampling, [[0]])[0][0]
+    assert reply.tokens == out[0, len(prompt) :].tolist()
+    assert reply.text == tokenizer.decode(reply.tokens).removesuffix(tokenizer.eos_token)
+
+
+def reproducible(folder: Path) -> dict[str, bytes]:
+    """What two runs must have in common to the byte: weights, metrics, sampled data, records."""
+    patterns = ("*/model/model.safetensors", "*/metrics.jsonl", "*/data.jsonl", "*/records-*.jsonl")
+    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
+
+
+def test_killed_at_any_moment_it_ends_the_same_to_the_byte(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "zifio.cli", "run", str(SMOKE), "--out", str(folder)]
+    landmarks = (
+        "base/checkpoints/step-000008",
+        "r1-zero/checkpoints/step-000002",
+        "r1/metrics.jsonl",
+        "final/stage.json",
+    )
+    for landmark in landmarks:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (folder / landmark).exists() and process.poll() is None:
+            assert time.monotonic() < deadline, f"{landmark} never came"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, resumed = reproducible(smoke[0]), reproducible(folder)
+    assert whole.keys() == resumed.keys() and len(whole) > 20
+    assert [name for name in whole if whole[name] != resumed[name]] == []
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(smoke: tuple[Path, dict]) -> None:
+    done = zifio("run", str(SMOKE), "stage.base.optim.lr=0.5", "--out", str(smoke[0]))
+    assert done.returncode == 2
+    assert "optim.lr: 0.02 -> 0.5" in done.stderr and "--fresh" in done.stderr
+
+
+def test_second_run_in_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "zifio.cli", "run", str(SMOKE), "--out", str(tmp_path)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "recipe.json").exists():
+            assert first.poll() is None
+            time.sleep(0.01)
+        second = subprocess.run(command, capture_output=True, text=True)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2 and str(first.pid) in second.stderr
+
+
+def test_ctrl_c_saves_says_how_to_resume_and_resumes(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    command = [sys.executable, "-m", "zifio.cli", "run", str(SMOKE), "--out", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "base/metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 4:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "resume" in said
+    assert list((folder / "base/checkpoints").glob("step-*"))
+    done = zifio("pretrain", str(SMOKE), "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    name = "base/model/model.safetensors"
+    assert (folder / name).read_bytes() == (smoke[0] / name).read_bytes()
+
+
+def test_verb_runs_one_stage_from_another_folders_result(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    base = smoke[0] / "base" / "model"
+    words = ("rl", str(SMOKE), "--stage", "r1-zero", f"from={base}", "steps=1", "held_out.every=0")
+    done = zifio(*words, "--out", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["stage"] == "r1-zero" and Path(result["path"], "model", "model.safetensors").exists()
+
+
+def test_nan_stops_with_the_step_keeps_the_checkpoint_and_exits_1(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    shutil.copytree(smoke[0] / "tokenizer", tmp_path / "tokenizer")
+    words = ("pretrain", str(SMOKE), "optim.lr=1e38", "optim.kind=adamw", "optim.warmup_steps=0", "checkpoint_every=1")
+    done = zifio(*words, "--out", str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert "step" in done.stderr and "optim.lr" in done.stderr
+    assert list((tmp_path / "base/checkpoints").glob("step-*"))
+
+
+BAD = {
+    "unknown key": (["stage.base.stepz=3"], "did you mean 'steps'"),
+    "wrong type": (["stage.base.steps=many"], "an integer"),
+    "odd rotary width": (["stage.base.model.qk_rope_head_dim=7"], "odd"),
+    "experts not divisible": (["stage.base.model.n_group=3"], "divisible"),
+    "unknown stage": (["stage.r1.from=nowhere"], "nowhere"),
+    "unknown task": (["task.name=chain_som"], "chain_sum"),
+    "greedy RL": (["stage.r1.sampling.temperature=0"], "temperature"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_explained_at_once_with_exit_code_2(case: str, tmp_path: Path) -> None:
+    overrides, wanted = BAD[case]
+    done = zifio("run", str(SMOKE), *overrides, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert wanted.lower() in done.stderr.lower(), done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_recipe_and_missing_result_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_recipe(tmp_path / "none.toml", [])
+    with pytest.raises(ConfigError, match="Run that stage first"):
+        run_stage("sample", SMOKE, "traces", out=tmp_path / "empty")
+
+
+def test_model_and_tokenizer_that_do_not_belong_together_are_refused(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(smoke[0] / "base" / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["x"] = config["vocab_size"] + 5
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = zifio("chat", str(model), "--prompt", "(1+2)%10")
+    assert done.returncode == 2 and "belong together" in done.stderr
+
+
+def test_every_recipe_in_the_folder_is_valid() -> None:
+    for path in sorted(Path("recipes").glob("*.toml")):
+        load_recipe(path, [])
+
+
+def test_chat_answers_with_the_thinking_apart(smoke: tuple[Path, dict]) -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    words = ("chat", str(smoke[0] / "r1" / "model"), "--prompt", "(3+4)%10", "--json")
+    done = zifio(*words, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {"question", "thinking", "answer", "tokens", "finish"} <= json.loads(done.stdout).keys()
