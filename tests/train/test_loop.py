@@ -89,6 +89,15 @@ class Child:
         return self.process.exitcode
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Results repeat bit for bit for one number of threads; children use one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forkserver():
     """Children are forked from a small server that has imported everything once."""
