@@ -1,10 +1,10 @@
 """Talk to a model in the terminal, its thinking shown apart from its answer.
 
 On a terminal it asks until an empty line. With `--prompt`, or lines piped in, the answers go to stdout and the thinking
-to stderr, so that `zifio chat MODEL --prompt '3+7' 2>/dev/null` is the answer alone. Every question is a conversation
-of its own: these models learn from single questions.
+to stderr, so that `zifio chat MODEL --prompt '(3+7)%10' 2>/dev/null` is the answer alone. Every question is a
+conversation of its own: these models learn from single questions.
 
-Try it alone: `zifio chat runs/quickstart/r1/model --prompt '3+7-2+9'`
+Try it alone: `zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'`
 """
 
 import re

@@ -127,7 +127,7 @@ VERBS = {
     "chat": Verb(
         CHAT,
         "talk to a model, its thinking shown apart",
-        "zifio chat runs/quickstart/r1/model --prompt '3+7-2+9'",
+        "zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'",
         _chat_arguments,
     ),
 }
