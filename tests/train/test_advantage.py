@@ -35,6 +35,13 @@ def test_equal_rewards_give_exactly_zero(scale: str, value: float, size: int):
 
 
 @pytest.mark.parametrize("scale", ["group", "none"])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.3e5])
+def test_equal_rewards_beside_a_broken_check_give_exactly_zero(scale: str, value: float):
+    reward_PG = torch.tensor([[value] * 7 + [0.0]])
+    assert (group_advantage(reward_PG, torch.arange(8)[None] < 7, scale) == 0).all()
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
 def test_broken_checks_take_no_part(scale: str):
     """As if the rollout had never been drawn, whatever reward it was given."""
     reward_PG = torch.tensor([[1.0, 0.0, 99.0, 1.0, -7.0], [5.0, 1.0, 1.0, 1.0, 2.0]])
