@@ -167,10 +167,11 @@ def test_a_run_without_signal_leaves_the_weights_alone(tmp_path: Path):
         assert "loss" not in line and "grad_norm" not in line
 
 
-def test_the_loss_of_an_on_policy_step_is_trls_grpo(monkeypatch):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_loss_of_a_step_is_trls_grpo(temperature: float, monkeypatch):
     """Numpy over the episodes themselves: token-mean of -A, plus beta times k3 against the reference."""
     groups = mixed()
-    data = step_of(monkeypatch, groups, kl_weight=0.5, advantage="group", sampling={"max_new_tokens": 6})
+    data = step_of(monkeypatch, groups, kl_weight=0.5, sampling={"max_new_tokens": 6, "temperature": temperature})
     reference, model = tiny_model(), tiny_model(seed=4)
     expected, n_tokens = 0.0, sum(len(e.reply.tokens) for group in groups for e in group)
     for p, rewards in enumerate(([2.0, 0.0, None], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0])):
@@ -184,15 +185,14 @@ def test_the_loss_of_an_on_policy_step_is_trls_grpo(monkeypatch):
             a, reply = next(advantage), groups[p][g].reply
             tokens = torch.tensor([prompt + reply.tokens])
             with torch.no_grad():
-                now, ref = (
-                    logits_of(m, tokens).log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[len(prompt) - 1 :, 0]
-                    for m in (model, reference)
-                )
+                table = [(logits_of(m, tokens) / temperature).log_softmax(-1)[0, :-1] for m in (model, reference)]
+            now, ref = (t.gather(1, tokens[0, 1:, None])[len(prompt) - 1 :, 0] for t in table)
             ratio = np.exp(now.numpy() - np.array(reply.logps))
             per_token = -np.minimum(ratio * a, np.clip(ratio, 0.8, 1.2) * a)
             gap = (ref - now).numpy()
             expected += (per_token + 0.5 * (np.exp(gap) - gap - 1)).sum() / n_tokens
-    loss = sum(batch_loss(model, b, LossTerms(), 1.0).loss.item() for batches in data.updates for b in batches)
+    terms = LossTerms(temperature=temperature)
+    loss = sum(batch_loss(model, b, terms, 1.0).loss.item() for batches in data.updates for b in batches)
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
