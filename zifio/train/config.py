@@ -144,34 +144,37 @@ class PretrainStage(ModelStage):
     """Weight of the multi-token prediction loss (DeepSeek-V3: 0.3, later 0.1); of no effect without the module."""
 
 
-class SftStage(ModelStage):
+class Conversations(ModelStage):
+    """What the stages share that learn from given conversations."""
+
+    data: str
+    """A `sample` stage, or a JSONL file with `prompt` and `response`."""
+    sequences: PositiveInt = 64
+    """Conversations per step; the data is walked through in a new order every epoch."""
+    short_first: Share = 0.0
+    """Share of the steps over which ever longer conversations join, beginning with the shortest tenth."""
+
+
+class SftStage(Conversations):
     """Supervised fine-tuning on conversations."""
 
     kind: Literal["sft"]
     """Names the kind."""
     from_: str = Field(alias="from")
     """Model to start from."""
-    data: str
-    """A `sample` stage, or a JSONL file with `prompt` and `response`."""
-    sequences: PositiveInt = 64
-    """Conversations per step; the data is walked through in a new order every epoch."""
 
 
-class DistillStage(ModelStage):
+class DistillStage(Conversations):
     """Fine-tune a smaller student on a teacher's traces (R1, section 2.4: text only, no logits)."""
 
     kind: Literal["distill"]
     """Names the kind."""
     teacher: str
-    """The model whose traces these are; the data's provenance must agree."""
-    data: str
-    """A `sample` stage of the teacher, or such a JSONL file."""
+    """The model whose traces the data holds; their provenance must agree."""
     from_: str | None = Field(None, alias="from")
     """The student's base; or leave it out and give `model`."""
     model: ModelConfig | None = None
     """Shape of a student that starts from random weights."""
-    sequences: PositiveInt = 64
-    """Conversations per step."""
 
     @model_validator(mode="after")
     def _one_start(self) -> DistillStage:

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: cross-entropy on the replies of given conversations (R1, sections 2.3.1 and 2.3.3).
 
 Step s takes the next `sequences` of the data, walked through in a new order every epoch; the order is a function of
-the epoch's number, so position is state.
+the epoch's number, so position is state. With `short_first` the walk begins after a time with the shorter ones.
 
 Run alone: `zifio sft recipes/quickstart.toml --stage cold-start steps=20 --out runs/try`
 """
@@ -19,7 +19,7 @@ from zifio.models.decoder import Decoder
 from zifio.seed import stream
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import make_batches
-from zifio.train.config import DistillStage, SftStage
+from zifio.train.config import Conversations, DistillStage, SftStage
 from zifio.train.loop import Source, StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, open_model
@@ -41,14 +41,14 @@ def fine_tune(
 ) -> dict[str, float]:
     """The training that `sft` and `distill` share."""
     sequences = [conversation_sequence(tokenizer, row["prompt"], row["response"]) for row in rows]
-    check_context(model, max(len(s.tokens) for s in sequences), "a conversation of the data")
+    sequences.sort(key=lambda sequence: len(sequence.tokens))
+    check_context(model, len(sequences[-1].tokens), "a conversation of the data")
 
     def source(trainer: Trainer) -> Source:
         def batches(step: int) -> StepData:
-            first = step * stage.sequences
-            chosen = [_nth(sequences, i, context.seed, stage.name) for i in range(first, first + stage.sequences)]
+            chosen = choose(sequences, stage, context.seed, step)
             layout = stage.rows
-            metrics = {"epoch": (first + stage.sequences) / len(sequences)}
+            metrics = {"epoch": (step + 1) * stage.sequences / len(sequences)}
             packed = make_batches(mean_weighted(chosen), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
             return StepData([packed], metrics)
 
@@ -60,6 +60,20 @@ def fine_tune(
     totals = trainer.run(source)
     finish(context, model, tokenizer)
     return totals
+
+
+def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int) -> list[Sequence]:
+    """What a step learns from: at first draws from the shortest conversations, then a walk through all of them.
+
+    `by_length` is sorted, shortest first. A nano model learns which operand comes next on short sums, or never.
+    """
+    n, n_early = stage.sequences, round(stage.short_first * stage.steps)
+    if step >= n_early:
+        first = (step - n_early) * n
+        return [_nth(by_length, index, seed, stage.name) for index in range(first, first + n)]
+    share = 0.1 + 0.9 * step / n_early
+    n_open = max(1, round(share * len(by_length)))
+    return stream(seed, "sft/short-first", stage.name, step).choices(by_length[:n_open], k=n)
 
 
 def _nth(sequences: list[Sequence], index: int, seed: int, name: str) -> Sequence:
