@@ -152,8 +152,9 @@ def die_at(patch: pytest.MonkeyPatch, nth: int) -> None:
     patch.setattr(RunFolder, "timing", dying(RunFolder.timing))
 
 
-def test_killed_at_any_moment_and_resumed_is_the_same(base: Path, tmp_path: Path):
+def test_killed_at_any_moment_and_resumed_is_the_same(base: Path, tmp_path: Path, monkeypatch):
     """Data, metrics and totals; whatever was being written when it died."""
+    monkeypatch.setattr(sample_module, "_PART_REPLIES", 12)
     small = {"problems": 6, "n": 3}
     totals = here(tmp_path / "whole", base, **small)
     for nth in range(1, 100):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import ADAM, SHORT_SUMS, characters, context, deepseek, llama, logits_of, metrics, run, save_base
+from tiny import ADAM, KINDS, SHORT_SUMS, characters, context, deepseek, llama, logits_of, metrics, run, save_base
 
 import zifio.train.sft as sft_module
 from zifio.checkpoint import model_digest
-from zifio.config import ConfigError, Sampling
+from zifio.config import ConfigError, Sampling, build
 from zifio.data.pack import Sequence
 from zifio.data.sources import write_jsonl
 from zifio.engine.policy import load_policy
@@ -85,6 +85,21 @@ def test_the_order_depends_on_seed_and_stage_and_not_on_where_one_asks():
     assert order(1, "a", epoch=5) != first
     assert order(1, "a") == first and sorted(first) == list(range(9))
     assert len({tuple(order(seed, name)) for seed in (1, 2) for name in "ab"}) == 4
+
+
+def test_short_first_opens_ever_longer_conversations_and_then_walks_through_all():
+    """The shortest tenth, then more and more until the share of the steps is over; each step by its number alone."""
+    config, _ = KINDS["sft"]
+    stage = build(config, {"kind": "sft", "name": "a", **SFT, "steps": 40, "sequences": 30, "short_first": 0.5}, "test")
+    by_length = [Sequence([i], [1.0]) for i in range(100)]
+    longest = [max(one.tokens[0] for one in sft_module.choose(by_length, stage, 1, step)) for step in range(20)]
+    for step, found in enumerate(longest):
+        n_open = 100 * (0.1 + 0.9 * step / 20)
+        assert 0.7 * n_open - 1 <= found < n_open
+    later = [one.tokens[0] for step in range(20, 40) for one in sft_module.choose(by_length, stage, 1, step)]
+    assert all(sorted(later[at : at + 100]) == list(range(100)) for at in range(0, 600, 100))
+    assert sft_module.choose(by_length, stage, 1, 7) == sft_module.choose(by_length, stage, 1, 7)
+    assert sft_module.choose(by_length, stage, 2, 7) != sft_module.choose(by_length, stage, 1, 7)
 
 
 def test_only_the_reply_and_its_end_count():
