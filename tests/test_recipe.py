@@ -111,7 +111,7 @@ def test_killed_at_any_moment_it_ends_the_same_to_the_byte(smoke: tuple[Path, di
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     whole, resumed = reproducible(smoke[0]), reproducible(folder)
-    assert whole.keys() == resumed.keys() and len(whole) > 20
+    assert whole.keys() == resumed.keys() and len(whole) > 15
     assert [name for name in whole if whole[name] != resumed[name]] == []
 
 
