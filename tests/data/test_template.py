@@ -34,19 +34,13 @@ CHATS = {
     "system alone": [system("1")],
     "nothing": [],
 }
-CASES = [
-    pytest.param(chat, prompt, id=f"{name}, {prompt}")
-    for name, chat in CHATS.items()
-    for prompt in (True, False)
-]
+CASES = [pytest.param(chat, prompt, id=f"{name}, {prompt}") for name, chat in CHATS.items() for prompt in (True, False)]
 
 
 @pytest.fixture(scope="module", params=["characters", "bpe"])
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    tokenizer = train_tokenizer(
-        TokenizerConfig(kind=request.param, vocab_size=270), [REPLY, "0123456789+-=\n "]
-    )
+    tokenizer = train_tokenizer(TokenizerConfig(kind=request.param, vocab_size=270), [REPLY, "0123456789+-=\n "])
     save_tokenizer(tokenizer, folder)
     return ChatTokenizer(tokenizer), AutoTokenizer.from_pretrained(folder)
 
@@ -128,9 +122,7 @@ def test_messages_that_make_no_conversation_are_an_error(pair, chat, word):
 
 
 def test_a_template_that_hides_thoughts_cannot_be_trained_on(pair):
-    hides = pair[0].template.replace(
-        "+ message['content'] + eos", "+ message['content'].split('</think>')[-1] + eos"
-    )
+    hides = pair[0].template.replace("+ message['content'] + eos", "+ message['content'].split('</think>')[-1] + eos")
     assert hides != pair[0].template
     tokenizer = ChatTokenizer(pair[0].tokenizer, hides)
     assert "think" not in tokenizer.render(CHATS["one turn"])

@@ -111,9 +111,7 @@ def test_an_unknown_character_is_named(text, strange):
     with pytest.raises(ConfigError) as caught:
         tokenizer.encode(text)
     assert f"came {strange!r}" in str(caught.value)
-    with pytest.raises(
-        Exception, match="UNK"
-    ):  # never a silent unknown token in the library's own form either
+    with pytest.raises(Exception, match="UNK"):  # never a silent unknown token in the library's own form either
         tokenizer.tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -146,9 +144,7 @@ def test_saving_what_was_loaded_changes_no_byte(folder, tmp_path):
 
 
 def test_published_spellings_of_special_tokens_and_templates_are_read(tmp_path):
-    Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="<s>")).save(
-        str(tmp_path / "tokenizer.json")
-    )
+    Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="<s>")).save(str(tmp_path / "tokenizer.json"))
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     config = {
         "bos_token": {"content": "<s>", "lstrip": False},

@@ -84,7 +84,7 @@ def test_our_folder_opens_in_transformers_with_equal_logits(pair: tuple) -> None
 
 
 def test_their_folder_opens_here_with_equal_logits(pair: tuple, tmp_path: Path) -> None:
-    model, theirs, _ = pair
+    _, theirs, _ = pair
     theirs.save_pretrained(tmp_path / "theirs")
     ours = load_model(tmp_path / "theirs")
     tokens = torch.randint(50, (3, 40), generator=torch.Generator().manual_seed(3))

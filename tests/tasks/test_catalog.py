@@ -50,8 +50,6 @@ def test_a_slip_is_an_error_that_says_what_was_meant(data, words):
 
 
 def test_tasks_and_data_do_not_import_torch():
-    rooms = (
-        "zifio.tasks.catalog, zifio.tasks.episode, zifio.data.tokenizer, zifio.data.pack, zifio.data.sources"
-    )
+    rooms = "zifio.tasks.catalog, zifio.tasks.episode, zifio.data.tokenizer, zifio.data.pack, zifio.data.sources"
     code = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -37,9 +37,7 @@ def test_episodes_come_in_the_order_of_problems_and_samples():
     policy = Echo()
     episodes = play(policy, TASK, PROBLEMS, 3, Sampling(), 1, "rl", 7)
     assert [[episode.problem for episode in group] for group in episodes] == [[p] * 3 for p in PROBLEMS]
-    assert [[episode.verdict.outcome for episode in group] for group in episodes] == [
-        ["right", "wrong", "wrong"]
-    ] * 4
+    assert [[episode.verdict.outcome for episode in group] for group in episodes] == [["right", "wrong", "wrong"]] * 4
     conversations, n, sampling, seeds = policy.seen[0]
     assert conversations == [[{"role": "user", "content": p.prompt}] for p in PROBLEMS]
     assert (n, sampling) == (3, Sampling())

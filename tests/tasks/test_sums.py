@@ -43,14 +43,10 @@ def test_our_distribution_is_that_of_reasoning_gym(theirs):
         signs = Counter(c for prompt in prompts for c in prompt if c in "+-")
         digits = Counter(c for prompt in prompts for c in prompt if c.isdigit())
         lengths = Counter((len(prompt) + 1) // 2 for prompt in prompts)
-        return [
-            {key: n / counter.total() for key, n in counter.items()} for counter in (signs, digits, lengths)
-        ]
+        return [{key: n / counter.total() for key, n in counter.items()} for counter in (signs, digits, lengths)]
 
     ours = counts([ChainSum().problem("train", index, seed=1).prompt for index in range(3000)])
-    for mine, yours in zip(
-        ours, counts([e["metadata"]["expression"].replace(" ", "") for e in theirs]), strict=True
-    ):
+    for mine, yours in zip(ours, counts([e["metadata"]["expression"].replace(" ", "") for e in theirs]), strict=True):
         assert mine.keys() == yours.keys()
         assert all(abs(mine[key] - yours[key]) < 0.03 for key in mine)
 
@@ -122,9 +118,7 @@ def test_only_the_very_integer_is_right(answer):
     verdict = TASK.score(PROBLEM, render_response("", answer))
     assert (verdict.outcome, verdict.reward, verdict.parts["accuracy"]) == ("wrong", 0.0, 0.0)
     assert 0 < len(verdict.reason) < 200
-    assert (
-        "".join(verdict.reason.split()) and TASK.score(PROBLEM, render_response(answer, "14")).reward == 0.0
-    )
+    assert "".join(verdict.reason.split()) and TASK.score(PROBLEM, render_response(answer, "14")).reward == 0.0
 
 
 @pytest.mark.parametrize("answer", ["-0", "+0", "00", "", "0.0", "O", "-"])
