@@ -51,6 +51,11 @@ def chat(
     """
     given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     sampling = build(Sampling, given, "command line")
+    for name in ("config.json", "tokenizer.json"):  # before torch, which takes seconds to import
+        if not (model / name).is_file():
+            raise ConfigError(
+                f"{model}: wanted the folder of a model, came one without {name}. Train one: make quickstart."
+            )
     from zifio.engine.policy import load_policy
 
     policy = load_policy(model)

@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = _function(VERBS[words[0]].target)(**arguments)
     except KeyboardInterrupt:
         return _stopped(words)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         return _explained(error)
     if result is None:
         return 0
@@ -224,6 +224,8 @@ def _explained(error: Exception) -> int:
 
     if isinstance(error, ConfigError):
         return _complain(str(error))
+    if isinstance(error, OSError):
+        return _complain(f"{error}. Mend the file or the disk and run the same command again.")
     if isinstance(error, RuntimeError):
         from zifio.train.loop import Diverged
 

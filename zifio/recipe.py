@@ -18,6 +18,7 @@ Run alone: `zifio run recipes/quickstart.toml --dry-run`
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,9 @@ AnyStage = Annotated[
     TokenizerStage | PretrainStage | SftStage | RlStage | SampleStage | DistillStage | EvalStage,
     Field(discriminator="kind"),
 ]
+
+
+_LEARNERS = (PretrainStage, SftStage, DistillStage)
 
 
 class Recipe(Config):
@@ -79,6 +83,8 @@ def references(stage: AnyStage) -> list[str]:
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     """The recipe of a TOML file with overrides applied. Raises ConfigError for whatever is wrong with it."""
     recipe = build(Recipe, override(read_toml(path), overrides), str(path))
+    _check_kinds(recipe, str(path))
+    _check_lengths(recipe, str(path))
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):
@@ -92,6 +98,48 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
+def _check_kinds(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError where a stage starts from one that makes something else than it needs."""
+    makes = {TokenizerStage: "a tokenizer", SampleStage: "data", EvalStage: "results"}
+    for stage in recipe.stage:
+        if isinstance(stage, EvalStage):
+            needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
+        else:
+            wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
+            needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
+        for key, name, what in needs:
+            source = recipe.named(name) if isinstance(name, str) else None
+            made = makes.get(type(source), "a model")
+            if source is not None and made != what and not (what == "a tokenizer" and made == "a model"):
+                raise ConfigError(
+                    f"{where}: {stage.name}.{key.rstrip('_')}: wanted a stage that makes {what}, came {name!r} "
+                    f"(kind {source.kind}), which makes {made}. Name another stage."
+                )
+
+
+def _check_lengths(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
+    for stage in recipe.stage:
+        if isinstance(stage, TokenizerStage) or (isinstance(stage, _LEARNERS) and not stage.held_out.every):
+            continue  # never samples
+        starts = stage.models if isinstance(stage, EvalStage) else [stage.name]
+        for context in filter(None, (_context_length(recipe, start) for start in starts)):
+            if stage.sampling.max_new_tokens >= context:
+                raise ConfigError(
+                    f"{where}: {stage.name}.sampling.max_new_tokens: wanted less than the model's context of {context} "
+                    f"tokens, came {stage.sampling.max_new_tokens}. Lower it, or raise max_position_embeddings."
+                )
+
+
+def _context_length(recipe: Recipe, name: str) -> int | None:
+    """Tokens that the model of a stage can hold, where the recipe itself says so."""
+    stage = recipe.named(name)
+    model, start = getattr(stage, "model", None), getattr(stage, "from_", None)
+    if model is not None:
+        return model.max_position_embeddings
+    return _context_length(recipe, start) if start is not None and start != name else None
+
+
 class Run:
     """A recipe in its run folder."""
 
@@ -102,8 +150,8 @@ class Run:
 
     def place(self, name: str) -> Path:
         """Folder of a stage: in this run, or finished in the fallback."""
-        own = self.folder / name
-        return own if (own / "done.json").exists() or self.fallback == self.folder else self.fallback / name
+        own, other = self.folder / name, self.fallback / name
+        return other if (other / "done.json").exists() and not (own / "done.json").exists() else own
 
     def model_of(self, name: str) -> Path:
         """Folder of the model (or tokenizer) that a stage made, or of one given by path."""
@@ -117,6 +165,13 @@ class Run:
         stage = self.recipe.named(name)
         path = self.place(name) / result if stage is not None else Path(name)
         wanted = path / inside if inside else path
+        if wanted.exists() and (path / "manifest.json").exists():
+            from zifio.checkpoint import damage
+
+            if fault := damage(path):
+                raise ConfigError(
+                    f"{path}: wanted the result of {name!r} as it was written, came: {fault}. Make it anew."
+                )
         if not wanted.exists():
             first = (
                 f"Run that stage first: zifio {stage.kind} RECIPE.toml --stage {name}" if stage else "Check the path"
@@ -137,7 +192,7 @@ class Run:
         if stage is None:
             return _path_digest(Path(name))
         done = self.place(name) / "done.json"
-        return json.loads(done.read_text())["digest"] if done.exists() else self.digest(stage)
+        return _read_mark(done, ("digest",))["digest"] if done.exists() else self.digest(stage)
 
     def is_done(self, stage: AnyStage) -> bool:
         """Whether the stage is finished with these very settings.
@@ -148,7 +203,7 @@ class Run:
         mark = folder / "stage.json"
         if not mark.exists():
             return False
-        before: dict[str, Any] = json.loads(mark.read_text())
+        before = _read_mark(mark, ("digest", "settings"))
         if before["digest"] != self.digest(stage):
             changed = _differences(before["settings"], self._settings(stage)) or "a stage that it starts from"
             raise ConfigError(
@@ -168,7 +223,7 @@ class Run:
         """Run one stage to its end, or skip it when it is done; returns what `done.json` says."""
         folder = self.folder / stage.name
         if self.is_done(stage):
-            return json.loads((folder / "done.json").read_text())
+            return _read_mark(folder / "done.json", ("digest",))
         digest = self.digest(stage)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
@@ -283,6 +338,10 @@ def run_stage(
     with RunFolder(run.folder).lock():
         if fresh:
             run.throw_away([chosen])
+        for needed in references(chosen):
+            tokenizer = recipe.named(needed)
+            if isinstance(tokenizer, TokenizerStage) and not (run.place(needed) / "done.json").exists():
+                run.stage(tokenizer)  # it takes a second and has no verb of its own
         done = run.stage(chosen)
     say(f"{name}: done, in {run.folder / name}")
     return {"stage": name, "path": str(run.folder / name), **done} if as_json else None
@@ -352,7 +411,22 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
     return ", ".join(filter(None, found))
 
 
+def _read_mark(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """What `stage.json` or `done.json` says. Raises ConfigError when it is torn."""
+    try:
+        content = json.loads(path.read_text())
+        return {**content, **{key: content[key] for key in keys}}
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path}: wanted a JSON object with {', '.join(keys)}, came something else. "
+            "Start this stage over with --fresh."
+        ) from None
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(content, indent=1) + "\n")
+    with beside.open("w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)

@@ -15,6 +15,7 @@ from zifio.models.config import ModelConfig
 from zifio.tasks.catalog import TaskConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optim(Config):
@@ -26,11 +27,11 @@ class Optim(Config):
     """Peak learning rate, after warm-up."""
     adamw_lr_scale: PositiveFloat = 1.0
     """Factor on the learning rate of what AdamW moves, beside Muon."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
     eps: PositiveFloat = 1e-8
     """AdamW's term against division by zero."""
-    momentum: Share = 0.95
+    momentum: Decay = 0.95
     """Muon's momentum."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices; norms have none."""
@@ -192,6 +193,8 @@ class RlStage(ModelStage):
     """Model to start from."""
     task: TaskConfig | None = None
     """By default the recipe's task."""
+    balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
+    """Expert balance; off, so that the policy moves for no other reason than the reward."""
     prompts: PositiveInt = 32
     """Problems per step."""
     group: int = Field(16, ge=2)
@@ -221,6 +224,10 @@ class RlStage(ModelStage):
     def _possible(self) -> RlStage:
         if self.prompts % self.updates:
             raise ValueError(f"prompts={self.prompts} is not divisible by updates={self.updates}")
+        if self.sampling.top_p < 1:
+            raise ValueError(
+                f"sampling.top_p={self.sampling.top_p} samples another policy than the one that is trained; set it to 1"
+            )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0 draws the same reply every time, so no group has an advantage")
         return self

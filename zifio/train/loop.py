@@ -93,7 +93,7 @@ class Trainer:
                 shown = {**data.metrics, **metrics}
                 progress.update(step + 1, {key: shown[key] for key in self.shown if key in shown})
                 is_last = step + 1 == self.stage.steps
-                if not is_last and (stopping.is_set() or (step + 1) % self.stage.checkpoint_every == 0):
+                if stopping.is_set() or (not is_last and (step + 1) % self.stage.checkpoint_every == 0):
                     self._save(step + 1, totals)
                 if stopping.is_set():
                     raise KeyboardInterrupt
@@ -156,9 +156,10 @@ class Trainer:
 
     def _advice(self, step: int, what: str) -> str:
         return (
-            f"{self.stage.name}: {what} at step {step + 1}. The last checkpoint is kept. Try a lower optim.lr (now "
-            f"{self.stage.optim.lr:g}), more optim.warmup_steps (now {self.stage.optim.warmup_steps}) or a lower "
-            f"optim.clip (now {self.stage.optim.clip:g}), with --fresh."
+            f"{self.stage.name}: {what} at step {step + 1}. Checkpoints and finished stages stay. Try a lower optim.lr "
+            f"(now {self.stage.optim.lr:g}), more optim.warmup_steps (now {self.stage.optim.warmup_steps}) or a lower "
+            f"optim.clip (now {self.stage.optim.clip:g}): change the recipe and start this stage alone over with its "
+            f"own verb, --stage {self.stage.name} --fresh."
         )
 
     def _look(self, step: int, totals: dict[str, float]) -> None:
@@ -189,21 +190,25 @@ class Trainer:
 
 @contextlib.contextmanager
 def stop_between_steps() -> Generator[threading.Event, None, None]:
-    """Turn the first Ctrl-C into an event, so that the step can end and be saved; the second one stops at once."""
+    """Turn the first Ctrl-C or SIGTERM into an event, so that the step can end and be saved; the second is final."""
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping  # only the main thread may handle signals
         return
 
     def on_interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
+        restore()
         stopping.set()
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stopping
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _total_load(results: list[LossResult]) -> list[Tensor]:
