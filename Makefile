@@ -39,7 +39,7 @@ quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstar
 	$(BIN)/zifio run recipes/quickstart.toml
 
 test: setup ## the tests (under three minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: setup ## the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -178,6 +178,10 @@ BAD = {
     "experts not divisible": (["stage.base.model.n_group=3"], "divisible"),
     "unknown stage": (["stage.r1.from=nowhere"], "nowhere"),
     "unknown task": (["task.name=chain_som"], "chain_sum"),
+    "a tokenizer for a model": (["stage.r1-zero.from=tokenizer"], "makes a tokenizer"),
+    "a model for data": (["stage.cold-start.data=base"], "makes a model"),
+    "reply longer than the context": (["stage.r1.sampling.max_new_tokens=5000"], "context of 96"),
+    "another policy than the sampled one": (["stage.r1.sampling.top_p=0.9"], "top_p"),
     "greedy RL": (["stage.r1.sampling.temperature=0"], "temperature"),
 }
 
@@ -207,6 +211,23 @@ def test_model_and_tokenizer_that_do_not_belong_together_are_refused(smoke: tupl
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     done = zifio("chat", str(model), "--prompt", "(1+2)%10")
     assert done.returncode == 2 and "belong together" in done.stderr
+
+
+def test_an_edited_result_and_a_torn_mark_are_named(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke[0], folder)
+    weights = folder / "r1" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ConfigError, match="torn or was edited"):
+        run_stage("sample", SMOKE, "traces", out=folder, fresh=True)
+    (folder / "base" / "stage.json").write_text("{bad")
+    with pytest.raises(ConfigError, match=r"stage\.json.*--fresh"):
+        run_stage("pretrain", SMOKE, out=folder)
+
+
+def test_a_stage_verb_makes_a_missing_tokenizer(tmp_path: Path) -> None:
+    run_stage("pretrain", SMOKE, overrides=["steps=1", "held_out.every=0"], out=tmp_path)
+    assert (tmp_path / "tokenizer" / "done.json").exists() and (tmp_path / "base" / "done.json").exists()
 
 
 def test_every_recipe_in_the_folder_is_valid() -> None:

@@ -156,10 +156,10 @@ class Trainer:
 
     def _advice(self, step: int, what: str) -> str:
         return (
-            f"{self.stage.name}: {what} at step {step + 1}. Checkpoints and finished stages stay. Try a lower optim.lr "
-            f"(now {self.stage.optim.lr:g}), more optim.warmup_steps (now {self.stage.optim.warmup_steps}) or a lower "
-            f"optim.clip (now {self.stage.optim.clip:g}): change the recipe and start this stage alone over with its "
-            f"own verb, --stage {self.stage.name} --fresh."
+            f"{self.stage.name}: {what} at step {step + 1}. Checkpoints and finished stages are kept. Try a lower "
+            f"optim.lr (now {self.stage.optim.lr:g}), more optim.warmup_steps (now {self.stage.optim.warmup_steps}) "
+            f"or a lower optim.clip (now {self.stage.optim.clip:g}): change the recipe and start this stage "
+            f"alone over with its own verb, --stage {self.stage.name} --fresh."
         )
 
     def _look(self, step: int, totals: dict[str, float]) -> None:

@@ -129,8 +129,7 @@ def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]
     kept = []
     for row in rows:
         key = (row["prompt"], row["response"])
-        good = row["finish"] == "stop" and row["outcome"] != "error"  # a cut reply would teach to stop in the middle
-        good = good and (stage.keep == "all" or row["outcome"] == "right")
+        good = stage.keep == "all" or (row["outcome"] == "right" and row["finish"] == "stop")
         if stage.keep == "process":
             good = good and row["parts"].get("process") == 1.0
         if not good or key in seen or per_problem.get(row["problem"], 0) >= stage.most_per_problem:
