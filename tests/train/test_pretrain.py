@@ -29,9 +29,7 @@ def documents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, steps: int = 6, *
     settings = PRETRAIN | {"documents": 40, "steps": steps, "rows": {"row_tokens": 96}} | changes
     with monkeypatch.context() as patch:
         patch.setattr(pretrain_module, "make_batches", watching)
-        patch.setattr(
-            "zifio.train.loop.Trainer.run", lambda self, source: [source(self)(s) for s in range(steps)] and {}
-        )
+        patch.setattr("zifio.train.loop.Trainer.run", lambda self, batches: [batches(s) for s in range(steps)] and {})
         run("pretrain", settings, context(tmp_path / "run", TASK, tokenizer=base))
     return seen
 

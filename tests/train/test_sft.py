@@ -65,9 +65,7 @@ def test_every_epoch_walks_through_all_rows_once_in_a_new_order(n_rows, per_step
         return []
 
     monkeypatch.setattr(sft_module, "make_batches", watching)
-    monkeypatch.setattr(
-        "zifio.train.loop.Trainer.run", lambda self, source: [source(self)(s) for s in range(20)] and {}
-    )
+    monkeypatch.setattr("zifio.train.loop.Trainer.run", lambda self, batches: [batches(s) for s in range(20)] and {})
     here("sft", tmp_path, base, written(tmp_path, rows_of(n_rows)), sequences=per_step, steps=20)
     everything = Counter(tuple(conversation_sequence(characters(), **row).tokens) for row in rows_of(n_rows))
     epochs = [seen[at : at + n_rows] for at in range(0, len(seen) - n_rows + 1, n_rows)]

@@ -41,13 +41,18 @@ class LocalPolicy:
 
 
 def load_policy(folder: str | Path, max_rows: int = 512) -> LocalPolicy:
+    """The model and tokenizer of a Hugging Face folder as a policy. Raises what `open_model` raises."""
+    return LocalPolicy(*open_model(folder), max_rows)
+
+
+def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
     """The model and tokenizer of a Hugging Face folder.
 
     Raises ConfigError when either cannot be read, or when the tokenizer has more tokens than the model has rows.
     """
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     check_fit(model, tokenizer, str(folder))
-    return LocalPolicy(model, tokenizer, max_rows)
+    return model, tokenizer
 
 
 def check_fit(model: Decoder, tokenizer: ChatTokenizer, where: str) -> None:

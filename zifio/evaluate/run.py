@@ -28,7 +28,7 @@ from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import Episode, Policy, conversation, play
+from zifio.tasks.episode import Episode, Policy, conversation, play, record
 from zifio.tasks.task import Problem, Task
 
 _CHUNK = 64  # problems between two movements of the progress bar; no result depends on it
@@ -256,17 +256,4 @@ def _flops(policy: LocalPolicy, episodes_P_G: list[list[Episode]]) -> float:
 
 def _row(episode: Episode, place: int) -> dict[str, Any]:
     """One reply as it stands in the records; `logp` is the sum over its tokens."""
-    problem, reply, verdict = episode.problem, episode.reply, episode.verdict
-    return {
-        "problem": problem.id,
-        "place": place,
-        "prompt": problem.prompt,
-        "response": reply.text,
-        "gold": problem.gold,
-        "outcome": verdict.outcome,
-        "parts": verdict.parts,
-        "reason": verdict.reason,
-        "n_tokens": len(reply.tokens),
-        "finish": reply.finish,
-        "logp": sum(reply.logps),
-    }
+    return {**record(episode, place), "logp": sum(episode.reply.logps)}

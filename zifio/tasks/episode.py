@@ -7,7 +7,7 @@ Try it alone: `pytest tests/tasks/test_episode.py`
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from zifio.config import Sampling
 from zifio.seed import stream_seed
@@ -67,6 +67,23 @@ def play(
         [Episode(problem, reply, judge(task, problem, reply.text)) for reply in replies]
         for problem, replies in zip(problems, replies_P_G, strict=True)
     ]
+
+
+def record(episode: Episode, place: int) -> dict[str, Any]:
+    """The episode as one JSON object; `place` is its number within the group."""
+    problem, reply, verdict = episode.problem, episode.reply, episode.verdict
+    return {
+        "problem": problem.id,
+        "place": place,
+        "prompt": problem.prompt,
+        "response": reply.text,
+        "gold": problem.gold,
+        "outcome": verdict.outcome,
+        "parts": verdict.parts,
+        "reason": verdict.reason,
+        "n_tokens": len(reply.tokens),
+        "finish": reply.finish,
+    }
 
 
 def conversation(problem: Problem) -> list[Message]:

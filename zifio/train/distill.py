@@ -13,10 +13,11 @@ from typing import Any
 from zifio.checkpoint import model_digest
 from zifio.config import ConfigError
 from zifio.data.tokenizer import load_tokenizer
+from zifio.engine.policy import open_model
 from zifio.seed import stream_seed
 from zifio.train.config import DistillStage
 from zifio.train.sft import fine_tune, read_conversations
-from zifio.train.stage import Context, new_model, open_model
+from zifio.train.stage import Context, new_model
 
 
 def distill(stage: DistillStage, context: Context) -> dict[str, float]:

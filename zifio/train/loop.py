@@ -62,26 +62,24 @@ class Trainer:
     stage: ModelStage
     terms: LossTerms
     folder: Path
-    seed: int
     look: Look | None = None
     shown: tuple[str, ...] = ("loss",)
     """Metrics that stand beside the progress bar."""
 
-    def run(self, source: Callable[[Trainer], Source]) -> dict[str, float]:
+    def run(self, batches: Source) -> dict[str, float]:
         """Train to the last step, going on from a checkpoint when there is one; returns the stage's totals.
 
         Raises Diverged when the loss is not finite; the last checkpoint stays.
         """
         self.log = RunFolder(self.folder)
         self.optimizer = Optimizer(self.model, self.stage.optim)
-        next_batches = source(self)  # before any weights change: RL keeps its reference model
         start, totals = self._resume()
         with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
             if start == 0:
                 self._look(0, totals)
             for step in range(start, self.stage.steps):
                 began = time.perf_counter()
-                data = next_batches(step)
+                data = batches(step)
                 metrics = self._updates(data, step)
                 if not data.updates or step + 1 == self.stage.steps:
                     self._check_weights(step)  # no loss will do it

@@ -15,7 +15,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.task import Task, shows_working
 from zifio.train.batch import make_batches
 from zifio.train.config import PretrainStage
-from zifio.train.loop import Source, StepData, Trainer, check_context
+from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model
 
@@ -27,29 +27,24 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     task = stage.task or context.task
     text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
 
-    def source(trainer: Trainer) -> Source:
-        def batches(step: int) -> StepData:
-            sequences = []
-            now = task_at(stage, task, step)
-            for index in range(step * stage.documents, (step + 1) * stage.documents):
-                problem = now.problem("train", index, text_seed)
-                response = now.document(problem, shows_working(index, text_seed, stage.p_cot))
-                sequence = conversation_sequence(tokenizer, problem.prompt, response)
-                if stage.loss_on == "all":
-                    sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
-                sequences.append(sequence)
-            check_context(model, max(len(s.tokens) for s in sequences), f"a document of {task.name}")
-            rows = stage.rows
-            return StepData(
-                [make_batches(mean_weighted(sequences), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)]
-            )
-
-        return batches
+    def batches(step: int) -> StepData:
+        sequences = []
+        now = task_at(stage, task, step)
+        for index in range(step * stage.documents, (step + 1) * stage.documents):
+            problem = now.problem("train", index, text_seed)
+            response = now.document(problem, shows_working(index, text_seed, stage.p_cot))
+            sequence = conversation_sequence(tokenizer, problem.prompt, response)
+            if stage.loss_on == "all":
+                sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
+            sequences.append(sequence)
+        check_context(model, max(len(s.tokens) for s in sequences), f"a document of {task.name}")
+        rows = stage.rows
+        return StepData([make_batches(mean_weighted(sequences), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)])
 
     terms = LossTerms(mtp_weight=stage.mtp_weight, balance_weight=stage.balance.loss_weight)
     look = context.look(stage, tokenizer, make_task(context.task))
-    trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
-    totals = trainer.run(source)
+    trainer = Trainer(model, stage, terms, context.folder, look)
+    totals = trainer.run(batches)
     finish(context, model, tokenizer)
     return totals
 

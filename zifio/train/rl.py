@@ -20,7 +20,7 @@ from torch import Tensor
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
-from zifio.engine.policy import LocalPolicy
+from zifio.engine.policy import LocalPolicy, open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.seed import stream_seed
@@ -33,7 +33,7 @@ from zifio.train.config import RlStage
 from zifio.train.gate import check_gate
 from zifio.train.loop import StepData, Trainer
 from zifio.train.loss import LossTerms, token_logp
-from zifio.train.stage import Context, finish, open_model
+from zifio.train.stage import Context, finish
 
 
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
@@ -48,11 +48,11 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     )
     shown = ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy")
     look = context.look(stage, tokenizer, task)
-    trainer = Trainer(model, stage, terms, context.folder, context.seed, look, shown)
+    trainer = Trainer(model, stage, terms, context.folder, look, shown)
     rollouts = Rollouts(stage, context.seed, task, model, tokenizer)
     if stage.gate and not (context.folder / "checkpoints").exists():
         check_gate(stage, rollouts.policy, task, context.seed, context.folder)
-    totals = trainer.run(lambda _: rollouts.step)
+    totals = trainer.run(rollouts.step)
     finish(context, model, tokenizer)
     return totals
 

@@ -20,7 +20,7 @@ from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import Episode, conversation, play
+from zifio.tasks.episode import Episode, conversation, play, record
 from zifio.tasks.task import Task
 from zifio.train.config import SampleStage
 from zifio.train.stage import Context
@@ -104,22 +104,8 @@ def _read_part(path: Path, digest: str) -> list[dict[str, Any]]:
 
 
 def _row(stage: SampleStage, digest: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:
-    problem, reply, verdict = episode.problem, episode.reply, episode.verdict
-    return {
-        "prompt": problem.prompt,
-        "response": reply.text,
-        "gold": problem.gold,
-        "outcome": verdict.outcome,
-        "parts": verdict.parts,
-        "reason": verdict.reason,
-        "n_tokens": len(reply.tokens),
-        "finish": reply.finish,
-        "problem": problem.id,
-        "place": place,
-        "seed": seed,
-        "model": digest,
-        "sampling": stage.sampling.model_dump(),
-    }
+    provenance = {"seed": seed, "model": digest, "sampling": stage.sampling.model_dump()}
+    return {**record(episode, place), **provenance}
 
 
 def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]:

@@ -15,14 +15,15 @@ from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.sources import read_jsonl
 from zifio.data.template import ChatTokenizer
+from zifio.engine.policy import open_model
 from zifio.models.decoder import Decoder
 from zifio.seed import stream
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import make_batches
 from zifio.train.config import Conversations, DistillStage, SftStage
-from zifio.train.loop import Source, StepData, Trainer, check_context
+from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, open_model
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted
 
 
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
@@ -44,20 +45,17 @@ def fine_tune(
     sequences.sort(key=lambda sequence: len(sequence.tokens))
     check_context(model, len(sequences[-1].tokens), "a conversation of the data")
 
-    def source(trainer: Trainer) -> Source:
-        def batches(step: int) -> StepData:
-            chosen = choose(sequences, stage, context.seed, step)
-            layout = stage.rows
-            metrics = {"epoch": (step + 1) * stage.sequences / len(sequences)}
-            packed = make_batches(mean_weighted(chosen), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
-            return StepData([packed], metrics)
-
-        return batches
+    def batches(step: int) -> StepData:
+        chosen = choose(sequences, stage, context.seed, step)
+        layout = stage.rows
+        metrics = {"epoch": (step + 1) * stage.sequences / len(sequences)}
+        packed = make_batches(mean_weighted(chosen), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
+        return StepData([packed], metrics)
 
     terms = LossTerms(balance_weight=stage.balance.loss_weight)
     look = context.look(stage, tokenizer, make_task(context.task))
-    trainer = Trainer(model, stage, terms, context.folder, context.seed, look)
-    totals = trainer.run(source)
+    trainer = Trainer(model, stage, terms, context.folder, look)
+    totals = trainer.run(batches)
     finish(context, model, tokenizer)
     return totals
 

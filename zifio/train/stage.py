@@ -9,11 +9,11 @@ from pathlib import Path
 from zifio.checkpoint import with_manifest
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
-from zifio.data.tokenizer import load_tokenizer, save_tokenizer
+from zifio.data.tokenizer import save_tokenizer
 from zifio.engine.policy import check_fit
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.decoder import Decoder
-from zifio.models.weights import load_model, save_model
+from zifio.models.weights import save_model
 from zifio.tasks.catalog import TaskConfig
 from zifio.tasks.task import Task
 from zifio.train.config import ModelStage
@@ -49,13 +49,6 @@ def new_model(config: DeepseekV3Config | LlamaConfig, tokenizer: ChatTokenizer, 
     model = Decoder(config.model_copy(update=ids | size), seed)
     check_fit(model, tokenizer, "model.vocab_size")
     return model
-
-
-def open_model(folder: Path) -> tuple[Decoder, ChatTokenizer]:
-    """Model and tokenizer of a Hugging Face folder. Raises ConfigError when they do not belong together."""
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
-    check_fit(model, tokenizer, str(folder))
-    return model, tokenizer
 
 
 def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
