@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zifio.engine.cache import SlotCache
+from zifio.engine.cache import PagedCache
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn, read_config
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, load_state, save_model, to_disk_names
@@ -111,16 +111,23 @@ def test_absorbed_equals_expanded(name: str) -> None:
     torch.testing.assert_close(absorbed, expanded, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("latent", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_cached_decoding_equals_the_full_forward(name: str) -> None:
-    model = made(CASES[name])
-    tokens = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(5))
-    positions = torch.arange(30).expand(2, -1)
-    cache = SlotCache(model.config, n_rows=2, n_slots=30)
+def test_cached_decoding_equals_the_full_forward(name: str, latent: bool) -> None:
+    """Two sequences in scattered pages, cut into chunks of many sizes, across page borders."""
+    model, n_tokens = made(CASES[name]), 70
+    tokens = torch.randint(50, (2, n_tokens), generator=torch.Generator().manual_seed(5))
+    positions = torch.arange(n_tokens).expand(2, -1)
+    cache = PagedCache(model.config, n_pages=9, latent=latent)
+    parts, at = [], 0
     with torch.no_grad():
         full = model(tokens, positions).hidden_BTD
-        parts = [model(tokens[:, :9], positions[:, :9], cache).hidden_BTD]
-        parts += [model(tokens[:, t : t + 1], positions[:, t : t + 1], cache).hidden_BTD for t in range(9, 30)]
+        for n in (5, 40, 1, 1, 10, 13):
+            cache.begin([[7, 2, 5], [1, 8, 0]], [at, at], [n, n])
+            now = slice(at, at + n)
+            hidden = model(tokens[:, now].reshape(1, -1), positions[:, now].reshape(1, -1), cache).hidden_BTD
+            parts.append(hidden.view(2, n, -1))
+            at += n
     torch.testing.assert_close(torch.cat(parts, dim=1), full, atol=1e-5, rtol=0)
 
 

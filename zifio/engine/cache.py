@@ -1,45 +1,99 @@
-"""A preallocated cache: slot s of a row holds what attention keeps of the token at position s.
+"""The paged cache: what attention keeps of every token, in pages that sequences share and give back.
 
-MLA keeps one vector of C + R numbers per token and layer, GQA a key and a value per key/value head.
+A page holds PAGE consecutive tokens of one sequence, in every layer. A sequence is a list of pages, its table; equal
+prefixes may share pages, so a group's prompt is stored once (PagedAttention, arXiv:2309.06180). Who owns which page is
+not decided here but in `engine/pages.py`.
+
+A token costs 2 J K numbers per layer with grouped-query attention. MLA stores either every head's expanded key and
+value (`latent=False`: H (K + R + X) numbers, the trainer's own arithmetic) or the latent and the shared rotary key
+(`latent=True`: C + R numbers, the paper's saving).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from zifio.models.attention import fused_attention
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 
+PAGE = 32
+"""Tokens of one page."""
 
-class SlotCache:
-    """Fixed memory for `n_rows` sequences of up to `n_slots` tokens; implements `models.attention.Cache`."""
 
-    def __init__(self, config: DeepseekV3Config | LlamaConfig, n_rows: int, n_slots: int) -> None:
-        if isinstance(config, DeepseekV3Config):
-            shapes: list[tuple[int, ...]] = [(config.kv_lora_rank + config.qk_rope_head_dim,)]
-        else:
-            shapes = [(config.n_kv_heads, config.d_head)] * 2
-        self._entries = [
-            tuple(torch.zeros(n_rows, n_slots, *shape) for shape in shapes) for _ in range(config.num_hidden_layers)
-        ]
-        self._n_slots = n_slots
-        self._used = 0
+class Entry(NamedTuple):
+    """What one token leaves in one layer: `n_heads` keys of width `d_key` and values of width `d_value`."""
 
-    def n_slots(self) -> int:
-        """Slots that `append` returns: those up to the furthest position announced by `reserve`."""
-        return self._used or self._n_slots
+    n_heads: int
+    d_key: int
+    d_value: int
 
-    def reserve(self, used: int) -> None:
-        """Limit attention to the first `used` slots, because no row reaches further yet."""
-        self._used = used
 
-    def append(self, layer: int, positions_BT: Tensor, entries: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Store [B, T, ...] entries at their positions; return the first `n_slots()` slots of every row."""
-        row = torch.arange(len(positions_BT))[:, None]
-        for store, entry in zip(self._entries[layer], entries, strict=True):
-            store[row, positions_BT] = entry
-        return tuple(store[:, : self.n_slots()] for store in self._entries[layer])
+def entry_of(config: DeepseekV3Config | LlamaConfig, latent: bool) -> Entry:
+    """The entry of a model's attention layers."""
+    if not isinstance(config, DeepseekV3Config):
+        return Entry(config.n_kv_heads, config.d_head, config.d_head)
+    if latent:
+        return Entry(1, config.kv_lora_rank + config.qk_rope_head_dim, config.kv_lora_rank)
+    return Entry(config.num_attention_heads, config.qk_head_dim, config.v_head_dim)
 
-    def take(self, rows: Tensor) -> None:
-        """Keep the given rows, in the given order; a row may be repeated (a prompt shared by its group)."""
-        self._entries = [tuple(store[rows] for store in layer) for layer in self._entries]
+
+def n_cached_layers(config: DeepseekV3Config | LlamaConfig) -> int:
+    """Layers that keep something: those of the model, and the MTP module's behind them."""
+    return config.num_hidden_layers + (config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0)
+
+
+def bytes_per_page(config: DeepseekV3Config | LlamaConfig, latent: bool) -> int:
+    """Memory of one page in all layers, fp32."""
+    entry = entry_of(config, latent)
+    return 4 * PAGE * n_cached_layers(config) * entry.n_heads * (entry.d_key + entry.d_value)
+
+
+class PagedCache:
+    """Memory for `n_pages` pages; implements `models.attention.Cache`."""
+
+    def __init__(self, config: DeepseekV3Config | LlamaConfig, n_pages: int, latent: bool = False) -> None:
+        self.latent = latent
+        entry, layers = entry_of(config, latent), n_cached_layers(config)
+        self._keys = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_key) for _ in range(layers)]
+        self._values = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_value) for _ in range(layers)]
+
+    def begin(self, tables: list[list[int]], first: list[int], count: list[int]) -> None:
+        """Announce a forward pass over the concatenation of `count[m]` tokens of each sequence m.
+
+        Sequence m's new tokens stand at positions first[m], first[m] + 1, ...; the token at position p lives in slot
+        p % PAGE of page tables[m][p // PAGE]. Pages of positions that are written must belong to m alone.
+        """
+        n_pages = max(map(len, tables))
+        self._table_MP = torch.tensor([table + [0] * (n_pages - len(table)) for table in tables])
+        self._first_M, self._count_M = torch.tensor(first), torch.tensor(count)
+        sequence_N = torch.arange(len(tables)).repeat_interleave(self._count_M)
+        start_M = self._count_M.cumsum(0) - self._count_M
+        position_N = torch.arange(len(sequence_N)) - start_M[sequence_N] + self._first_M[sequence_N]
+        self._page_N, self._slot_N = self._table_MP[sequence_N, position_N // PAGE], position_N % PAGE
+        self._start_M = start_M
+
+    def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
+        """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
+        keys, values = self._keys[layer], self._values[layer]
+        keys[self._page_N, self._slot_N] = k_NJK
+        values[self._page_N, self._slot_N] = v_NJX
+        n_slots = int((self._first_M + self._count_M).max())
+        used_MP = self._table_MP[:, : -(-n_slots // PAGE)]
+        group = q_NHK.shape[1] // k_NJK.shape[1]
+        k_MHSK, v_MHSX = (
+            store[used_MP].flatten(1, 2).repeat_interleave(group, dim=2).transpose(1, 2) for store in (keys, values)
+        )
+        column_T = torch.arange(int(self._count_M.max()))
+        index_MT = (self._start_M[:, None] + column_T).clamp(max=len(q_NHK) - 1)
+        position_MT = self._first_M[:, None] + column_T
+        visible_MTS = torch.arange(k_MHSK.shape[2]) <= position_MT[..., None]
+        out = fused_attention(q_NHK[index_MT].transpose(1, 2), k_MHSK, v_MHSX, visible_MTS, scale)
+        return out.transpose(1, 2)[column_T < self._count_M[:, None]]
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy a page in every layer, so that a sequence may write on after a prefix that it shared."""
+        for store in (*self._keys, *self._values):
+            store[target] = store[source]

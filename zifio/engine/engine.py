@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import SlotCache
+from zifio.engine.cache import PagedCache as SlotCache
 from zifio.engine.sampler import choose, uniforms
 from zifio.models.decoder import Decoder
 

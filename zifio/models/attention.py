@@ -20,20 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zifio.models.config import DeepseekV3Config, LlamaConfig
-from zifio.models.layers import RMSNorm
+from zifio.models.layers import Linear, RMSNorm
 from zifio.models.rope import rotate, temperature
 
 
 @runtime_checkable
 class Cache(Protocol):
-    """What a decoder needs of a cache; slot s of a row holds the token at position s."""
+    """What a decoder needs of a cache, which knows for itself which sequence each of the N new tokens continues."""
 
-    def append(self, layer: int, positions_BT: Tensor, entries: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Store [B, T, ...] entries at their positions; return everything so far as [B, S, ...]."""
-        ...
+    latent: bool
+    """Whether MLA stores latents (absorbed form) instead of every head's keys and values (expanded form)."""
 
-    def n_slots(self) -> int:
-        """S: how many slots `append` returns."""
+    def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
+        """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
         ...
 
 
@@ -43,13 +42,36 @@ class Geometry(NamedTuple):
     positions_BT: Tensor
     cos_BTr: Tensor
     sin_BTr: Tensor
-    visible_BTS: Tensor | None
-    """True where a query may see a key; nothing means plain causal over T."""
+    spans_M3: Tensor | None
+    """Without a cache: (start, count, first position) of every sequence, on the flattened axis B*T."""
     absorb: bool
+    """Whether MLA attends in its absorbed form."""
 
 
-def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor | None, scale: float) -> Tensor:
-    """softmax(q k^T scale) v as [B, H, T, X], through torch's fused attention.
+def spans_of(positions_BT: Tensor) -> Tensor:
+    """(start, count, 0) of every sequence on the flattened axis: one begins at each row and at each position 0."""
+    begins_BT = positions_BT == 0
+    begins_BT[:, 0] = True
+    start_M = begins_BT.flatten().nonzero()[:, 0]
+    count_M = torch.diff(start_M, append=start_M.new_tensor([positions_BT.numel()]))
+    return torch.stack([start_M, count_M, torch.zeros_like(start_M)], dim=1)
+
+
+def attend(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M3: Tensor, scale: float) -> Tensor:
+    """Causal softmax(q k^T scale) v within each span, as [N, H, X]; query heads share key/value heads in groups."""
+    count_M, n_heads = spans_M3[:, 1], q_NHK.shape[1]
+    width = int(count_M.max())
+    column_T = torch.arange(width, device=q_NHK.device)
+    index_MT = (spans_M3[:, :1] + column_T).clamp(max=len(q_NHK) - 1)
+    group = n_heads // k_NJK.shape[1]
+    q_MHTK = q_NHK[index_MT].transpose(1, 2)
+    k_MHTK, v_MHTX = (x[index_MT].repeat_interleave(group, dim=2).transpose(1, 2) for x in (k_NJK, v_NJX))
+    out_MTHX = fused_attention(q_MHTK, k_MHTK, v_MHTX, None, scale).transpose(1, 2)
+    return out_MTHX[column_T < count_M[:, None]]
+
+
+def fused_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor | None, scale: float) -> Tensor:
+    """softmax(q k^T scale) v as [B, H, T, X] through torch's fused attention; no mask means plain causal.
 
     The fused CPU kernel wants equal key and value widths, so a narrower side is padded with zeros, which changes
     neither scores nor outputs.
@@ -73,27 +95,23 @@ class LatentAttention(nn.Module):
         d, heads = config.hidden_size, config.num_attention_heads
         self.scale = config.qk_head_dim**-0.5 * temperature(config.rope_scaling)
         if config.q_lora_rank is None:
-            self.q_proj = nn.Linear(d, heads * config.qk_head_dim, bias=False)
+            self.q_proj = Linear(d, heads * config.qk_head_dim)
         else:
-            self.q_a_proj = nn.Linear(d, config.q_lora_rank, bias=False)
+            self.q_a_proj = Linear(d, config.q_lora_rank)
             self.q_a_layernorm = RMSNorm(config.q_lora_rank)
-            self.q_b_proj = nn.Linear(config.q_lora_rank, heads * config.qk_head_dim, bias=False)
-        self.kv_a_proj_with_mqa = nn.Linear(d, config.kv_lora_rank + config.qk_rope_head_dim, bias=False)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(d, config.kv_lora_rank + config.qk_rope_head_dim)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank)
-        self.kv_b_proj = nn.Linear(
-            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
-        )
-        self.o_proj = nn.Linear(heads * config.v_head_dim, d, bias=False)
+        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.o_proj = Linear(heads * config.v_head_dim, d)
 
     def forward(self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None) -> Tensor:
-        """Attention output [B, T, D]; new latents are appended to the cache when there is one."""
+        """Attention output [B, T, D]; what the new tokens leave for later ones goes to the cache when there is one."""
         q_BTHK, q_BTHR = self._queries(x_BTD, geometry)
-        latent_BSX = self._latents(x_BTD, geometry)
-        if cache is not None:
-            (latent_BSX,) = cache.append(self.layer, geometry.positions_BT, (latent_BSX,))
+        latent_BTX = self._latents(x_BTD, geometry)
         form = self._absorbed if geometry.absorb else self._expanded
-        out_BTHX = form(q_BTHK, q_BTHR, latent_BSX, geometry.visible_BTS)
-        return self.o_proj(out_BTHX.flatten(2))
+        out_NHX = form(q_BTHK.flatten(0, 1), q_BTHR.flatten(0, 1), latent_BTX.flatten(0, 1), geometry, cache)
+        return self.o_proj(out_NHX.flatten(1).unflatten(0, x_BTD.shape[:2]))
 
     def _queries(self, x_BTD: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Queries without position [B, T, H, K] and rotated [B, T, H, R]."""
@@ -113,36 +131,31 @@ class LatentAttention(nn.Module):
         k_BTR = rotate(k_BTR[:, :, None], geometry.cos_BTr, geometry.sin_BTr, interleaved=True)[:, :, 0]
         return torch.cat([self.kv_a_layernorm(latent_BTC), k_BTR], dim=-1)
 
-    def _expanded(self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None) -> Tensor:
-        """Per-head keys and values from the latents, then ordinary attention; [B, T, H, v_head_dim]."""
+    def _expanded(
+        self, q_NHK: Tensor, q_NHR: Tensor, latent_NX: Tensor, geometry: Geometry, cache: Cache | None
+    ) -> Tensor:
+        """Per-head keys and values from the latents, then ordinary attention; [N, H, v_head_dim]."""
         config = self.config
-        latent_BSC, k_BSR = latent_BSX.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
-        kv = self.kv_b_proj(latent_BSC).unflatten(-1, (config.num_attention_heads, -1))
-        k_BSHK, v_BSHX = kv.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
-        k_BSHR = k_BSR[:, :, None].expand(-1, -1, config.num_attention_heads, -1)
-        q = torch.cat([q_BTHK, q_BTHR], dim=-1).transpose(1, 2)
-        k = torch.cat([k_BSHK, k_BSHR], dim=-1).transpose(1, 2)
-        return attend(q, k, v_BSHX.transpose(1, 2), visible_BTS, self.scale).transpose(1, 2)
+        latent_NC, k_NR = latent_NX.split([config.kv_lora_rank, config.qk_rope_head_dim], dim=-1)
+        kv = self.kv_b_proj(latent_NC).unflatten(-1, (config.num_attention_heads, -1))
+        k_NHK, v_NHX = kv.split([config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        k_NHR = k_NR[:, None].expand(-1, config.num_attention_heads, -1)
+        q, k = torch.cat([q_NHK, q_NHR], dim=-1), torch.cat([k_NHK, k_NHR], dim=-1)
+        return _attend(self.layer, q, k, v_NHX, self.scale, geometry, cache)
 
-    def _absorbed(self, q_BTHK: Tensor, q_BTHR: Tensor, latent_BSX: Tensor, visible_BTS: Tensor | None) -> Tensor:
-        """The same with W_UK folded into the query and W_UV into the output; keys are the latents themselves."""
+    def _absorbed(
+        self, q_NHK: Tensor, q_NHR: Tensor, latent_NX: Tensor, geometry: Geometry, cache: Cache | None
+    ) -> Tensor:
+        """The same with W_UK folded into the query and W_UV into the output: one key head, the latents themselves."""
         config = self.config
-        n_rows, n_now, heads = q_BTHK.shape[:3]
-        up_HXC = self.kv_b_proj.weight.view(heads, -1, config.kv_lora_rank)
+        up_HXC = self.kv_b_proj.weight.view(config.num_attention_heads, -1, config.kv_lora_rank)
         up_key_HKC, up_value_HXC = up_HXC.split([config.qk_nope_head_dim, config.v_head_dim], dim=1)
-        q_BTHC = torch.einsum("bthk,hkc->bthc", q_BTHK, up_key_HKC)
-        q_B_TH_X = torch.cat([q_BTHC, q_BTHR], dim=-1).flatten(1, 2)
-        scores = torch.baddbmm(  # beta=0: the first argument is only a shape
-            q_B_TH_X.new_empty(1, 1, 1), q_B_TH_X, latent_BSX.transpose(1, 2), beta=0, alpha=self.scale
+        q_NHX = torch.cat([torch.einsum("nhk,hkc->nhc", q_NHK, up_key_HKC), q_NHR], dim=-1)
+        latent_N1X = latent_NX[:, None]
+        out_NHC = _attend(
+            self.layer, q_NHX, latent_N1X, latent_N1X[..., : config.kv_lora_rank], self.scale, geometry, cache
         )
-        scores_BTHS = scores.unflatten(1, (n_now, heads))
-        if visible_BTS is None:
-            visible_BTS = torch.ones(n_now, n_now, dtype=torch.bool, device=scores.device).tril()[None]
-        scores_BTHS = scores_BTHS.masked_fill(~visible_BTS[:, :, None], float("-inf"))
-        weights_B_TH_S = scores_BTHS.softmax(dim=-1).flatten(1, 2)
-        out_B_TH_C = weights_B_TH_S @ latent_BSX[..., : config.kv_lora_rank]
-        out_BTHC = out_B_TH_C.view(n_rows, n_now, heads, -1)
-        return torch.einsum("bthc,hxc->bthx", out_BTHC, up_value_HXC)
+        return torch.einsum("nhc,hxc->nhx", out_NHC, up_value_HXC)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -153,22 +166,26 @@ class GroupedQueryAttention(nn.Module):
         self.config, self.layer = config, layer
         d, width = config.hidden_size, config.d_head
         self.scale = width**-0.5  # YaRN's temperature is DeepSeek's; here only its amplitude counts
-        self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias=False)
-        self.k_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)
-        self.v_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=False)
+        self.q_proj = Linear(d, config.num_attention_heads * width)
+        self.k_proj = Linear(d, config.n_kv_heads * width)
+        self.v_proj = Linear(d, config.n_kv_heads * width)
+        self.o_proj = Linear(config.num_attention_heads * width, d)
 
     def forward(self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None) -> Tensor:
-        """Attention output [B, T, D]; new keys and values are appended to the cache when there is one."""
+        """Attention output [B, T, D]; new keys and values go to the cache when there is one."""
         config, cos_sin = self.config, (geometry.cos_BTr, geometry.sin_BTr)
         q_BTHK = rotate(self.q_proj(x_BTD).unflatten(-1, (-1, config.d_head)), *cos_sin, interleaved=False)
-        k_BSJK = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, config.d_head)), *cos_sin, interleaved=False)
-        v_BSJK = self.v_proj(x_BTD).unflatten(-1, (-1, config.d_head))
-        if cache is not None:
-            k_BSJK, v_BSJK = cache.append(self.layer, geometry.positions_BT, (k_BSJK, v_BSJK))
-        group = config.num_attention_heads // config.n_kv_heads
-        if group > 1:
-            k_BSJK, v_BSJK = (x.repeat_interleave(group, dim=2) for x in (k_BSJK, v_BSJK))
-        q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSJK, v_BSJK))
-        out_BHTK = attend(q, k, v, geometry.visible_BTS, self.scale)
-        return self.o_proj(out_BHTK.transpose(1, 2).flatten(2))
+        k_BTJK = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, config.d_head)), *cos_sin, interleaved=False)
+        v_BTJK = self.v_proj(x_BTD).unflatten(-1, (-1, config.d_head))
+        q_NHK, k_NJK, v_NJK = (x.flatten(0, 1) for x in (q_BTHK, k_BTJK, v_BTJK))
+        out_NHK = _attend(self.layer, q_NHK, k_NJK, v_NJK, self.scale, geometry, cache)
+        return self.o_proj(out_NHK.flatten(1).unflatten(0, x_BTD.shape[:2]))
+
+
+def _attend(
+    layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float, geometry: Geometry, cache: Cache | None
+) -> Tensor:
+    if cache is not None:
+        return cache.attend(layer, q_NHK, k_NJK, v_NJX, scale)
+    assert geometry.spans_M3 is not None, "spans are there whenever no cache is"
+    return attend(q_NHK, k_NJK, v_NJX, geometry.spans_M3, scale)

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention
+from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, spans_of
 from zifio.models.config import DeepseekV3Config, LlamaConfig
-from zifio.models.layers import FeedForward, RMSNorm
+from zifio.models.layers import FeedForward, Linear, RMSNorm
 from zifio.models.moe import MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, cos_sin, inverse_frequencies
 from zifio.seed import stream_seed
@@ -78,7 +78,7 @@ class MtpModule(nn.Module):
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         self.enorm, self.hnorm = RMSNorm(d, eps), RMSNorm(d, eps)
-        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.eh_proj = Linear(2 * d, d)
         self.block = Block(config, config.num_hidden_layers)
         self.norm = RMSNorm(d, eps)
 
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(d, config.rms_norm_eps)
-        self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
+        self.lm_head = Linear(d, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         n_mtp = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
@@ -135,9 +135,8 @@ class Decoder(nn.Module):
     ) -> Output:
         """Hidden states of every position; `positions_BT` says where each token stands in its own sequence.
 
-        Without a cache a row may hold several sequences. With one, a row is one sequence, its new tokens are stored
-        at their positions and see all earlier slots. `absorb` chooses MLA's form: by default absorbed with a cache,
-        expanded without.
+        Without a cache a row may hold several sequences. With one, the cache was told which sequence each token of the
+        flattened B*T continues. `absorb` chooses MLA's form: by default what the cache stores, expanded without one.
         """
         geometry = self._geometry(positions_BT, cache, absorb)
         x_BTD = self.embed_tokens(tokens_BT)
@@ -159,12 +158,8 @@ class Decoder(nn.Module):
 
     def _geometry(self, positions_BT: Tensor, cache: Cache | None, absorb: bool | None) -> Geometry:
         cos_BTr, sin_BTr = cos_sin(positions_BT, self.frequencies_r, amplitude(self.config.rope_scaling))
-        if cache is None:
-            visible = packed_causal_mask(positions_BT)
-        else:
-            slots = torch.arange(cache.n_slots(), device=positions_BT.device)
-            visible = slots <= positions_BT[..., None]
-        return Geometry(positions_BT, cos_BTr, sin_BTr, visible, cache is not None if absorb is None else absorb)
+        absorb = (cache is not None and cache.latent) if absorb is None else absorb
+        return Geometry(positions_BT, cos_BTr, sin_BTr, spans_of(positions_BT) if cache is None else None, absorb)
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Output.routing`."""
@@ -183,19 +178,6 @@ class Decoder(nn.Module):
 def sequence_ids(positions_BT: Tensor) -> Tensor:
     """Number of each token's sequence within its row: a new one begins at every position 0."""
     return (positions_BT == 0).cumsum(dim=1) - 1
-
-
-def packed_causal_mask(positions_BT: Tensor) -> Tensor | None:
-    """[B, T, T], True where the column is an earlier or equal token of the same sequence.
-
-    Nothing when every row is one sequence, for which plain causal attention is faster.
-    """
-    n_now = positions_BT.shape[1]
-    if bool((positions_BT[:, 1:] != 0).all()):
-        return None
-    sequence = sequence_ids(positions_BT)
-    same = sequence[:, :, None] == sequence[:, None, :]
-    return same & torch.ones(n_now, n_now, dtype=torch.bool, device=same.device).tril()
 
 
 def balance(output: Output, positions_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -6,6 +6,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Linear(nn.Linear):
+    """x W^T, with a bias only where asked for."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = False) -> None:
+        super().__init__(d_in, d_out, bias=bias)
+
+
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
 
@@ -18,9 +25,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, d_hidden, bias=False)
-        self.up_proj = nn.Linear(d_model, d_hidden, bias=False)
-        self.down_proj = nn.Linear(d_hidden, d_model, bias=False)
+        self.gate_proj = Linear(d_model, d_hidden)
+        self.up_proj = Linear(d_model, d_hidden)
+        self.down_proj = Linear(d_hidden, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape as the input."""
