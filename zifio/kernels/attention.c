@@ -1,0 +1,226 @@
+/* Causal attention with a fixed order of summation, over pages of keys and values.
+ *
+ * A page holds PAGE consecutive tokens of one sequence for one key/value head: its keys turned, [d_key][PAGE], so that
+ * scores are a product like any other, and its values [PAGE][d_value up to whole panels]. The sampler keeps such pages;
+ * the trainer fills them for the length of one call. Both then go through the same `attend_tile`, so one query gets the
+ * same bits whether its keys were computed with it or long before, alone or in a batch.
+ *
+ * A tile takes up to MR queries of one key/value head, of any sequences. Where neighbours share a page, as the samples
+ * of one prompt do, it is read once for all of them. */
+#include "tile.h"
+
+#define PAGE 32
+
+typedef struct {
+    i64 n_heads, n_key_heads, d_key, d_value; /* H, J, K, X */
+    float scale;
+} Shape;
+
+INLINE i64 value_width(const Shape *s) { return up(s->d_value, NR); }
+
+INLINE void put_key(const Shape *s, const float *key, float *page, i64 slot) {
+    for (i64 i = 0; i < s->d_key; i++) page[i * PAGE + slot] = key[i];
+}
+
+INLINE void put_value(const Shape *s, const float *value, float *page, i64 slot) {
+    i64 wide = value_width(s);
+    memcpy(page + slot * wide, value, 4 * s->d_value);
+    memset(page + slot * wide + s->d_value, 0, 4 * (wide - s->d_value));
+}
+
+typedef struct {
+    const float *query; /* [d_key] */
+    float *out;         /* [d_value] */
+    float *lse;         /* log of the softmax's denominator, or nothing */
+    const int32_t *table;
+    i64 n_keys;
+} Row;
+
+/* Scores, softmax and weighted values of up to MR queries. Page i of a row is keys + table[i] * key_stride and values +
+ * table[i] * value_stride. */
+static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float *keys, i64 key_stride,
+                        const float *values, i64 value_stride) {
+    i64 longest = 0, wide = value_width(s);
+    for (i64 r = 0; r < n_rows; r++) longest = rows[r].n_keys > longest ? rows[r].n_keys : longest;
+    i64 width = up(longest, PAGE), n_pages = width / PAGE;
+    float *scores = scratch(1, MR * width), *query = scratch(2, MR * s->d_key), *out = scratch(3, MR * wide);
+    for (i64 r = 0; r < n_rows; r++)
+        for (i64 i = 0; i < s->d_key; i++) query[r * s->d_key + i] = rows[r].query[i] * s->scale;
+    for (i64 page = 0; page < n_pages; page++)
+        for (i64 r = 0, run; r < n_rows; r += run) {
+            run = 1;
+            if (rows[r].n_keys <= page * PAGE) continue;
+            int32_t id = rows[r].table[page];
+            while (r + run < n_rows && rows[r + run].n_keys > page * PAGE && rows[r + run].table[page] == id) run++;
+            for (i64 j = 0; j < PAGE; j += NR)
+                tile(run, s->d_key, query + r * s->d_key, s->d_key, 1, keys + id * key_stride + j, PAGE,
+                     scores + r * width + page * PAGE + j, width, 0);
+        }
+    float total[MR];
+    for (i64 r = 0; r < n_rows; r++) {
+        float *row = scores + r * width;
+        i64 n = up(rows[r].n_keys, VL);
+        for (i64 i = rows[r].n_keys; i < n; i++) row[i] = -INFINITY;
+        vec most = load(row), sum = {0};
+        for (i64 i = VL; i < n; i += VL) {
+            vec x = load(row + i);
+            ivec more = x > most;
+            most = (vec)(((ivec)x & more) | ((ivec)most & ~more));
+        }
+        float top = most[0];
+        for (int i = 1; i < VL; i++) top = most[i] > top ? most[i] : top;
+        for (i64 i = 0; i < n; i += VL) {
+            vec e = exp_vec(load(row + i) - top);
+            store(row + i, e);
+            sum += e;
+        }
+        total[r] = sum_lanes(sum);
+        if (rows[r].lse) *rows[r].lse = top + logf(total[r]);
+    }
+    memset(out, 0, 4 * n_rows * wide);
+    for (i64 page = 0; page < n_pages; page++)
+        for (i64 r = 0, run; r < n_rows; r += run) {
+            run = 1;
+            i64 n_keys = least(rows[r].n_keys - page * PAGE, PAGE);
+            if (n_keys <= 0) continue;
+            int32_t id = rows[r].table[page];
+            while (r + run < n_rows && least(rows[r + run].n_keys - page * PAGE, PAGE) == n_keys &&
+                   rows[r + run].table[page] == id)
+                run++;
+            for (i64 j = 0; j < wide; j += NR)
+                tile(run, n_keys, scores + r * width + page * PAGE, width, 1, values + id * value_stride + j, wide,
+                     out + r * wide + j, wide, 1);
+        }
+    for (i64 r = 0; r < n_rows; r++)
+        for (i64 i = 0; i < s->d_value; i++) rows[r].out[i] = out[r * wide + i] / total[r];
+}
+
+/* Floats of one page of one layer. */
+API i64 zifio_key_page_size(i64 n_key_heads, i64 d_key) { return n_key_heads * d_key * PAGE; }
+API i64 zifio_value_page_size(i64 n_key_heads, i64 d_value) { return n_key_heads * up(d_value, NR) * PAGE; }
+
+/* Store the keys [N, J, K] and values [N, J, X] of N new tokens in their pages and slots. */
+API void zifio_store(i64 n, i64 n_key_heads, i64 d_key, i64 d_value, const float *k, const float *v, const int32_t *page,
+                     const int32_t *slot, float *keys, float *values) {
+    Shape s = {0, n_key_heads, d_key, d_value, 0};
+    i64 key_size = d_key * PAGE, value_size = value_width(&s) * PAGE;
+#pragma omp parallel for schedule(static) if (n > 64)
+    for (i64 t = 0; t < n; t++)
+        for (i64 j = 0; j < n_key_heads; j++) {
+            i64 at = page[t] * n_key_heads + j;
+            put_key(&s, k + (t * n_key_heads + j) * d_key, keys + at * key_size, slot[t]);
+            put_value(&s, v + (t * n_key_heads + j) * d_value, values + at * value_size, slot[t]);
+        }
+}
+
+/* Queries [N, H, K] of tokens that stand at `position` in the sequences `sequence`, over the pages of `table`. */
+API void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value, float scale, const float *q,
+                            const int32_t *sequence, const int32_t *position, const int32_t *table, i64 table_width,
+                            const float *keys, const float *values, float *out) {
+    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+    i64 group = n_heads / n_key_heads, n_rows = n * group;
+    i64 key_size = d_key * PAGE, value_size = value_width(&s) * PAGE;
+    i64 per_tile = group < MR ? MR / group * group : MR;
+    i64 n_tiles = (n_rows + per_tile - 1) / per_tile;
+#pragma omp parallel for schedule(dynamic) collapse(2) if (n_rows * n_key_heads > 8)
+    for (i64 t = 0; t < n_tiles; t++)
+        for (i64 j = 0; j < n_key_heads; j++) {
+            Row rows[MR];
+            i64 first = t * per_tile, count = least(per_tile, n_rows - first);
+            for (i64 r = 0; r < count; r++) {
+                i64 token = (first + r) / group, head = j * group + (first + r) % group;
+                rows[r] = (Row){q + (token * n_heads + head) * d_key, out + (token * n_heads + head) * d_value, 0,
+                                table + sequence[token] * table_width, position[token] + 1};
+            }
+            attend_tile(&s, rows, count, keys + j * key_size, n_key_heads * key_size, values + j * value_size,
+                        n_key_heads * value_size);
+        }
+}
+
+/* One span's keys and values of head j as pages in the thread's memory. */
+static void fill_pages(const Shape *s, i64 n, i64 j, const float *k, const float *v, float *keys, float *values) {
+    for (i64 t = 0; t < n; t++) {
+        put_key(s, k + (t * s->n_key_heads + j) * s->d_key, keys + t / PAGE * s->d_key * PAGE, t % PAGE);
+        put_value(s, v + (t * s->n_key_heads + j) * s->d_value, values + t / PAGE * value_width(s) * PAGE, t % PAGE);
+    }
+}
+
+static int32_t *counting(i64 n) {
+    int32_t *table = (int32_t *)scratch(4, n);
+    for (i64 i = 0; i < n; i++) table[i] = i;
+    return table;
+}
+
+/* Causal attention within each span (start, count, _) of N flattened tokens; q [N, H, K], k [N, J, K], v [N, J, X]. */
+API void zifio_attend_spans(i64 n_spans, const i64 *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
+                            float scale, const float *q, const float *k, const float *v, float *out, float *lse) {
+    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+    i64 group = n_heads / n_key_heads, wide = value_width(&s);
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (i64 m = 0; m < n_spans; m++)
+        for (i64 j = 0; j < n_key_heads; j++) {
+            i64 start = spans[3 * m], n = spans[3 * m + 1], n_pages = (n + PAGE - 1) / PAGE;
+            float *keys = scratch(5, n_pages * d_key * PAGE), *values = scratch(6, n_pages * wide * PAGE);
+            int32_t *table = counting(n_pages);
+            fill_pages(&s, n, j, k + start * n_key_heads * d_key, v + start * n_key_heads * d_value, keys, values);
+            for (i64 first = 0; first < n * group; first += MR) {
+                Row rows[MR];
+                i64 count = least(MR, n * group - first);
+                for (i64 r = 0; r < count; r++) {
+                    i64 token = (first + r) / group, head = j * group + (first + r) % group;
+                    i64 at = (start + token) * n_heads + head;
+                    rows[r] = (Row){q + at * d_key, out + at * d_value, lse ? lse + at : 0, table, token + 1};
+                }
+                attend_tile(&s, rows, count, keys, d_key * PAGE, values, wide * PAGE);
+            }
+        }
+}
+
+#define QUERIES 96 /* query rows whose scores the backward pass holds at a time */
+
+/* Gradients of `zifio_attend_spans`. With P the attention weights and dP = dO V^T:
+ * dq is written, dk and dv are added to.
+ *     dV = P^T dO    dS = P (dP - sum(dO O))    dQ = dS K scale    dK = dS^T Q scale      (FlashAttention, algorithm 4) */
+API void zifio_attend_spans_backward(i64 n_spans, const i64 *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
+                                     float scale, const float *q, const float *k, const float *v, const float *out,
+                                     const float *lse, const float *d_out, float *dq, float *dk, float *dv) {
+    i64 group = n_heads / n_key_heads, ldk = n_key_heads * d_key, ldv = n_key_heads * d_value;
+#pragma omp parallel for schedule(dynamic) collapse(2)
+    for (i64 m = 0; m < n_spans; m++)
+        for (i64 j = 0; j < n_key_heads; j++) {
+            i64 start = spans[3 * m], n = spans[3 * m + 1], n_rows = n * group;
+            const float *key = k + start * ldk + j * d_key, *value = v + start * ldv + j * d_value;
+            float *d_key_rows = dk + start * ldk + j * d_key, *d_value_rows = dv + start * ldv + j * d_value;
+            float *query = scratch(1, QUERIES * d_key), *d_query = scratch(2, QUERIES * d_key);
+            float *d_rows = scratch(3, QUERIES * d_value);
+            for (i64 first = 0; first < n_rows; first += QUERIES) {
+                i64 count = least(QUERIES, n_rows - first), seen = (first + count - 1) / group + 1, width = up(seen, VL);
+                float *weight = scratch(5, QUERIES * up(n, VL)), *d_weight = scratch(6, QUERIES * up(n, VL));
+                for (i64 r = 0; r < count; r++) {
+                    i64 at = (start + (first + r) / group) * n_heads + j * group + (first + r) % group;
+                    for (i64 i = 0; i < d_key; i++) query[r * d_key + i] = q[at * d_key + i] * scale;
+                    memcpy(d_rows + r * d_value, d_out + at * d_value, 4 * d_value);
+                }
+                product(count, seen, d_key, query, d_key, 1, key, 1, ldk, weight, width, 0);
+                product(count, seen, d_value, d_rows, d_value, 1, value, 1, ldv, d_weight, width, 0);
+                for (i64 r = 0; r < count; r++) {
+                    i64 token = (first + r) / group, at = (start + token) * n_heads + j * group + (first + r) % group;
+                    float *w = weight + r * width, *dw = d_weight + r * width, delta = 0;
+                    for (i64 i = 0; i < d_value; i++) delta += d_rows[r * d_value + i] * out[at * d_value + i];
+                    for (i64 i = token + 1; i < width; i++) w[i] = -INFINITY, dw[i] = 0;
+                    for (i64 i = 0; i < width; i += VL) {
+                        vec p = exp_vec(load(w + i) - lse[at]);
+                        store(w + i, p);
+                        store(dw + i, p * (load(dw + i) - delta));
+                    }
+                }
+                product(seen, d_value, count, weight, 1, width, d_rows, d_value, 1, d_value_rows, ldv, 1);
+                product(seen, d_key, count, d_weight, 1, width, query, d_key, 1, d_key_rows, ldk, 1);
+                product(count, d_key, seen, d_weight, width, 1, key, ldk, 1, d_query, d_key, 0);
+                for (i64 r = 0; r < count; r++) {
+                    i64 at = (start + (first + r) / group) * n_heads + j * group + (first + r) % group;
+                    for (i64 i = 0; i < d_key; i++) dq[at * d_key + i] = d_query[r * d_key + i] * scale;
+                }
+            }
+        }
+}

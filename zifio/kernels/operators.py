@@ -1,0 +1,372 @@
+"""The kernels as torch operators with gradients. Each has a form in torch, for a GPU, other types or no compiler.
+
+On a CPU in fp32 the C form is taken (`native`). What it promises: a token's result has the same bits whatever else is
+computed beside it, however the batch is cut, with or without a cache. So the log-probabilities of the sampler are those
+of the trainer, to the last bit.
+
+Shapes: N tokens, K and X widths; see `models/config.py` for the alphabet. Tensors are fp32 unless said.
+
+Try it alone: `pytest tests/kernels`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zifio.kernels.library import library
+
+Packed = tuple[Tensor, Tensor]
+"""`pack` of an expert layer's two stacked weights."""
+
+
+def native(x: Tensor) -> bool:
+    """Whether the C form serves this tensor."""
+    return x.dtype is torch.float32 and x.is_cpu and library() is not None
+
+
+def _lib() -> Any:
+    return library()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """x weight^T + bias; `packed` is `pack(weight)`, for few rows and no gradient."""
+    if not native(x):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        out = _Linear.apply(x, weight)
+    else:
+        out = _linear(x, weight, packed)
+    return out if bias is None else out + bias
+
+
+def _linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
+    (n, k), x = weight.shape, x.contiguous()
+    out = x.new_empty(*x.shape[:-1], n)
+    m = x.numel() // k
+    if packed is not None:
+        _lib().matmul_packed(m, n, k, x.data_ptr(), k, packed.data_ptr(), out.data_ptr(), n)
+    else:
+        _lib().matmul(m, n, k, x.data_ptr(), k, 1, weight.data_ptr(), 1, weight.stride(0), out.data_ptr(), n, 0)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dy, (n, k) = dy.contiguous(), weight.shape
+        m = x.numel() // k
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.empty_like(x)
+            weight_at = (weight.data_ptr(), weight.stride(0), 1)
+            _lib().matmul(m, k, n, dy.data_ptr(), n, 1, *weight_at, dx.data_ptr(), k, 0)
+        if ctx.needs_input_grad[1]:
+            dw = torch.empty(n, k)
+            _lib().matmul_transposed(m, n, k, dy.data_ptr(), n, x.data_ptr(), k, dw.data_ptr(), k, 0)
+        return dx, dw
+
+
+def pack(weight: Tensor) -> Tensor | None:
+    """A weight [n, k], or a stack of them [e, n, k], repacked for `linear` and `experts`; None without kernels."""
+    if not native(weight):
+        return None
+    n, k = weight.shape[-2:]
+    stack = weight.detach().reshape(-1, n, k).contiguous()
+    size = _lib().packed_size(n, k)
+    out = _aligned(len(stack) * size)
+    for place, one in enumerate(stack):
+        _lib().pack(n, k, one.data_ptr(), k, out.data_ptr() + 4 * size * place)
+    return out
+
+
+def _aligned(n_floats: int) -> Tensor:
+    """Uninitialised memory that begins on a cache line."""
+    room = torch.empty(n_floats + 16)
+    skip = -room.data_ptr() % 64 // 4
+    return room[skip : skip + n_floats]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+    if not native(x):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _RmsNorm.apply(x, weight, eps)
+    return _rms_norm(x, weight, eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    d, x = weight.numel(), x.contiguous()
+    out = torch.empty_like(x)
+    _lib().rms_norm(x.numel() // d, d, x.data_ptr(), d, weight.data_ptr(), eps, out.data_ptr())
+    return out
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _rms_norm(x, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        dy, d = dy.contiguous(), weight.numel()
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+        where = (dy.data_ptr(), dx.data_ptr(), dw.data_ptr())
+        _lib().rms_norm_backward(x.numel() // d, d, x.data_ptr(), d, weight.data_ptr(), ctx.eps, *where)
+        return dx, dw, None
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    if not native(gate):
+        return F.silu(gate) * up
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        return _Swiglu.apply(gate, up)
+    return _swiglu(gate.contiguous(), up.contiguous())
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    d, out = gate.shape[-1], torch.empty_like(gate)
+    _lib().swiglu(gate.numel() // d, d, gate.data_ptr(), up.data_ptr(), d, out.data_ptr())
+    return out
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        return _swiglu(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d, dy = gate.shape[-1], dy.contiguous()
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        where = (dy.data_ptr(), d_gate.data_ptr(), d_up.data_ptr())
+        _lib().swiglu_backward(gate.numel() // d, d, gate.data_ptr(), up.data_ptr(), d, *where)
+        return d_gate, d_up
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return _Elementwise.apply(x, "sigmoid") if native(x) else x.sigmoid()
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last axis."""
+    return _Elementwise.apply(x, "softmax") if native(x) else x.softmax(dim=-1)
+
+
+class _Elementwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        x = x.contiguous()
+        y, d = torch.empty_like(x), x.shape[-1]
+        getattr(_lib(), name)(x.numel() // d, d, x.data_ptr(), y.data_ptr())
+        ctx.save_for_backward(y)
+        ctx.name = name
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        if ctx.name == "sigmoid":
+            return dy * y * (1 - y), None
+        return y * (dy - (dy * y).sum(dim=-1, keepdim=True)), None
+
+
+def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: bool) -> Tensor:
+    """RoPE, see `models.rope.rotate`; only for `native` tensors."""
+    return _Rotate.apply(x_BTHR, cos_BTr.contiguous(), sin_BTr.contiguous(), interleaved)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        x = x if x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+        return _rotate(x, cos, sin, interleaved, back=False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(dy.contiguous(), cos, sin, ctx.interleaved, back=True), None, None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: bool) -> Tensor:
+    n_rows, n_now, heads, width = x.shape
+    y = x.new_empty(x.shape)
+    angles = (cos.data_ptr(), sin.data_ptr(), interleaved, back)
+    where = (x.data_ptr(), x.stride(1), x.stride(2), *angles, y.data_ptr(), heads * width, width)
+    _lib().rotate(n_rows * n_now, heads, width // 2, *where)
+    return y
+
+
+def attention(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M3: Tensor, scale: float) -> Tensor:
+    """Causal attention within spans, see `models.attention.attend`; only for `native` tensors."""
+    return _Attention.apply(q_NHK, k_NJK, v_NJX, spans_M3, scale)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float) -> Tensor:
+        q, k, v, spans = q.contiguous(), k.contiguous(), v.contiguous(), spans.contiguous()
+        out, lse = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2])
+        ctx.save_for_backward(q, k, v, spans, out, lse)
+        ctx.scale = scale
+        where = (q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr())
+        _lib().attend_spans(*_sizes(q, k, v, spans), scale, *where)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, spans, out, lse = ctx.saved_tensors
+        d_out = d_out.contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        tensors = (q, k, v, out, lse, d_out, dq, dk, dv)
+        _lib().attend_spans_backward(*_sizes(q, k, v, spans), ctx.scale, *(x.data_ptr() for x in tensors))
+        return dq, dk, dv, None, None
+
+
+def _sizes(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> tuple[int, ...]:
+    return len(spans), spans.data_ptr(), q.shape[1], k.shape[1], q.shape[2], v.shape[2]
+
+
+def experts(
+    x_ND: Tensor,
+    expert_NA: Tensor,
+    gate_NA: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    packed: Packed | None,
+) -> Tensor:
+    """Gate-weighted sum of each token's experts, see `models.moe.Experts`; only for `native` tensors."""
+    return _Experts.apply(x_ND, expert_NA, gate_NA, gate_up, down, packed)
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        expert: Tensor,
+        gate: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        packed: Packed | None,
+    ) -> Tensor:
+        x, expert, gate = x.contiguous(), expert.contiguous(), gate.contiguous()
+        (n, d), (n_experts, two_f, _), n_active = x.shape, gate_up.shape, expert.shape[1]
+        pairs = n * n_active
+        order, place = expert.new_empty(pairs), expert.new_empty(pairs)
+        first, hidden, y, out = (
+            expert.new_empty(n_experts + 1),
+            x.new_empty(pairs, two_f),
+            x.new_empty(pairs, d),
+            x.new_empty(n, d),
+        )
+        panels = (0, 0, 0, 0)
+        if packed is not None:
+            sizes = (one.numel() // n_experts for one in packed)
+            panels = tuple(v for one, size in zip(packed, sizes, strict=True) for v in (one.data_ptr(), size))
+        ctx.sizes = (n, d, two_f // 2, n_experts, n_active)
+        inputs = (t.data_ptr() for t in (x, expert, gate, gate_up, down))
+        kept = (t.data_ptr() for t in (order, place, first, hidden, y, out))
+        _lib().experts(*ctx.sizes, *inputs, *panels, *kept)
+        ctx.save_for_backward(x, gate, gate_up, down, order, place, first, hidden, y)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        x, gate, gate_up, down = saved[:4]
+        d_out = d_out.contiguous()
+        made = (torch.empty_like(x), torch.empty_like(gate), torch.zeros_like(gate_up), torch.zeros_like(down))
+        _lib().experts_backward(*ctx.sizes, *(t.data_ptr() for t in (*saved, d_out, *made)))
+        dx, d_gate, d_gate_up, d_down = made
+        return dx, None, d_gate, d_gate_up, d_down, None
+
+
+def draw(logits_BV: Tensor, scale_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """A token of each row and its log-probability under softmax(logits * scale); only for `native` tensors.
+
+    The first token at which the running sum of probabilities passes `uniform_B` (float64, in [0, 1)). A scale of 0
+    takes the likeliest token and reports its log-probability at scale 1.
+    """
+    n, d = logits_BV.shape
+    token_B, logp_B = torch.empty(n, dtype=torch.long), logits_BV.new_empty(n)
+    inputs = (scale_B.data_ptr(), uniform_B.data_ptr(), token_B.data_ptr(), logp_B.data_ptr())
+    _lib().draw(n, d, logits_BV.data_ptr(), logits_BV.stride(0), *inputs)
+    return token_B, logp_B
+
+
+_KEPT_BYTES = 256 * 2**20  # of logits that are kept for the gradient; beyond, they are computed again
+_CHUNK_BYTES = 64 * 2**20  # of logits that exist at a time
+
+
+def token_logp(
+    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, scale: float, *, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(hidden weight^T * scale)[target], and the entropy of every row (without gradient).
+
+    The logits exist a chunk of rows at a time, so memory does not grow with rows times vocabulary. Only for `native`
+    tensors.
+    """
+    return _TokenLogp.apply(hidden_ND, weight_VD, target_N, scale, with_entropy)
+
+
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, scale: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden, target, (vocab, _) = hidden.contiguous(), target.contiguous(), weight.shape
+        n = len(hidden)
+        logp, lse = hidden.new_empty(n), hidden.new_empty(n)
+        entropy = hidden.new_empty(n) if with_entropy else None
+        ctx.scale, ctx.chunk = scale, max(1, _CHUNK_BYTES // (4 * vocab))
+        kept = []
+        for at in range(0, n, ctx.chunk):
+            logits = _linear(hidden[at : at + ctx.chunk], weight)
+            out = (target[at:], logp[at:], lse[at:]) + (() if entropy is None else (entropy[at:],))
+            where = [x.data_ptr() for x in out] + [0] * (4 - len(out))
+            _lib().token_logp(len(logits), vocab, logits.data_ptr(), vocab, scale, *where)
+            kept += [logits] if 4 * n * vocab <= _KEPT_BYTES else []
+        ctx.save_for_backward(hidden, weight, target, lse)
+        ctx.logits = kept if any(ctx.needs_input_grad) else []
+        if entropy is not None:
+            ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, d_logp: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden, weight, target, lse = ctx.saved_tensors
+        (n, d), vocab, d_logp = hidden.shape, len(weight), d_logp.contiguous()
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for place, at in enumerate(range(0, n, ctx.chunk)):
+            rows = hidden[at : at + ctx.chunk]
+            logits = ctx.logits[place] if ctx.logits else _linear(rows, weight)  # turned into its gradient in place
+            where = (target[at:].data_ptr(), lse[at:].data_ptr(), d_logp[at:].data_ptr())
+            _lib().token_logp_backward(len(rows), vocab, logits.data_ptr(), vocab, ctx.scale, *where)
+            at_rows, out = (logits.data_ptr(), vocab), d_hidden[at:].data_ptr()
+            _lib().matmul(len(rows), d, vocab, *at_rows, 1, weight.data_ptr(), d, 1, out, d, 0)
+            _lib().matmul_transposed(len(rows), vocab, d, *at_rows, rows.data_ptr(), d, d_weight.data_ptr(), d, 1)
+        ctx.logits = []
+        return d_hidden, d_weight, None, None, None
