@@ -10,7 +10,7 @@ import torch
 from tiny import deepseek, llama, logits_of, made, save_base, tokens_like
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import SlotCache
+from zifio.engine.cache import PAGE, PagedCache
 from zifio.engine.engine import Completion, Engine
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn
 from zifio.models.decoder import Decoder
@@ -91,13 +91,13 @@ def test_a_reply_depends_on_its_prompt_and_seed_alone(name: str):
 @pytest.mark.parametrize("max_rows, largest", [(1, 1), (2, 2), (4, 3), (6, 6), (100, 15)])
 def test_max_rows_bounds_the_rows_decoded_side_by_side(max_rows: int, largest: int, monkeypatch):
     seen: list[int] = []
-    plain = Decoder.forward
+    plain = PagedCache.begin
 
-    def forward(self, tokens_BT, positions_BT, cache=None, **options):
-        seen.append(len(tokens_BT))
-        return plain(self, tokens_BT, positions_BT, cache, **options)
+    def begin(self, tables, first, count):
+        seen.append(len(tables))
+        return plain(self, tables, first, count)
 
-    monkeypatch.setattr(Decoder, "forward", forward)
+    monkeypatch.setattr(PagedCache, "begin", begin)
     Engine(made(CASES["llama"]), 39, max_rows).generate(PROMPTS, [[1, 2, 3]] * 5, Sampling(max_new_tokens=3))
     assert max(seen) == largest
 
@@ -185,29 +185,15 @@ def test_a_prompt_is_computed_once_for_its_whole_group(monkeypatch):
 
     monkeypatch.setattr(Decoder, "forward", forward)
     Engine(made(CASES["llama"]), 39).generate(PROMPTS[:2], [[1, 2, 3]] * 2, Sampling(max_new_tokens=3))
-    assert seen[0] == (2, 9) and set(seen[1:]) <= {(n, 1) for n in range(1, 7)} and seen[1] == (6, 1)
+    assert seen[0] == (1, 10) and seen[1:] == [(1, 6)] * 2
 
 
-def test_cache_keeps_rows_apart_and_in_the_order_taken():
-    config = deepseek()
-    cache = SlotCache(config, n_rows=2, n_slots=4)
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    entry = torch.arange(2.0)[:, None, None].expand(2, 1, width) + 1
-    cache.append(0, torch.tensor([[0], [2]]), (entry,))
-    cache.take(torch.tensor([1, 0, 1]))
-    cache.reserve(3)
-    (held,) = cache.append(0, torch.tensor([[1], [1], [0]]), (torch.full((3, 1, width), 9.0),))
-    assert held.shape == (3, 3, width)
-    assert held[..., 0].tolist() == [[0, 9, 2], [1, 9, 0], [9, 0, 2]]
-
-
-def test_the_cache_holds_latents_only():
+def test_the_latent_cache_holds_latents_only():
     """C + R numbers per token and layer for MLA, 2 J K for GQA (DeepSeek-V2, table 1)."""
-    mla, gqa = deepseek(), llama()
-    for config, expected in ((mla, 12 + 4), (gqa, 2 * 2 * 6)):
-        cache = SlotCache(config, n_rows=3, n_slots=5)
-        numbers = sum(store.numel() for layer in cache._entries for store in layer)
-        assert numbers == config.num_hidden_layers * 3 * 5 * expected
+    for config, expected in ((deepseek(), 12 + 4), (llama(), 2 * 2 * 6)):
+        cache = PagedCache(config, n_pages=3, latent=True)
+        stored = [*cache._keys, *cache._values] if isinstance(config, LlamaConfig) else cache._keys
+        assert sum(store.numel() for store in stored) == config.num_hidden_layers * 3 * PAGE * expected
 
 
 def test_saved_folders_sample_alike(tmp_path: Path):

@@ -1,7 +1,7 @@
 """Batched sampling: each prompt computed once per group, finished sequences leave the batch, exact log-probs.
 
 The engine runs the trainer's own model, so there are no weights to synchronise. Per wave of prompts: one prefill over
-the prompts, the cache rows repeated for every group, then one token per step for all unfinished rows.
+the prompts, whose full pages all samples of a group share, then one token per step for all unfinished rows.
 
 Try it: `zifio chat MODEL`, or
 
@@ -17,12 +17,9 @@ import torch
 from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import PagedCache as SlotCache
+from zifio.engine.cache import PAGE, PagedCache
 from zifio.engine.sampler import choose, uniforms
 from zifio.models.decoder import Decoder
-
-# When fewer than this share of the rows is unfinished, the others leave the batch; moving the cache costs a copy.
-_LEAVE_BELOW = 0.75
 
 
 @dataclass
@@ -68,31 +65,47 @@ class Engine:
 
     def _wave(self, prompts: list[list[int]], seeds_P_G: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         """Prefill the prompts, then decode all their rows together."""
-        length_P = torch.tensor([len(prompt) for prompt in prompts])
-        width = int(length_P.max())
-        tokens_PT = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            tokens_PT[row, : len(prompt)] = torch.tensor(prompt)
-        cache = SlotCache(self.model.config, len(prompts), width + sampling.max_new_tokens)
-        cache.reserve(width)
-        positions_PT = torch.arange(width).expand(len(prompts), -1)
-        hidden_PTD = self.model(tokens_PT, positions_PT, cache).hidden_BTD
-        logits_PV = self.model.logits(hidden_PTD[torch.arange(len(prompts)), length_P - 1])
-
-        group = torch.tensor([len(seeds) for seeds in seeds_P_G])
-        prompt_of_row = torch.arange(len(prompts)).repeat_interleave(group)
-        cache.take(prompt_of_row)
+        tables_P, tables, n_pages = self._pages(prompts, [len(seeds) for seeds in seeds_P_G], sampling.max_new_tokens)
+        cache = PagedCache(self.model.config, n_pages)
+        length_P = [len(prompt) for prompt in prompts]
+        cache.begin(tables_P, [0] * len(prompts), length_P)
+        tokens_1N = torch.tensor([[token for prompt in prompts for token in prompt]])
+        positions_1N = torch.cat([torch.arange(length) for length in length_P])[None]
+        hidden_ND = self.model(tokens_1N, positions_1N, cache).hidden_BTD[0]
+        logits_PV = self.model.logits(hidden_ND[torch.tensor(length_P).cumsum(0) - 1])
+        prompt_of_row = [p for p, seeds in enumerate(seeds_P_G) for _ in seeds]
+        for row, p in enumerate(prompt_of_row):
+            if length_P[p] % PAGE:
+                cache.copy_page(tables_P[p][-1], tables[row][length_P[p] // PAGE])
         uniform_Bn = uniforms([seed for seeds in seeds_P_G for seed in seeds], sampling.max_new_tokens)
-        rows = self._decode(cache, logits_PV[prompt_of_row], length_P[prompt_of_row], uniform_Bn, sampling)
+        first_B = torch.tensor([length_P[p] for p in prompt_of_row])
+        rows = self._decode(cache, tables, logits_PV[torch.tensor(prompt_of_row)], first_B, uniform_Bn, sampling)
         grouped, at = [], 0
         for seeds in seeds_P_G:
             grouped.append(rows[at : at + len(seeds)])
             at += len(seeds)
         return grouped
 
+    def _pages(
+        self, prompts: list[list[int]], n_rows_P: list[int], n_new: int
+    ) -> tuple[list[list[int]], list[list[int]], int]:
+        """The table of every prompt, of every row (it shares its prompt's full pages), and the pages in all."""
+        tables_P, tables, n_pages = [], [], 0
+        for prompt, n_rows in zip(prompts, n_rows_P, strict=True):
+            n_own = -(-len(prompt) // PAGE)
+            tables_P.append(list(range(n_pages, n_pages + n_own)))
+            n_pages += n_own
+            n_full = len(prompt) // PAGE
+            n_more = -(-(len(prompt) + n_new) // PAGE) - n_full
+            for _ in range(n_rows):
+                tables.append(tables_P[-1][:n_full] + list(range(n_pages, n_pages + n_more)))
+                n_pages += n_more
+        return tables_P, tables, n_pages
+
     def _decode(
         self,
-        cache: SlotCache,
+        cache: PagedCache,
+        tables: list[list[int]],
         logits_BV: Tensor,
         next_position_B: Tensor,
         uniform_Bn: Tensor,
@@ -104,27 +117,16 @@ class Engine:
         logps_Bn = torch.zeros(n_rows, n_steps)
         length_B = torch.full((n_rows,), n_steps)
         alive = torch.arange(n_rows)  # which completion each row of the batch belongs to
-        going = torch.ones(n_rows, dtype=torch.bool)  # False: ended, but still in the batch
         for step in range(n_steps):
             token, logp = choose(logits_BV, uniform_Bn[alive, step], sampling)
-            tokens_Bn[alive[going], step] = token[going]
-            logps_Bn[alive[going], step] = logp[going]
-            ended = going & (token == self.eos_id)
-            length_B[alive[ended]] = step + 1
-            going = going & ~ended
-            if step + 1 == n_steps or not going.any():
+            tokens_Bn[alive, step], logps_Bn[alive, step] = token, logp
+            going = token != self.eos_id
+            length_B[alive[~going]] = step + 1
+            alive, token, next_position_B = alive[going], token[going], next_position_B[going]
+            if step + 1 == n_steps or not len(alive):
                 break
-            if going.float().mean() < _LEAVE_BELOW:
-                keep = going.nonzero()[:, 0]
-                cache.take(keep)
-                alive, token, next_position_B, going = (
-                    alive[keep],
-                    token[keep],
-                    next_position_B[keep],
-                    going[keep],
-                )
-            cache.reserve(int(next_position_B.max()) + 1)
-            hidden = self.model(token[:, None], next_position_B[:, None], cache).hidden_BTD[:, 0]
+            cache.begin([tables[row] for row in alive.tolist()], next_position_B.tolist(), [1] * len(alive))
+            hidden = self.model(token[None], next_position_B[None], cache).hidden_BTD[0]
             logits_BV = self.model.logits(hidden)
             next_position_B = next_position_B + 1
         return [self._completion(tokens_Bn[row], logps_Bn[row], int(length_B[row])) for row in range(n_rows)]
