@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
     0: ("config", "seed", "log"),
+    0.5: ("kernels",),
     1: ("models", "data", "tasks", "label", "parallel"),
     2: ("checkpoint", "engine", "plan"),
     3: ("train", "evaluate", "serve", "board", "doctor"),

@@ -1,4 +1,4 @@
-"""Each kernel equals its form in torch, in float64, with all gradients; and a row's bits do not depend on its neighbours."""
+"""Each kernel equals its form in torch, in float64, with all gradients; a row's bits depend on no neighbour."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from zifio.kernels import operators as kernels
 from zifio.kernels.library import library
 from zifio.models.attention import attend, spans_of
-from zifio.models.rope import cos_sin, inverse_frequencies
+from zifio.models.rope import inverse_frequencies, turns
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler, or ZIFIO_KERNELS=off")
 
@@ -77,7 +77,7 @@ def test_extreme_logits_neither_overflow_nor_vanish() -> None:
 
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_rotate_reads_slices_of_wider_heads(interleaved: bool) -> None:
-    angles = cos_sin(torch.arange(10).view(2, 5), inverse_frequencies(6, 100.0, None), 1.5)
+    angles = [table.view(2, 5, 3) for table in turns(10, inverse_frequencies(6, 100.0, None), 1.5)]
 
     def plain(x: Tensor) -> Tensor:
         cos, sin = (a[:, :, None].to(x) for a in angles)
@@ -93,7 +93,10 @@ def test_rotate_reads_slices_of_wider_heads(interleaved: bool) -> None:
 LENGTHS = [1, 5, 33, 64, 100, 2]
 
 
-@pytest.mark.parametrize(("heads", "key_heads", "d_key", "d_value"), [(4, 4, 8, 8), (6, 2, 64, 64), (3, 1, 20, 12), (9, 3, 16, 24)])  # fmt: skip
+SHAPES = [(4, 4, 8, 8), (6, 2, 64, 64), (3, 1, 20, 12), (9, 3, 16, 24)]
+
+
+@pytest.mark.parametrize(("heads", "key_heads", "d_key", "d_value"), SHAPES)
 def test_attention(heads: int, key_heads: int, d_key: int, d_value: int) -> None:
     positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
     n, spans = positions.numel(), spans_of(positions)

@@ -11,7 +11,7 @@ from tiny import deepseek, llama, logits_of, made, tokens_like
 
 from zifio.config import ConfigError
 from zifio.models.config import Yarn
-from zifio.models.rope import amplitude, cos_sin, inverse_frequencies, rotate, temperature
+from zifio.models.rope import amplitude, inverse_frequencies, rotate, temperature, turns
 from zifio.models.weights import load_model, save_model
 
 transformers = pytest.importorskip("transformers")
@@ -72,7 +72,9 @@ def test_rotation_equals_complex_multiplication(interleaved: bool):
     x = torch.randn(2, 5, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     positions = torch.tensor([[0, 1, 2, 3, 4], [7, 0, 1, 2, 50]])
     frequencies = inverse_frequencies(8, 10000.0, None)
-    ours = rotate(x, *cos_sin(positions, frequencies, 1.0), interleaved=interleaved)
+    ours = rotate(
+        x, *(table[positions] for table in turns(int(positions.max()) + 1, frequencies, 1.0)), interleaved=interleaved
+    )
     real, imaginary = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :4], x[..., 4:])
     turned = (
         torch.complex(real, imaginary)
@@ -87,7 +89,7 @@ def test_scores_depend_on_the_distance_only():
 
     def score(at: int, other: int) -> float:
         turned = [
-            rotate(x, *cos_sin(torch.tensor([[position]]), frequencies, 1.0), interleaved=True)
+            rotate(x, *(table[[position]][None] for table in turns(position + 1, frequencies, 1.0)), interleaved=True)
             for x, position in ((q, at), (k, other))
         ]
         return (turned[0] * turned[1]).sum().item()

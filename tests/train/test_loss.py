@@ -13,6 +13,7 @@ from torch import Tensor
 from zifio.data.pack import Sequence
 from zifio.models.config import DeepseekV3Config
 from zifio.models.decoder import Decoder
+from zifio.models.moe import Experts
 from zifio.train.batch import Batch, make_batches
 from zifio.train.loss import LossTerms, batch_loss, token_logp
 
@@ -243,7 +244,7 @@ def model_named(name: str) -> Decoder:
     """The model, its experts in the grouped form where its name says so."""
     model = made(MODELS[name])
     for module in model.modules():
-        if name == "grouped-experts" and hasattr(module, "DENSE_BELOW"):
+        if name == "grouped-experts" and isinstance(module, Experts):
             module.form = "grouped"
     return model
 

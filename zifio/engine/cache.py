@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zifio.kernels import operators as kernels
 from zifio.models.attention import fused_attention
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 
@@ -52,13 +53,22 @@ def bytes_per_page(config: DeepseekV3Config | LlamaConfig, latent: bool) -> int:
 
 
 class PagedCache:
-    """Memory for `n_pages` pages; implements `models.attention.Cache`."""
+    """Memory for `n_pages` pages; implements `models.attention.Cache`.
+
+    Pages of the C kernels hold keys turned and values padded to whole panels (kernels/attention.c); without kernels
+    they are plain [n_pages, PAGE, heads, width].
+    """
 
     def __init__(self, config: DeepseekV3Config | LlamaConfig, n_pages: int, latent: bool = False) -> None:
-        self.latent = latent
-        entry, layers = entry_of(config, latent), n_cached_layers(config)
-        self._keys = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_key) for _ in range(layers)]
-        self._values = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_value) for _ in range(layers)]
+        self.latent, self._entry = latent, entry_of(config, latent)
+        n, layers = self._entry.n_heads, n_cached_layers(config)
+        self._native = kernels.page_sizes(*self._entry) is not None
+        key_shape, value_shape = kernels.page_sizes(*self._entry) or (
+            (PAGE, n, self._entry.d_key),
+            (PAGE, n, self._entry.d_value),
+        )
+        self._keys = [torch.zeros(n_pages, *key_shape) for _ in range(layers)]
+        self._values = [torch.zeros(n_pages, *value_shape) for _ in range(layers)]
 
     def begin(self, tables: list[list[int]], first: list[int], count: list[int]) -> None:
         """Announce a forward pass over the concatenation of `count[m]` tokens of each sequence m.
@@ -67,21 +77,34 @@ class PagedCache:
         p % PAGE of page tables[m][p // PAGE]. Pages of positions that are written must belong to m alone.
         """
         n_pages = max(map(len, tables))
-        self._table_MP = torch.tensor([table + [0] * (n_pages - len(table)) for table in tables])
+        self._table_MP = torch.tensor([table + [0] * (n_pages - len(table)) for table in tables], dtype=torch.int32)
         self._first_M, self._count_M = torch.tensor(first), torch.tensor(count)
         sequence_N = torch.arange(len(tables)).repeat_interleave(self._count_M)
-        start_M = self._count_M.cumsum(0) - self._count_M
-        position_N = torch.arange(len(sequence_N)) - start_M[sequence_N] + self._first_M[sequence_N]
-        self._page_N, self._slot_N = self._table_MP[sequence_N, position_N // PAGE], position_N % PAGE
-        self._start_M = start_M
+        self._start_M = self._count_M.cumsum(0) - self._count_M
+        position_N = torch.arange(len(sequence_N)) - self._start_M[sequence_N] + self._first_M[sequence_N]
+        self._page_N = self._table_MP[sequence_N, position_N // PAGE]
+        self._slot_N, self._position_N = (position_N % PAGE).int(), position_N.int()
+        self._sequence_N = sequence_N.int()
 
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._page_N, self._slot_N] = k_NJK
-        values[self._page_N, self._slot_N] = v_NJX
+        if self._native and kernels.native(q_NHK):
+            kernels.store(k_NJK, v_NJX, self._page_N, self._slot_N, keys, values)
+            places = (self._sequence_N, self._position_N, self._table_MP)
+            return kernels.attend_pages(q_NHK, *self._entry, scale, *places, keys, values)
+        assert not self._native, "pages made for the kernels are read by them alone"
+        return self._attend_plain(q_NHK, k_NJK, v_NJX, keys, values, scale)
+
+    def _attend_plain(
+        self, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, keys: Tensor, values: Tensor, scale: float
+    ) -> Tensor:
+        """The same with torch: the pages of every sequence gathered, then one masked attention."""
+        page_N, slot_N, used_MP = self._page_N.long(), self._slot_N.long(), self._table_MP.long()
+        keys[page_N, slot_N] = k_NJK
+        values[page_N, slot_N] = v_NJX
         n_slots = int((self._first_M + self._count_M).max())
-        used_MP = self._table_MP[:, : -(-n_slots // PAGE)]
+        used_MP = used_MP[:, : -(-n_slots // PAGE)]
         group = q_NHK.shape[1] // k_NJK.shape[1]
         k_MHSK, v_MHSX = (
             store[used_MP].flatten(1, 2).repeat_interleave(group, dim=2).transpose(1, 2) for store in (keys, values)

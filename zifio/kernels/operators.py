@@ -249,6 +249,41 @@ def _sizes(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> tuple[int, ...]:
     return len(spans), spans.data_ptr(), q.shape[1], k.shape[1], q.shape[2], v.shape[2]
 
 
+def page_sizes(n_key_heads: int, d_key: int, d_value: int) -> tuple[tuple[int], tuple[int]] | None:
+    """Shapes of a page of keys and of one of values, in floats; None without kernels."""
+    if library() is None:
+        return None
+    return (_lib().key_page_size(n_key_heads, d_key),), (_lib().value_page_size(n_key_heads, d_value),)
+
+
+def store(k_NJK: Tensor, v_NJX: Tensor, page_N: Tensor, slot_N: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Write new keys and values into their pages and slots (int32)."""
+    k, v, (n, heads, d_key) = k_NJK.contiguous(), v_NJX.contiguous(), k_NJK.shape
+    where = (page_N.data_ptr(), slot_N.data_ptr(), keys.data_ptr(), values.data_ptr())
+    _lib().store(n, heads, d_key, v.shape[2], k.data_ptr(), v.data_ptr(), *where)
+
+
+def attend_pages(
+    q_NHK: Tensor,
+    n_key_heads: int,
+    d_key: int,
+    d_value: int,
+    scale: float,
+    sequence_N: Tensor,
+    position_N: Tensor,
+    table_MP: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """Attention of every query over its sequence's pages up to its own position, [N, H, X]; all indices int32."""
+    q, (n, heads, _) = q_NHK.contiguous(), q_NHK.shape
+    out = q.new_empty(n, heads, d_value)
+    indices = (sequence_N.data_ptr(), position_N.data_ptr(), table_MP.data_ptr(), table_MP.shape[1])
+    memory = (keys.data_ptr(), values.data_ptr(), out.data_ptr())
+    _lib().attend_pages(n, heads, n_key_heads, d_key, d_value, scale, q.data_ptr(), *indices, *memory)
+    return out
+
+
 def experts(
     x_ND: Tensor,
     expert_NA: Tensor,

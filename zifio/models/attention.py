@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zifio.kernels import operators as kernels
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.layers import Linear, RMSNorm
 from zifio.models.rope import rotate, temperature
@@ -59,6 +60,8 @@ def spans_of(positions_BT: Tensor) -> Tensor:
 
 def attend(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M3: Tensor, scale: float) -> Tensor:
     """Causal softmax(q k^T scale) v within each span, as [N, H, X]; query heads share key/value heads in groups."""
+    if kernels.native(q_NHK):
+        return kernels.attention(q_NHK, k_NJK, v_NJX, spans_M3, scale)
     count_M, n_heads = spans_M3[:, 1], q_NHK.shape[1]
     width = int(count_M.max())
     column_T = torch.arange(width, device=q_NHK.device)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, spans_of
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.layers import FeedForward, Linear, RMSNorm
-from zifio.models.moe import MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
-from zifio.models.rope import amplitude, cos_sin, inverse_frequencies
+from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
+from zifio.models.rope import amplitude, inverse_frequencies, turns
 from zifio.seed import stream_seed
 
 
@@ -113,6 +113,7 @@ class Decoder(nn.Module):
             inverse_frequencies(rotary, config.rope_theta, config.rope_scaling),
             persistent=False,
         )
+        self._table = (self.frequencies_r[:0], self.frequencies_r[:0])
         if seed is not None:
             self._initialise(seed)
 
@@ -157,9 +158,29 @@ class Decoder(nn.Module):
         return self.lm_head(hidden)
 
     def _geometry(self, positions_BT: Tensor, cache: Cache | None, absorb: bool | None) -> Geometry:
-        cos_BTr, sin_BTr = cos_sin(positions_BT, self.frequencies_r, amplitude(self.config.rope_scaling))
+        cos_Sr, sin_Sr = self._turns(int(positions_BT.max()) + 1)
+        cos_BTr, sin_BTr = cos_Sr[positions_BT], sin_Sr[positions_BT]
         absorb = (cache is not None and cache.latent) if absorb is None else absorb
         return Geometry(positions_BT, cos_BTr, sin_BTr, spans_of(positions_BT) if cache is None else None, absorb)
+
+    def _turns(self, n_positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least so many positions, kept and doubled when they run short."""
+        if len(self._table[0]) < n_positions or self._table[0].device != self.frequencies_r.device:
+            size = max(256, 1 << (n_positions - 1).bit_length())
+            self._table = turns(size, self.frequencies_r, amplitude(self.config.rope_scaling))
+        return self._table
+
+    def pack(self) -> None:
+        """Repack all weights for sampling where they have changed; costs their size in memory until `unpack`."""
+        for module in self.modules():
+            if isinstance(module, Linear | Experts):
+                module.pack()
+
+    def unpack(self) -> None:
+        """Give the memory of packed weights back."""
+        for module in self.modules():
+            if isinstance(module, Linear | Experts):
+                module.unpack()
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Output.routing`."""

@@ -1,16 +1,37 @@
-"""The two plain layers: RMSNorm (arXiv:1910.07467) and the SwiGLU feed-forward block (arXiv:2002.05202)."""
+"""The plain layers: a linear map, RMSNorm (arXiv:1910.07467) and the SwiGLU feed-forward block (arXiv:2002.05202)."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from zifio.kernels import operators as kernels
 
 
 class Linear(nn.Linear):
-    """x W^T, with a bias only where asked for."""
+    """x W^T, with a bias only where asked for.
+
+    A weight may be packed for sampling (`pack`). The packed copy counts only as long as the weight has not changed.
+    """
+
+    packed: Tensor | None = None
+    _packed_version = -1
 
     def __init__(self, d_in: int, d_out: int, bias: bool = False) -> None:
         super().__init__(d_in, d_out, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., d_out] of [..., d_in]."""
+        current = self.packed is not None and self._packed_version == self.weight._version
+        return kernels.linear(x, self.weight, self.bias, self.packed if current else None)
+
+    def pack(self) -> None:
+        """Pack the weight anew if it has changed since the last time."""
+        if self.packed is None or self._packed_version != self.weight._version:
+            self.packed, self._packed_version = kernels.pack(self.weight), self.weight._version
+
+    def unpack(self) -> None:
+        """Give the packed copy's memory back."""
+        self.packed = None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -18,6 +39,10 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as the input."""
+        return kernels.rms_norm(x, self.weight, self.eps or 0.0)
 
 
 class FeedForward(nn.Module):
@@ -31,4 +56,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Same shape as the input."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(kernels.swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zifio.kernels import operators as kernels
 from zifio.models.config import DeepseekV3Config
 from zifio.models.layers import FeedForward
 
@@ -45,7 +46,7 @@ class Router(nn.Module):
     def forward(self, x_ND: Tensor) -> Routing:
         """Choose by score plus bias, weigh by score (equations 13-16)."""
         config = self.config
-        scores_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
+        scores_NE = kernels.sigmoid(kernels.linear(x_ND.float(), self.weight.float()))
         choice_NE = scores_NE.detach() + self.e_score_correction_bias
         if config.n_group > 1:
             choice_NE = self._keep_best_groups(choice_NE)
@@ -68,32 +69,41 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """All routed experts of a layer as two stacked weights; two forms with the same result.
 
-    `dense` sends every token through every expert and lets the gate matrix cancel the rest: E/A times the
-    arithmetic, but three matrix products in all, which wins for a handful of tokens.
-    `grouped` sorts the tokens by expert and sends each through its own only: the arithmetic of A experts.
-    `auto` is dense up to DENSE_UP_TO tokens.
+    `grouped` sorts the tokens by expert and sends each through its own only; `native` does the same in C and adds a
+    token's outputs in the order of its choices, whoever else is in the batch. `auto` is native where it can be.
     """
 
-    DENSE_UP_TO = 64
+    packed: kernels.Packed | None = None
+    _packed_version = (-1, -1)
 
     def __init__(self, config: DeepseekV3Config) -> None:
         super().__init__()
         n, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * f, d))
         self.down_proj = nn.Parameter(torch.empty(n, d, f))
-        self.form: Literal["auto", "dense", "grouped"] = "auto"
+        self.form: Literal["auto", "grouped", "native"] = "auto"
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Gate-weighted sum of the chosen experts' outputs, [N, D]."""
-        is_dense = self.form == "dense" or (self.form == "auto" and len(x_ND) <= self.DENSE_UP_TO)
-        return self._dense(x_ND, routing) if is_dense else self._grouped(x_ND, routing)
+        if self.form == "grouped" or (self.form == "auto" and not kernels.native(x_ND)):
+            return self._grouped(x_ND, routing)
+        packed = self.packed if self._packed_version == self._version() and not torch.is_grad_enabled() else None
+        weights = (self.gate_up_proj, self.down_proj)
+        return kernels.experts(x_ND, routing.expert_NA, routing.gate_NA, *weights, packed)
 
-    def _dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        n_experts, two_f, d = self.gate_up_proj.shape
-        hidden_NEF = F.linear(x_ND, self.gate_up_proj.view(-1, d)).view(-1, n_experts, two_f)
-        gate_NEF, up_NEF = hidden_NEF.chunk(2, dim=-1)
-        weighted_NEF = F.silu(gate_NEF) * up_NEF * routing.gate_matrix()[..., None].to(x_ND.dtype)
-        return F.linear(weighted_NEF.flatten(1), self.down_proj.permute(1, 0, 2).reshape(d, -1))
+    def pack(self) -> None:
+        """Pack the weights for sampling, anew if they have changed since the last time."""
+        if self.packed is None or self._packed_version != self._version():
+            both = kernels.pack(self.gate_up_proj), kernels.pack(self.down_proj)
+            self.packed = both if both[0] is not None and both[1] is not None else None
+            self._packed_version = self._version()
+
+    def unpack(self) -> None:
+        """Give the packed copies' memory back."""
+        self.packed = None
+
+    def _version(self) -> tuple[int, int]:
+        return self.gate_up_proj._version, self.down_proj._version
 
     def _grouped(self, x_ND: Tensor, routing: Routing) -> Tensor:
         flat_expert = routing.expert_NA.flatten()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from zifio.kernels import operators as kernels
 from zifio.models.config import Yarn
 
 
@@ -55,12 +56,15 @@ def _mscale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def cos_sin(
-    positions_BT: Int[Tensor, "B T"], frequencies: Float[Tensor, " half"], scale: float
-) -> tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]:
-    """Cosine and sine of every pair's angle at every position, times `scale`."""
-    angles = positions_BT[..., None].float() * frequencies
-    return angles.cos() * scale, angles.sin() * scale
+def turns(n_positions: int, frequencies_r: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every pair's angle at positions 0 ... n_positions - 1, times `scale`: [S, R/2] each.
+
+    Angles are fp32, as in transformers; their cosine is rounded from float64, so that no entry depends on where it
+    stands in the table.
+    """
+    positions_S = torch.arange(n_positions, device=frequencies_r.device, dtype=torch.float32)
+    angles_Sr = (positions_S[:, None] * frequencies_r).double()
+    return angles_Sr.cos().float() * scale, angles_Sr.sin().float() * scale
 
 
 def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: bool) -> Tensor:
@@ -68,6 +72,8 @@ def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: boo
 
     `x_BTHR` is [B, T, heads, R]; `cos_BTr` and `sin_BTr` are [B, T, R/2].
     """
+    if kernels.native(x_BTHR):
+        return kernels.rotate(x_BTHR, cos_BTr, sin_BTr, interleaved=interleaved)
     cos, sin = cos_BTr[:, :, None], sin_BTr[:, :, None]
     if interleaved:
         first, second = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
