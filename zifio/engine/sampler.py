@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zifio.config import Sampling
+from zifio.kernels import operators as kernels
 
 
 def uniforms(seeds: list[int], n_tokens: int) -> Float[Tensor, "B n"]:
@@ -28,6 +29,9 @@ def choose(
     The log-probability is that of softmax(logits / temperature), before top-p removes anything: the policy's own.
     Greedy drawing (temperature 0) reports it at temperature 1.
     """
+    if kernels.native(logits_BV) and sampling.top_p == 1:
+        scale = 1 / sampling.temperature if sampling.temperature else 0.0
+        return kernels.draw(logits_BV, torch.full((len(logits_BV),), scale), uniform_B)
     if sampling.temperature == 0:
         logp_BV = logits_BV.float().log_softmax(dim=-1)
         token_B = logp_BV.argmax(dim=-1)

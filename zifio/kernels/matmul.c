@@ -96,24 +96,25 @@ void product(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b
 #define ENOUGH 200000 /* multiplications that are worth waking the other threads */
 #define ROWS 1024     /* rows of A that one thread multiplies by a packed block before it packs the next */
 
-/* The same on all threads, cut by panels where there are many, else by rows. */
+/* Work is dealt out in pieces as threads come for it, since on a shared machine one of them may be held up: a few
+ * panels at a time where there are many, else (and where a thread would pack them again and again) rows. */
+INLINE i64 panels_at_a_time(i64 n_panels) { return n_panels >= 64 ? n_panels / 32 : 1; }
+INLINE i64 rows_at_a_time(i64 m, i64 n_panels, i64 n_threads) {
+    if (n_panels >= 4 * n_threads || m < 2 * MR * n_threads) return least(m, ROWS);
+    return up((m + 4 * n_threads - 1) / (4 * n_threads), MR);
+}
+
+/* The same on all threads. */
 API void zifio_matmul(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b, i64 rb, i64 cb, float *c,
                       i64 ldc, int go_on) {
-    i64 n_panels = (n + NR - 1) / NR;
-#pragma omp parallel if (m * n * k > ENOUGH)
-    {
-        i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-        if (n_panels >= 4 * all || m < 2 * MR * all) {
-            for (i64 row = 0; row < m; row += ROWS) {
-                const float *rows = a + row * ra;
-                i64 count = least(ROWS, m - row);
-                panels(me * n_panels / all, (me + 1) * n_panels / all, count, n, k, rows, ra, ka, b, rb, cb,
-                       c + row * ldc, ldc, go_on);
-            }
-        } else {
-            i64 first = me * m / all, last = (me + 1) * m / all;
-            panels(0, n_panels, last - first, n, k, a + first * ra, ra, ka, b, rb, cb, c + first * ldc, ldc, go_on);
-        }
+    i64 n_panels = (n + NR - 1) / NR, rows = rows_at_a_time(m, n_panels, omp_get_max_threads());
+    i64 width = rows == least(m, ROWS) ? panels_at_a_time(n_panels) : n_panels;
+    i64 across = (n_panels + width - 1) / width, pieces = across * ((m + rows - 1) / rows);
+#pragma omp parallel for schedule(dynamic) if (m * n * k > ENOUGH)
+    for (i64 piece = 0; piece < pieces; piece++) {
+        i64 row = piece / across * rows, p = piece % across * width;
+        panels(p, least(p + width, n_panels), least(rows, m - row), n, k, a + row * ra, ra, ka, b, rb, cb,
+               c + row * ldc, ldc, go_on);
     }
 }
 
@@ -133,17 +134,15 @@ API void zifio_matmul_transposed(i64 m, i64 n, i64 k, const float *a, i64 lda, c
                 for (i64 i = 0; i < rows; i++) turned[(t * KC + r) * MR + i] = a[(m0 + r) * lda + t * MR + i];
         }
         float *packed = scratch(0, KC * NR);
-        i64 by_panel = n_panels >= 4 * omp_get_num_threads();
-        i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-        i64 p0 = by_panel ? me * n_panels / all : 0, p1 = by_panel ? (me + 1) * n_panels / all : n_panels;
-        i64 t0 = by_panel ? 0 : me * n_tiles / all, t1 = by_panel ? n_tiles : (me + 1) * n_tiles / all;
-        for (i64 p = p0; p < p1; p++) {
+        i64 cut = n_panels >= 4 * omp_get_num_threads() ? 1 : least(n_tiles, 8); /* pieces of a panel */
+#pragma omp for schedule(dynamic)
+        for (i64 piece = 0; piece < n_panels * cut; piece++) {
+            i64 p = piece / cut, t1 = (piece % cut + 1) * n_tiles / cut;
             pack_block(b, ldb, 1, p, k, m0, depth, packed);
-            for (i64 t = t0; t < t1; t++)
+            for (i64 t = piece % cut * n_tiles / cut; t < t1; t++)
                 add_block(least(MR, n - t * MR), depth, turned + t * KC * MR, 1, MR, packed, c + t * MR * ldc + p * NR,
                           ldc, least(NR, k - p * NR), go_on || m0);
         }
-#pragma omp barrier
     }
     free(turned);
 }
@@ -172,15 +171,13 @@ void product_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *p
 
 /* The same on all threads. */
 API void zifio_matmul_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed, float *c, i64 ldc) {
-    i64 n_panels = (n + NR - 1) / NR;
-#pragma omp parallel if (m * n * k > ENOUGH)
-    {
-        i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-        if (n_panels >= 4 * all || m < 2 * MR * all) {
-            packed_panels(me * n_panels / all, (me + 1) * n_panels / all, m, n, k, a, lda, packed, c, ldc);
-        } else {
-            i64 first = me * m / all, last = (me + 1) * m / all;
-            packed_panels(0, n_panels, last - first, n, k, a + first * lda, lda, packed, c + first * ldc, ldc);
-        }
+    i64 n_panels = (n + NR - 1) / NR, rows = rows_at_a_time(m, n_panels, omp_get_max_threads());
+    i64 width = rows == least(m, ROWS) ? panels_at_a_time(n_panels) : n_panels;
+    i64 across = (n_panels + width - 1) / width, pieces = across * ((m + rows - 1) / rows);
+#pragma omp parallel for schedule(dynamic) if (m * n * k > ENOUGH)
+    for (i64 piece = 0; piece < pieces; piece++) {
+        i64 row = piece / across * rows, p = piece % across * width;
+        packed_panels(p, least(p + width, n_panels), least(rows, m - row), n, k, a + row * lda, lda, packed,
+                      c + row * ldc, ldc);
     }
 }
