@@ -11,6 +11,7 @@ value (`latent=False`: H (K + R + X) numbers, the trainer's own arithmetic) or t
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -67,8 +68,10 @@ class PagedCache:
             (PAGE, n, self._entry.d_key),
             (PAGE, n, self._entry.d_value),
         )
-        self._keys = [torch.zeros(n_pages, *key_shape) for _ in range(layers)]
-        self._values = [torch.zeros(n_pages, *value_shape) for _ in range(layers)]
+        self._keys, self._values = (
+            kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape).unbind()
+            for shape in (key_shape, value_shape)
+        )
 
     def begin(self, tables: list[list[int]], first: list[int], count: list[int]) -> None:
         """Announce a forward pass over the concatenation of `count[m]` tokens of each sequence m.

@@ -36,6 +36,11 @@ typedef struct {
     i64 n_keys;
 } Row;
 
+/* Ask for memory that will be read soon. */
+INLINE void ahead(const float *p, i64 n_floats) {
+    for (i64 i = 0; i < n_floats; i += 16) __builtin_prefetch(p + i);
+}
+
 /* Scores, softmax and weighted values of up to MR queries. Page i of a row is keys + table[i] * key_stride and values +
  * table[i] * value_stride. */
 static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float *keys, i64 key_stride,
@@ -52,6 +57,8 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             if (rows[r].n_keys <= page * PAGE) continue;
             int32_t id = rows[r].table[page];
             while (r + run < n_rows && rows[r + run].n_keys > page * PAGE && rows[r + run].table[page] == id) run++;
+            if (r + run < n_rows && rows[r + run].n_keys > page * PAGE)
+                ahead(keys + rows[r + run].table[page] * key_stride, s->d_key * PAGE);
             for (i64 j = 0; j < PAGE; j += NR)
                 tile(run, s->d_key, query + r * s->d_key, s->d_key, 1, keys + id * key_stride + j, PAGE,
                      scores + r * width + page * PAGE + j, width, 0);
@@ -87,6 +94,8 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             while (r + run < n_rows && least(rows[r + run].n_keys - page * PAGE, PAGE) == n_keys &&
                    rows[r + run].table[page] == id)
                 run++;
+            if (r + run < n_rows && rows[r + run].n_keys > page * PAGE)
+                ahead(values + rows[r + run].table[page] * value_stride, wide * PAGE);
             for (i64 j = 0; j < wide; j += NR)
                 tile(run, n_keys, scores + r * width + page * PAGE, width, 1, values + id * value_stride + j, wide,
                      out + r * wide + j, wide, 1);

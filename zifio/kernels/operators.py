@@ -11,6 +11,8 @@ Try it alone: `pytest tests/kernels`
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from typing import Any
 
 import torch
@@ -77,24 +79,37 @@ class _Linear(torch.autograd.Function):
         return dx, dw
 
 
-def pack(weight: Tensor) -> Tensor | None:
-    """A weight [n, k], or a stack of them [e, n, k], repacked for `linear` and `experts`; None without kernels."""
-    if not native(weight):
-        return None
+def packed_size(weight: Tensor) -> int:
+    """Floats that `pack` needs for a weight [n, k] or a stack of them [e, n, k]."""
     n, k = weight.shape[-2:]
-    stack = weight.detach().reshape(-1, n, k).contiguous()
+    return weight.numel() // (n * k) * _lib().packed_size(n, k)
+
+
+def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
+    """A weight [n, k], or a stack of them [e, n, k], repacked for `linear` and `experts`, in `room` if given."""
+    n, k = weight.shape[-2:]
+    stack = weight.detach().reshape(-1, n, k)
     size = _lib().packed_size(n, k)
-    out = _aligned(len(stack) * size)
+    out = memory(len(stack) * size) if room is None else room
     for place, one in enumerate(stack):
         _lib().pack(n, k, one.data_ptr(), k, out.data_ptr() + 4 * size * place)
     return out
 
 
-def _aligned(n_floats: int) -> Tensor:
-    """Uninitialised memory that begins on a cache line."""
-    room = torch.empty(n_floats + 16)
-    skip = -room.data_ptr() % 64 // 4
-    return room[skip : skip + n_floats]
+_HUGE_PAGE = 2**21  # bytes
+_MADV_HUGEPAGE = 14
+
+
+def memory(n_floats: int) -> Tensor:
+    """Uninitialised memory that is read in long streams: on huge pages where the system has them (Linux), which are
+    read up to 1.4 times as fast."""
+    room = torch.empty(n_floats + _HUGE_PAGE // 4)
+    skip = -room.data_ptr() % _HUGE_PAGE // 4
+    out = room[skip : skip + n_floats]
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None and platform.system() == "Linux":
+        advise(ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(4 * n_floats), _MADV_HUGEPAGE)
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -165,20 +180,28 @@ class _Swiglu(torch.autograd.Function):
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x)."""
-    return _Elementwise.apply(x, "sigmoid") if native(x) else x.sigmoid()
+    return _elementwise(x, "sigmoid") if native(x) else x.sigmoid()
 
 
 def softmax(x: Tensor) -> Tensor:
     """Softmax over the last axis."""
-    return _Elementwise.apply(x, "softmax") if native(x) else x.softmax(dim=-1)
+    return _elementwise(x, "softmax") if native(x) else x.softmax(dim=-1)
+
+
+def _elementwise(x: Tensor, name: str) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Elementwise.apply(x, name)
+    x = x.contiguous()
+    y, d = torch.empty_like(x), x.shape[-1]
+    getattr(_lib(), name)(x.numel() // d, d, x.data_ptr(), y.data_ptr())
+    return y
 
 
 class _Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        x = x.contiguous()
-        y, d = torch.empty_like(x), x.shape[-1]
-        getattr(_lib(), name)(x.numel() // d, d, x.data_ptr(), y.data_ptr())
+        with torch.no_grad():
+            y = _elementwise(x, name)
         ctx.save_for_backward(y)
         ctx.name = name
         return y
@@ -193,7 +216,9 @@ class _Elementwise(torch.autograd.Function):
 
 def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: bool) -> Tensor:
     """RoPE, see `models.rope.rotate`; only for `native` tensors."""
-    return _Rotate.apply(x_BTHR, cos_BTr.contiguous(), sin_BTr.contiguous(), interleaved)
+    if torch.is_grad_enabled() and x_BTHR.requires_grad:
+        return _Rotate.apply(x_BTHR, cos_BTr, sin_BTr, interleaved)
+    return _rotate(x_BTHR, cos_BTr, sin_BTr, interleaved, back=False)
 
 
 class _Rotate(torch.autograd.Function):
@@ -201,17 +226,18 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
-        x = x if x.stride(-1) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
         return _rotate(x, cos, sin, interleaved, back=False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(dy.contiguous(), cos, sin, ctx.interleaved, back=True), None, None, None
+        return _rotate(dy, cos, sin, ctx.interleaved, back=True), None, None, None
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: bool) -> Tensor:
     n_rows, n_now, heads, width = x.shape
+    if x.stride(3) != 1 or (n_rows > 1 and x.stride(0) != n_now * x.stride(1)):
+        x = x.contiguous()
     y = x.new_empty(x.shape)
     angles = (cos.data_ptr(), sin.data_ptr(), interleaved, back)
     where = (x.data_ptr(), x.stride(1), x.stride(2), *angles, y.data_ptr(), heads * width, width)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from zifio.kernels import operators as kernels
 from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, spans_of
 from zifio.models.config import DeepseekV3Config, LlamaConfig
 from zifio.models.layers import FeedForward, Linear, RMSNorm
@@ -113,6 +114,7 @@ class Decoder(nn.Module):
             inverse_frequencies(rotary, config.rope_theta, config.rope_scaling),
             persistent=False,
         )
+        self._packed: Tensor | None = None
         self._table = (self.frequencies_r[:0], self.frequencies_r[:0])
         if seed is not None:
             self._initialise(seed)
@@ -170,17 +172,24 @@ class Decoder(nn.Module):
             self._table = turns(size, self.frequencies_r, amplitude(self.config.rope_scaling))
         return self._table
 
+    @torch.no_grad()
     def pack(self) -> None:
         """Repack all weights for sampling where they have changed; costs their size in memory until `unpack`."""
-        for module in self.modules():
-            if isinstance(module, Linear | Experts):
-                module.pack()
+        layers = [module for module in self.modules() if isinstance(module, Linear | Experts)]
+        if not all(kernels.native(weight) for layer in layers for weight in layer.weights()):
+            return
+        sizes = [sum(map(kernels.packed_size, layer.weights())) for layer in layers]
+        if self._packed is None:
+            self._packed = kernels.memory(sum(sizes))
+        for layer, room in zip(layers, self._packed.split(sizes), strict=True):
+            layer.pack(room)
 
     def unpack(self) -> None:
         """Give the memory of packed weights back."""
+        self._packed = None
         for module in self.modules():
             if isinstance(module, Linear | Experts):
-                module.unpack()
+                module.packed = None
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Output.routing`."""

@@ -24,14 +24,14 @@ class Linear(nn.Linear):
         current = self.packed is not None and self._packed_version == self.weight._version
         return kernels.linear(x, self.weight, self.bias, self.packed if current else None)
 
-    def pack(self) -> None:
-        """Pack the weight anew if it has changed since the last time."""
-        if self.packed is None or self._packed_version != self.weight._version:
-            self.packed, self._packed_version = kernels.pack(self.weight), self.weight._version
+    def weights(self) -> tuple[Tensor, ...]:
+        """What is packed."""
+        return (self.weight,)
 
-    def unpack(self) -> None:
-        """Give the packed copy's memory back."""
-        self.packed = None
+    def pack(self, room: Tensor) -> None:
+        """Pack the weight into `room` unless that is done and the weight has not changed since."""
+        if self.packed is None or self._packed_version != self.weight._version:
+            self.packed, self._packed_version = kernels.pack(self.weight, room), self.weight._version
 
 
 class RMSNorm(nn.RMSNorm):

@@ -91,16 +91,16 @@ class Experts(nn.Module):
         weights = (self.gate_up_proj, self.down_proj)
         return kernels.experts(x_ND, routing.expert_NA, routing.gate_NA, *weights, packed)
 
-    def pack(self) -> None:
-        """Pack the weights for sampling, anew if they have changed since the last time."""
-        if self.packed is None or self._packed_version != self._version():
-            both = kernels.pack(self.gate_up_proj), kernels.pack(self.down_proj)
-            self.packed = both if both[0] is not None and both[1] is not None else None
-            self._packed_version = self._version()
+    def weights(self) -> tuple[Tensor, ...]:
+        """What is packed."""
+        return self.gate_up_proj, self.down_proj
 
-    def unpack(self) -> None:
-        """Give the packed copies' memory back."""
-        self.packed = None
+    def pack(self, room: Tensor) -> None:
+        """Pack the weights into `room` unless that is done and they have not changed since."""
+        if self.packed is None or self._packed_version != self._version():
+            one, two = room.split([kernels.packed_size(weight) for weight in self.weights()])
+            self.packed = kernels.pack(self.gate_up_proj, one), kernels.pack(self.down_proj, two)
+            self._packed_version = self._version()
 
     def _version(self) -> tuple[int, int]:
         return self.gate_up_proj._version, self.down_proj._version
