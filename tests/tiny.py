@@ -13,7 +13,7 @@ from torch import Tensor
 from zifio.config import build
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig, DeepseekV3Config, LlamaConfig
 from zifio.models.decoder import Decoder
 from zifio.models.weights import save_model
 from zifio.tasks.sums import ChainSum
@@ -58,16 +58,19 @@ def llama(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**(fields | changes))
 
 
-def made(config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Decoder:
-    """A decoder with random norms, and with router biases that make some scores negative."""
+def made(config: AnyConfig, seed: int = 1) -> Decoder:
+    """A decoder with random norms and biases; those of routers make some scores negative."""
     model = Decoder(config, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3, generator=generator)
         for router in model.routers():
-            router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)
+            if router.e_score_correction_bias is not None:
+                router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)
     return model
 
 
@@ -87,7 +90,7 @@ def characters() -> ChatTokenizer:
     return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), []))
 
 
-def save_base(folder: Path, config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Path:
+def save_base(folder: Path, config: AnyConfig, seed: int = 1) -> Path:
     """A model folder with an untrained model and the tokenizer of sums."""
     tokenizer = characters()
     folder.mkdir(parents=True, exist_ok=True)
