@@ -133,7 +133,7 @@ def read_raw(folder: Path, **changes: Any) -> DeepseekV3Config | LlamaConfig:
     [
         (
             {"model_type": "mamba"},
-            ("'mamba' is not supported", "deepseek_v3, llama, qwen2, qwen3, qwen3_moe, deepseek_v2"),
+            ("'mamba' is not supported", "deepseek_v3, llama, qwen2, qwen3"),
         ),
         ({"model_type": None}, ("None is not supported",)),
         ({"scoring_func": "softmax"}, ("scoring_func = 'softmax'", "'sigmoid'")),
@@ -144,7 +144,7 @@ def read_raw(folder: Path, **changes: Any) -> DeepseekV3Config | LlamaConfig:
         ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config", "fp8")),
         (
             {"rope_scaling": {"type": "longrope", "factor": 8}},
-            ("rope type 'longrope'", "default, yarn, llama3, linear"),
+            ("rope type 'longrope'", "yarn, llama3, linear"),
         ),
         ({"qk_rope_head_dim": 15}, ("qk_rope_head_dim=15 is odd",)),
         ({"hidden_size": "64"}, ("hidden_size", "an integer", '"64"')),

@@ -40,7 +40,7 @@ def resolve(reference: str | Path) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx, whose name depends on the hub's version
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
