@@ -183,9 +183,9 @@ def quantise(weight: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor, Te
     return stored, scale, meant
 
 
-def fp8_folder(folder: Path, block: tuple[int, int]) -> Path:
+def fp8_folder(folder: Path, block: tuple[int, int], q_lora_rank: int = 10) -> Path:
     """DeepSeek-V3 with MTP as published: projections in FP8; `meant/` beside it holds what they stand for in fp32."""
-    save_model(made(deepseek(num_nextn_predict_layers=1, q_lora_rank=10)), folder)
+    save_model(made(deepseek(num_nextn_predict_layers=1, q_lora_rank=q_lora_rank)), folder)
     tensors, meant = load_file(folder / "model.safetensors"), {}
     for name, weight in list(tensors.items()):
         if name.endswith("proj.weight") or name.endswith("kv_a_proj_with_mqa.weight"):
@@ -207,6 +207,18 @@ def test_fp8_weights_are_dequantised(block: tuple[int, int], tmp_path: Path):
     folder = fp8_folder(tmp_path, block)
     ours, meant = load_model(folder).state_dict(), load_model(folder / "meant").state_dict()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in meant.items())
+
+
+def test_fp8_opens_as_in_transformers(tmp_path: Path):
+    """In blocks of 4 by 4, which leave none cut: transformers 5.23 takes cut blocks for smaller whole ones."""
+    folder = fp8_folder(tmp_path, (4, 4), q_lora_rank=12)
+    settings = transformers.FineGrainedFP8Config(weight_block_size=(4, 4), dequantize=True)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=settings, dtype=torch.float32
+    )
+    tokens = tokens_like(2, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(load_model(folder), tokens), theirs(tokens).logits, atol=1e-5, rtol=0)
 
 
 def test_fp8_of_another_magnitude_in_every_block():

@@ -33,6 +33,7 @@ SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
 # Names -----------------------------------------------------------------------------------------------------
@@ -57,6 +58,26 @@ def to_disk_names(config: AnyConfig, state: dict[str, Tensor]) -> dict[str, Tens
     if config.tie_word_embeddings:
         out.pop("lm_head.weight", None)
     return out
+
+
+def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_disk_names`, for a table in which every expert is whole."""
+    out: dict[str, Tensor] = {}
+    experts: dict[str, dict[tuple[int, str], Tensor]] = {}
+    for name, tensor in disk.items():
+        match = _EXPERT.fullmatch(name)
+        if match:
+            experts.setdefault(match[1], {})[int(match[2]), match[3]] = tensor
+        else:
+            out[name] = tensor
+    for stem, parts in experts.items():
+        n = 1 + max(expert for expert, _ in parts)
+        gate_up = [torch.cat([parts[e, "gate"], parts[e, "up"]]) for e in range(n)]
+        out[f"{stem}.gate_up_proj"] = torch.stack(gate_up)
+        out[f"{stem}.down_proj"] = torch.stack([parts[e, "down"] for e in range(n)])
+    if config.tie_word_embeddings and "model.embed_tokens.weight" in out:
+        out["lm_head.weight"] = out["model.embed_tokens.weight"]
+    return {ours: tensor for name, tensor in out.items() if (ours := _inward(config, name)) is not None}
 
 
 def _outward(config: AnyConfig, name: str) -> str:
