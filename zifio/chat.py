@@ -17,6 +17,7 @@ from rich.text import Text
 
 from zifio.config import ConfigError, Sampling, build
 from zifio.log import say
+from zifio.models.hub import resolve
 from zifio.seed import stream_seed
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def chat(
     What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
     nothing. Raises ConfigError when the folder holds no model, or a question does not fit it.
     """
+    model = resolve(model)
     given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     sampling = build(Sampling, given, "command line")
     for name in ("config.json", "tokenizer.json"):  # before torch, which takes seconds to import

@@ -24,7 +24,7 @@ from torch import Tensor
 from zifio.config import ConfigError
 from zifio.log import say
 from zifio.models.decoder import Decoder
-from zifio.models.weights import load_state, read_tensors, save_model
+from zifio.models.weights import load_state, read_tensors, save_model, weight_files
 
 _KEPT = 2
 
@@ -111,8 +111,14 @@ def damage(folder: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Twelve hex digits naming a model's weights, for provenance."""
-    return file_digest(folder / "model.safetensors")
+    """Twelve hex digits naming a model's weights, for provenance: of its one file, or of all shards by name.
+
+    Raises ConfigError when the weights are not all there.
+    """
+    files = weight_files(folder)
+    if len(files) == 1:
+        return file_digest(files[0])
+    return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()[:12]
 
 
 def file_digest(path: Path) -> str:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from zifio.kernels import operators as kernels
 from zifio.models.attention import fused_attention
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
+from zifio.models.families import LatentConfig
 
 PAGE = 32
 """Tokens of one page."""
@@ -33,21 +34,21 @@ class Entry(NamedTuple):
     d_value: int
 
 
-def entry_of(config: DeepseekV3Config | LlamaConfig, latent: bool) -> Entry:
+def entry_of(config: AnyConfig, latent: bool) -> Entry:
     """The entry of a model's attention layers."""
-    if not isinstance(config, DeepseekV3Config):
+    if not isinstance(config, LatentConfig):
         return Entry(config.n_kv_heads, config.d_head, config.d_head)
     if latent:
         return Entry(1, config.kv_lora_rank + config.qk_rope_head_dim, config.kv_lora_rank)
     return Entry(config.num_attention_heads, config.qk_head_dim, config.v_head_dim)
 
 
-def n_cached_layers(config: DeepseekV3Config | LlamaConfig) -> int:
+def n_cached_layers(config: AnyConfig) -> int:
     """Layers that keep something: those of the model, and the MTP module's behind them."""
-    return config.num_hidden_layers + (config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0)
+    return config.num_hidden_layers + config.n_mtp
 
 
-def bytes_per_page(config: DeepseekV3Config | LlamaConfig, latent: bool) -> int:
+def bytes_per_page(config: AnyConfig, latent: bool) -> int:
     """Memory of one page in all layers, fp32."""
     entry = entry_of(config, latent)
     return 4 * PAGE * n_cached_layers(config) * entry.n_heads * (entry.d_key + entry.d_value)
@@ -60,7 +61,7 @@ class PagedCache:
     they are plain [n_pages, PAGE, heads, width].
     """
 
-    def __init__(self, config: DeepseekV3Config | LlamaConfig, n_pages: int, latent: bool = False) -> None:
+    def __init__(self, config: AnyConfig, n_pages: int, latent: bool = False) -> None:
         self.latent, self._entry = latent, entry_of(config, latent)
         n, layers = self._entry.n_heads, n_cached_layers(config)
         self._native = kernels.page_sizes(*self._entry) is not None
