@@ -88,14 +88,14 @@ def test_a_reply_depends_on_its_prompt_and_seed_alone(name: str):
         assert [[c.tokens for c in group] for group in cut] == [[c.tokens for c in group] for group in together]
 
 
-@pytest.mark.parametrize("max_rows, largest", [(1, 1), (2, 2), (4, 3), (6, 6), (100, 15)])
+@pytest.mark.parametrize("max_rows, largest", [(1, 1), (2, 2), (4, 4), (6, 6), (100, 15)])
 def test_max_rows_bounds_the_rows_decoded_side_by_side(max_rows: int, largest: int, monkeypatch):
     seen: list[int] = []
     plain = PagedCache.begin
 
-    def begin(self, tables, first, count):
-        seen.append(len(tables))
-        return plain(self, tables, first, count)
+    def begin(self, table_MP, first_M, count_M):
+        seen.append(len(table_MP))
+        return plain(self, table_MP, first_M, count_M)
 
     monkeypatch.setattr(PagedCache, "begin", begin)
     Engine(made(CASES["llama"]), 39, max_rows).generate(PROMPTS, [[1, 2, 3]] * 5, Sampling(max_new_tokens=3))

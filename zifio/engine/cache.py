@@ -60,16 +60,15 @@ class PagedCache:
         self._keys = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_key) for _ in range(layers)]
         self._values = [torch.zeros(n_pages, PAGE, entry.n_heads, entry.d_value) for _ in range(layers)]
 
-    def begin(self, tables: list[list[int]], first: list[int], count: list[int]) -> None:
-        """Announce a forward pass over the concatenation of `count[m]` tokens of each sequence m.
+    def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
+        """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m; all int64.
 
-        Sequence m's new tokens stand at positions first[m], first[m] + 1, ...; the token at position p lives in slot
-        p % PAGE of page tables[m][p // PAGE]. Pages of positions that are written must belong to m alone.
+        Sequence m's new tokens stand at positions first_M[m], first_M[m] + 1, ...; the token at position p lives in
+        slot p % PAGE of page table_MP[m, p // PAGE]; what a table holds beyond its sequence's end is not looked at.
+        Pages of positions that are written must belong to m alone. The arrays must stay as they are during the pass.
         """
-        n_pages = max(map(len, tables))
-        self._table_MP = torch.tensor([table + [0] * (n_pages - len(table)) for table in tables])
-        self._first_M, self._count_M = torch.tensor(first), torch.tensor(count)
-        sequence_N = torch.arange(len(tables)).repeat_interleave(self._count_M)
+        self._table_MP, self._first_M, self._count_M = table_MP, first_M, count_M
+        sequence_N = torch.arange(len(table_MP)).repeat_interleave(self._count_M)
         start_M = self._count_M.cumsum(0) - self._count_M
         position_N = torch.arange(len(sequence_N)) - start_M[sequence_N] + self._first_M[sequence_N]
         self._page_N, self._slot_N = self._table_MP[sequence_N, position_N // PAGE], position_N % PAGE
