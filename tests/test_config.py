@@ -174,7 +174,9 @@ def _override_message(change: str) -> str:
 
 
 def test_digest_is_stable():
-    canonical = b'{"max_new_tokens":128,"temperature":1.0,"top_p":1.0}'
+    canonical = (
+        b'{"max_new_tokens":128,"min_p":0.0,"repetition_penalty":1.0,"stop":[],"temperature":1.0,"top_k":0,"top_p":1.0}'
+    )
     expected = hashlib.sha256(canonical).hexdigest()[:12]
     assert Sampling().digest() == Sampling(temperature=1).digest() == expected
     assert Sampling(temperature=0).digest() != Sampling().digest()
@@ -219,6 +221,7 @@ def test_read_toml_mistakes(tmp_path: Path):
 
 
 def test_sampling_limits():
-    for change in ({"temperature": -1}, {"max_new_tokens": 0}, {"top_p": 0}, {"top_p": 1.1}):
+    for change in ({"temperature": -1}, {"max_new_tokens": 0}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1},
+                   {"min_p": 1.1}, {"repetition_penalty": 0}, {"stop": [""]}):  # fmt: skip
         with pytest.raises(ConfigError):
             build(Sampling, change, "my.toml")

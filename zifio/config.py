@@ -58,6 +58,21 @@ class Sampling(Config):
     """A reply is cut after this many tokens."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw only among the likeliest tokens that together hold this much probability."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw only among this many likeliest tokens (and those as likely as the last of them); 0 means all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Draw only tokens at least this share as likely as the likeliest (arXiv:2407.01082)."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """Logits of tokens that the prompt or the reply holds already are divided by this, or multiplied where negative
+    (CTRL, arXiv:1909.05858); 1 means no penalty."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """A reply ends with the first of these texts, which its text then leaves out."""
+
+    def off_policy(self) -> dict[str, float]:
+        """The fields that make draws follow another distribution than softmax(logits / temperature), and what they
+        would have to be."""
+        harmless = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        return {name: value for name, value in harmless.items() if getattr(self, name) != value}
 
 
 def build(cls: type[Model], data: dict[str, Any], where: str) -> Model:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import deepseek, llama, logits_of, made, save_base, tokens_like
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import PAGE, PagedCache
+from zifio.engine.cache import PAGE, bytes_per_page, entry_of
+from zifio.engine.config import EngineConfig
 from zifio.engine.engine import Completion, Engine
+from zifio.kernels import operators as kernels
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, save_model
@@ -26,14 +29,14 @@ CASES = {
 PROMPTS = [tokens_like(n, seed=n).tolist() for n in (1, 9, 4, 17, 4)]
 
 
-def lively(config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Decoder:
-    """A model that ends its replies now and then: the end token has about 1.4 more logits than others."""
+def lively(config: DeepseekV3Config | LlamaConfig, seed: int = 1, push: float = 1.4) -> Decoder:
+    """A model that ends its replies now and then: the end token has about `push` more logits than others."""
     model = made(config, seed)
     tokens = tokens_like(4, 20)
     with torch.no_grad():
         mean_D = model(tokens, torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
         model.lm_head.weight *= 0.5
-        model.lm_head.weight[EOS] += 1.4 * mean_D / mean_D.square().sum()
+        model.lm_head.weight[EOS] += push * mean_D / mean_D.square().sum()
     return model
 
 
@@ -88,14 +91,66 @@ def test_a_reply_depends_on_its_prompt_and_seed_alone(name: str):
         assert [[c.tokens for c in group] for group in cut] == [[c.tokens for c in group] for group in together]
 
 
-@pytest.mark.parametrize("max_rows, largest", [(1, 1), (2, 2), (4, 3), (6, 6), (100, 15)])
+def forms(config: DeepseekV3Config | LlamaConfig) -> dict[str, EngineConfig]:
+    """Ways of computing that may not show in what is said."""
+    tight, tighter = (pages * bytes_per_page(config, False) / 1e9 for pages in (8.5, 6.5))
+    ways: dict[str, dict[str, Any]] = {
+        "three rows": {"max_rows": 3}, "chunks of 7": {"chunk_tokens": 7}, "tight": {"memory_gb": tight},
+        "tight, no sharing": {"memory_gb": tighter, "prefix_sharing": False, "chunk_tokens": 20},
+    }  # fmt: skip
+    if isinstance(config, DeepseekV3Config):
+        ways |= {"latents": {"latent_cache": True}, "wide": {}}
+        ways |= {f"{name}, drafts": {**way, "speculate": True} for name, way in ways.items()}
+    return {name: EngineConfig(**way) for name, way in ways.items()}
+
+
+LONG = [tokens_like(n, seed=n).tolist() for n in (33, 9, 40)]
+LONG.append(LONG[2][:36])
+LONG_SEEDS, LONG_SAMPLING = [[100 * p + g for g in range(3)] for p in range(4)], Sampling(max_new_tokens=80)
+ROOMY = {
+    name: CASES[name].model_copy(update={"max_position_embeddings": 120}) for name in ("deepseek-yarn-mtp", "llama")
+}
+SHORT = Sampling(max_new_tokens=12)
+FORMS = [(name, form) for name in ROOMY for form in forms(ROOMY[name])]
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, list[list[Completion]]]:
+    """What every case says to LONG when nothing is in the way."""
+    return {
+        name: Engine(lively(config, push=-1.0), EOS).generate(LONG, LONG_SEEDS, LONG_SAMPLING)
+        for name, config in ROOMY.items()
+    }
+
+
+@pytest.mark.parametrize("name, form", FORMS)
+def test_how_it_is_computed_does_not_show(name: str, form: str, plain: dict[str, list[list[Completion]]]):
+    settings = forms(ROOMY[name])[form]
+    engine = Engine(lively(ROOMY[name], push=-1.0), EOS, settings=settings)
+    found = engine.generate(LONG, LONG_SEEDS, LONG_SAMPLING)
+    for ours, theirs in zip(found, plain[name], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one.tokens, one.finish) == (other.tokens, other.finish)
+            torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-5, rtol=0)
+    assert (engine.stats.preemptions > 0) == (settings.memory_gb is not None)
+    assert (engine.stats.shared_tokens > 0) == settings.prefix_sharing
+    assert (engine.stats.drafts_proposed > 0) == settings.speculate
+    if settings.memory_gb is not None:
+        assert engine.stats.peak_pages <= 8
+        assert engine._cache is not None and sum(t.nbytes for t in (*engine._cache._keys, *engine._cache._values)) <= (
+            settings.memory_gb * 1e9
+        )
+    assert engine._scheduler is not None and engine._scheduler.pages.n_held == 0
+
+
+@pytest.mark.parametrize("max_rows, largest", [(1, 1), (2, 2), (4, 4), (6, 6), (100, 15)])
 def test_max_rows_bounds_the_rows_decoded_side_by_side(max_rows: int, largest: int, monkeypatch):
     seen: list[int] = []
     plain = PagedCache.begin
 
-    def begin(self, tables, first, count):
-        seen.append(len(tables))
-        return plain(self, tables, first, count)
+    def begin(self, table_MP, first_M, count_M):
+        seen.append(len(table_MP))
+        return plain(self, table_MP, first_M, count_M)
 
     monkeypatch.setattr(PagedCache, "begin", begin)
     Engine(made(CASES["llama"]), 39, max_rows).generate(PROMPTS, [[1, 2, 3]] * 5, Sampling(max_new_tokens=3))
@@ -164,6 +219,53 @@ def test_a_request_that_does_not_fit_is_refused_with_numbers():
         engine.generate([[1] * 96], [[1]], Sampling(max_new_tokens=1))
 
 
+def test_a_request_that_memory_can_never_hold_is_refused_with_numbers():
+    model = made(CASES["llama"])
+    page = bytes_per_page(model.config, False)
+    engine = Engine(model, EOS, settings=EngineConfig(memory_gb=2.5 * page / 1e9))
+    with pytest.raises(ConfigError) as error:
+        engine.generate([[1] * 20], [[1]], Sampling(max_new_tokens=50))
+    for part in ("20 tokens", "together 3 pages of 32 tokens", "the cache has 2", "to 44", "memory_gb"):
+        assert part in str(error.value)
+    assert engine.generate([[1] * 20], [[1]], Sampling(max_new_tokens=44))
+
+
+@pytest.mark.parametrize(
+    "prompt, wanted", [([], "at least one token"), ([1, 40], "below 40, came 40"), ([-1], "came -1")]
+)
+def test_prompts_that_are_none_are_refused(prompt: list[int], wanted: str):
+    with pytest.raises(ConfigError, match=wanted):
+        Engine(made(CASES["llama"]), EOS).generate([prompt], [[1]], Sampling())
+
+
+def test_any_of_several_end_tokens_ends_a_reply():
+    model = made(CASES["llama"])
+    (group,) = Engine(model, (3, 7, 11)).generate([[1]], [list(range(40))], Sampling(max_new_tokens=30))
+    ends = {completion.tokens[-1] for completion in group if completion.finish == "stop"}
+    assert ends == {3, 7, 11}
+    assert all(not {3, 7, 11} & set(completion.tokens[:-1]) for completion in group)
+
+
+def test_new_weights_are_used_at_once():
+    """The engine holds nothing of the old ones, whether it was told or not."""
+    model, other = made(CASES["llama"]), made(CASES["llama"], seed=2)
+    engine = Engine(model, EOS)
+    engine.generate(LONG, LONG_SEEDS, SHORT)
+    with torch.no_grad():
+        for parameter, new in zip(model.parameters(), other.parameters(), strict=True):
+            parameter.copy_(new)
+    found = engine.generate(LONG, LONG_SEEDS, SHORT)
+    assert found == Engine(other, EOS).generate(LONG, LONG_SEEDS, SHORT)
+
+
+def test_equal_calls_give_equal_floats():
+    """Whatever was asked in between."""
+    engine = Engine(made(CASES["deepseek"]), EOS)
+    first = engine.generate(LONG, LONG_SEEDS, SHORT)
+    engine.generate(PROMPTS, [[1] * 9] * 5, Sampling(max_new_tokens=60))
+    assert engine.generate(LONG, LONG_SEEDS, SHORT) == first
+
+
 def test_sampling_leaves_the_model_and_torchs_generator_alone():
     model = made(CASES["deepseek"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -175,25 +277,44 @@ def test_sampling_leaves_the_model_and_torchs_generator_alone():
     assert model.lm_head.weight.grad is not None, "the model still trains after inference mode"
 
 
-def test_a_prompt_is_computed_once_for_its_whole_group(monkeypatch):
-    seen: list[tuple[int, ...]] = []
-    plain = Decoder.forward
-
-    def forward(self, tokens_BT, positions_BT, cache=None, **options):
-        seen.append(tuple(tokens_BT.shape))
-        return plain(self, tokens_BT, positions_BT, cache, **options)
-
-    monkeypatch.setattr(Decoder, "forward", forward)
-    Engine(made(CASES["llama"]), 39).generate(PROMPTS[:2], [[1, 2, 3]] * 2, Sampling(max_new_tokens=3))
-    assert seen[0] == (1, 10) and seen[1:] == [(1, 6)] * 2
+def test_a_prompt_is_computed_once_for_its_whole_group():
+    engine = Engine(made(CASES["llama"]), 39)
+    engine.generate(LONG[:2], [[1, 2, 3]] * 2, Sampling(max_new_tokens=3))
+    assert (engine.stats.prefill_tokens, engine.stats.shared_tokens) == (42, 84)
+    assert (engine.stats.steps, engine.stats.tokens) == (3, 18)
+    apart = Engine(made(CASES["llama"]), 39, settings=EngineConfig(prefix_sharing=False))
+    apart.generate(LONG[:2], [[1, 2, 3]] * 2, Sampling(max_new_tokens=3))
+    assert (apart.stats.prefill_tokens, apart.stats.shared_tokens) == (126, 0)
 
 
-def test_the_latent_cache_holds_latents_only():
-    """C + R numbers per token and layer for MLA, 2 J K for GQA (DeepSeek-V2, table 1)."""
-    for config, expected in ((deepseek(), 12 + 4), (llama(), 2 * 2 * 6)):
-        cache = PagedCache(config, n_pages=3, latent=True)
-        stored = [*cache._keys, *cache._values] if isinstance(config, LlamaConfig) else cache._keys
-        assert sum(store.numel() for store in stored) == config.num_hidden_layers * 3 * PAGE * expected
+def test_equal_beginnings_are_computed_once():
+    """LONG[3] is LONG[2] cut behind its first page; the rest of it is its own."""
+    engine = Engine(made(CASES["llama"]), 39)
+    engine.generate([LONG[2], LONG[3]], [[1], [2]], Sampling(max_new_tokens=3))
+    assert (engine.stats.prefill_tokens, engine.stats.shared_tokens) == (40 + 4, PAGE)
+
+
+def test_no_logits_for_positions_that_nobody_needs(monkeypatch):
+    seen: list[int] = []
+    plain = Decoder.logits
+
+    def logits(self, hidden):
+        seen.append(len(hidden))
+        return plain(self, hidden)
+
+    monkeypatch.setattr(Decoder, "logits", logits)
+    engine = Engine(made(CASES["llama"]), 39, settings=EngineConfig(chunk_tokens=30))
+    engine.generate(LONG[:2], [[1, 2, 3]] * 2, Sampling(max_new_tokens=3))
+    assert seen == [2, 6, 6], "nothing for the first chunk, then one for each prompt, then one for each row"
+
+
+def test_the_latent_cache_holds_latents_only(monkeypatch: pytest.MonkeyPatch):
+    """C + R keys and C values per token and layer for MLA, one head; the kernels pad values to whole panels."""
+    monkeypatch.setattr(kernels, "page_sizes", lambda *_: None)
+    assert entry_of(deepseek(), latent=True) == (1, 12 + 4, 12)
+    assert entry_of(deepseek(), latent=False)[0] == deepseek().num_attention_heads
+    assert entry_of(llama(), latent=True) == (2, 6, 6)
+    assert bytes_per_page(llama(), latent=True) == 4 * PAGE * 2 * (2 * 2 * 6)
 
 
 def test_saved_folders_sample_alike(tmp_path: Path):

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from zifio.config import Sampling
-from zifio.engine.sampler import choose, uniforms
+from zifio.engine.sampler import choose, settings_of, uniforms
 from zifio.seed import stream_seed
 
 LOGITS = torch.randn(12, generator=torch.Generator().manual_seed(1)) * 1.5
@@ -24,7 +24,7 @@ def softmax(logits: torch.Tensor, temperature: float = 1.0) -> np.ndarray:
 def draws(n: int, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """n draws from LOGITS, each by a request of its own, as the engine makes them."""
     uniform_B = uniforms([stream_seed(3, "request", i) for i in range(n)], 1)[:, 0]
-    return choose(LOGITS.expand(n, -1), uniform_B, sampling)
+    return choose(LOGITS.expand(n, -1), uniform_B, settings_of([sampling] * n))
 
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.8, 1.0), (1.0, 0.6)])
@@ -74,7 +74,7 @@ def test_greedy_takes_the_likeliest_and_reports_it_at_temperature_one():
 def test_top_p_keeps_the_fewest_tokens_that_reach_it(probabilities: list[float], top_p: float, possible: set | None):
     uniform_B = torch.linspace(0, 1 - 1e-9, 200, dtype=torch.float64)
     logits = torch.tensor(probabilities).log().expand(200, -1)
-    seen = set(choose(logits, uniform_B, Sampling(top_p=top_p))[0].tolist())
+    seen = set(choose(logits, uniform_B, settings_of([Sampling(top_p=top_p)] * 200))[0].tolist())
     assert len(seen) == 2 if possible is None else seen == possible
 
 
@@ -82,7 +82,7 @@ def test_edges_of_the_unit_interval():
     """0 draws the first token that has probability, the last number below 1 the last such token."""
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1)
     edges = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert choose(logits, edges, Sampling())[0].tolist() == [1, 2]
+    assert choose(logits, edges, settings_of([Sampling()] * 2))[0].tolist() == [1, 2]
 
 
 def test_uniforms_depend_on_their_own_seed_alone():

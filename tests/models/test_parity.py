@@ -106,7 +106,7 @@ def test_cached_decoding_equals_the_full_forward(name: str, latent: bool) -> Non
     with torch.no_grad():
         full = model(tokens, positions).hidden_BTD
         for n in (5, 40, 1, 1, 10, 13):
-            cache.begin([[7, 2, 5], [1, 8, 0]], [at, at], [n, n])
+            cache.begin(torch.tensor([[7, 2, 5], [1, 8, 0]]), torch.tensor([at, at]), torch.tensor([n, n]))
             now = slice(at, at + n)
             hidden = model(tokens[:, now].reshape(1, -1), positions[:, now].reshape(1, -1), cache).hidden_BTD
             parts.append(hidden.view(2, n, -1))

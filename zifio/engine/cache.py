@@ -48,10 +48,16 @@ def n_cached_layers(config: AnyConfig) -> int:
     return config.num_hidden_layers + config.n_mtp
 
 
+def page_shapes(config: AnyConfig, latent: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of one page in one layer: its keys and its values. The kernels' pages are flat and padded to whole panels."""
+    entry = entry_of(config, latent)
+    plain = (PAGE, entry.n_heads, entry.d_key), (PAGE, entry.n_heads, entry.d_value)
+    return kernels.page_sizes(*entry) or plain
+
+
 def bytes_per_page(config: AnyConfig, latent: bool) -> int:
     """Memory of one page in all layers, fp32."""
-    entry = entry_of(config, latent)
-    return 4 * PAGE * n_cached_layers(config) * entry.n_heads * (entry.d_key + entry.d_value)
+    return 4 * n_cached_layers(config) * sum(map(math.prod, page_shapes(config, latent)))
 
 
 class PagedCache:
@@ -63,40 +69,34 @@ class PagedCache:
 
     def __init__(self, config: AnyConfig, n_pages: int, latent: bool = False) -> None:
         self.latent, self._entry = latent, entry_of(config, latent)
-        n, layers = self._entry.n_heads, n_cached_layers(config)
-        self._native = kernels.page_sizes(*self._entry) is not None
-        key_shape, value_shape = kernels.page_sizes(*self._entry) or (
-            (PAGE, n, self._entry.d_key),
-            (PAGE, n, self._entry.d_value),
-        )
+        self._native, layers = kernels.page_sizes(*self._entry) is not None, n_cached_layers(config)
         self._keys, self._values = (
             kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape).unbind()
-            for shape in (key_shape, value_shape)
+            for shape in page_shapes(config, latent)
         )
 
-    def begin(self, tables: list[list[int]], first: list[int], count: list[int]) -> None:
-        """Announce a forward pass over the concatenation of `count[m]` tokens of each sequence m.
+    def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
+        """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m; all int64.
 
-        Sequence m's new tokens stand at positions first[m], first[m] + 1, ...; the token at position p lives in slot
-        p % PAGE of page tables[m][p // PAGE]. Pages of positions that are written must belong to m alone.
+        Sequence m's new tokens stand at positions first_M[m], first_M[m] + 1, ...; the token at position p lives in
+        slot p % PAGE of page table_MP[m, p // PAGE]; what a table holds beyond its sequence's end is not looked at.
+        Pages of positions that are written must belong to m alone. The arrays must stay as they are during the pass.
         """
-        n_pages = max(map(len, tables))
-        self._table_MP = torch.tensor([table + [0] * (n_pages - len(table)) for table in tables], dtype=torch.int32)
-        self._first_M, self._count_M = torch.tensor(first), torch.tensor(count)
-        sequence_N = torch.arange(len(tables)).repeat_interleave(self._count_M)
+        self._table_MP, self._first_M, self._count_M = table_MP, first_M, count_M
+        sequence_N = torch.arange(len(table_MP)).repeat_interleave(self._count_M)
         self._start_M = self._count_M.cumsum(0) - self._count_M
         position_N = torch.arange(len(sequence_N)) - self._start_M[sequence_N] + self._first_M[sequence_N]
-        self._page_N = self._table_MP[sequence_N, position_N // PAGE]
-        self._slot_N, self._position_N = (position_N % PAGE).int(), position_N.int()
-        self._sequence_N = sequence_N.int()
+        self._page_N, self._slot_N = self._table_MP[sequence_N, position_N // PAGE], position_N % PAGE
+        places = (self._page_N, self._slot_N, sequence_N, position_N, table_MP)
+        self._places = [place.int().contiguous() for place in places] if self._native else []
 
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
         keys, values = self._keys[layer], self._values[layer]
         if self._native and kernels.native(q_NHK):
-            kernels.store(k_NJK, v_NJX, self._page_N, self._slot_N, keys, values)
-            places = (self._sequence_N, self._position_N, self._table_MP)
-            return kernels.attend_pages(q_NHK, *self._entry, scale, *places, keys, values)
+            page_N, slot_N, *indices = self._places
+            kernels.store(k_NJK, v_NJX, page_N, slot_N, keys, values)
+            return kernels.attend_pages(q_NHK, self._entry, scale, indices, keys, values)
         assert not self._native, "pages made for the kernels are read by them alone"
         return self._attend_plain(q_NHK, k_NJK, v_NJX, keys, values, scale)
 
@@ -104,11 +104,10 @@ class PagedCache:
         self, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, keys: Tensor, values: Tensor, scale: float
     ) -> Tensor:
         """The same with torch: the pages of every sequence gathered, then one masked attention."""
-        page_N, slot_N, used_MP = self._page_N.long(), self._slot_N.long(), self._table_MP.long()
-        keys[page_N, slot_N] = k_NJK
-        values[page_N, slot_N] = v_NJX
+        keys[self._page_N, self._slot_N] = k_NJK
+        values[self._page_N, self._slot_N] = v_NJX
         n_slots = int((self._first_M + self._count_M).max())
-        used_MP = used_MP[:, : -(-n_slots // PAGE)]
+        used_MP = self._table_MP[:, : -(-n_slots // PAGE)]
         group = q_NHK.shape[1] // k_NJK.shape[1]
         k_MHSK, v_MHSX = (
             store[used_MP].flatten(1, 2).repeat_interleave(group, dim=2).transpose(1, 2) for store in (keys, values)

@@ -1,7 +1,12 @@
-"""Batched sampling: each prompt computed once per group, finished sequences leave the batch, exact log-probs.
+"""Continuous batching on the trainer's own model, with exact log-probs.
 
-The engine runs the trainer's own model, so there are no weights to synchronise. Per wave of prompts: one prefill over
-the prompts, whose full pages all samples of a group share, then one token per step for all unfinished rows.
+There are no weights to synchronise: the engine computes with the modules that the trainer trains. Each `step` is one
+forward pass over all running replies and a few chunks of prompts; whoever needs a token draws it, whoever is finished
+leaves, and whoever waits may come in (`engine/scheduler.py`). Keys and values live in pages (`engine/cache.py`) whose
+number is fixed beforehand, so memory never grows under load; what can never fit is refused with the numbers.
+
+Two ways in: `generate` answers a batch of prompts, as a pure function of model and arguments; `submit`, `step` and
+`cancel` serve requests that come and go.
 
 Try it: `zifio chat MODEL`, or
 
@@ -10,15 +15,26 @@ Try it: `zifio chat MODEL`, or
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import PAGE, PagedCache
-from zifio.engine.sampler import choose, uniforms
+from zifio.engine.batch import chunk_batch, join, row_batch
+from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
+from zifio.engine.config import EngineConfig
+from zifio.engine.draft import guess, read_prompts
+from zifio.engine.memory import misfit, n_pages
+from zifio.engine.pages import Pages
+from zifio.engine.routing import RoutingStore
+from zifio.engine.rows import Finish, Rows, Sample
+from zifio.engine.sampler import Settings, choose, draw
+from zifio.engine.scheduler import Chunk, Scheduler
+from zifio.engine.stops import TextOf, find_stop
 from zifio.models.decoder import Decoder
 
 
@@ -28,110 +44,387 @@ class Completion:
 
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
-    finish: Literal["stop", "length"] = "length"
+    finish: Finish = "length"
+    reason: str = field(default="", compare=False)
+    """Why it ended, in words."""
+    text: str | None = None
+    """Where a stop string ended it: the text before that string. The tokens go on to the one that completed it."""
+    experts_NLA: Tensor | None = field(default=None, compare=False)
+    """With `record_routing`: the experts of each MoE layer for every token of prompt and reply but the last, which was
+    never computed; int16."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and how to answer it, once for each seed."""
+
+    prompt: list[int]
+    sampling: Sampling
+    seeds: tuple[int, ...] = (0,)
+
+
+class Event(NamedTuple):
+    """What a step did for one reply: the tokens that it drew, and the whole reply if it has ended."""
+
+    id: int
+    tokens: list[int]
+    logps: list[float]
+    completion: Completion | None
+
+
+@dataclass
+class Stats:
+    """What the engine has done since it was made."""
+
+    steps: int = 0
+    tokens: int = 0
+    """Tokens drawn."""
+    prefill_tokens: int = 0
+    """Tokens of prompts computed, those of replies that were sent back among them."""
+    shared_tokens: int = 0
+    """Tokens of prompts that needed no computing, because a sample of the group or an earlier request had them."""
+    preemptions: int = 0
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
+    peak_pages: int = 0
+    """Most pages held at once."""
 
 
 class Engine:
-    """Samples from a decoder; `max_rows` bounds how many sequences are decoded side by side."""
+    """Samples from a decoder."""
 
-    def __init__(self, model: Decoder, eos_id: int, max_rows: int = 512) -> None:
-        self.model, self.eos_id, self.max_rows = model, eos_id, max_rows
+    def __init__(
+        self,
+        model: Decoder,
+        eos_id: int | Collection[int],
+        max_rows: int | None = None,
+        settings: EngineConfig | None = None,
+        text_of: TextOf | None = None,
+    ) -> None:
+        """`eos_id` are the tokens that end a reply; `max_rows` goes before the settings'; stop strings want `text_of`.
 
-    @torch.inference_mode()
+        Raises ConfigError when the settings want the MTP module and the model has none.
+        """
+        self.model, self.text_of = model, text_of
+        self.settings = settings or EngineConfig()
+        self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
+        self.max_rows = max_rows or self.settings.max_rows
+        self.stats = Stats()
+        if self.settings.speculate and not len(model.mtp):
+            raise ConfigError(
+                "speculate: wanted a model with a multi-token prediction module (num_nextn_predict_layers = 1), came "
+                "one without. Set speculate = false."
+            )
+        self._cache: PagedCache | None = None
+        self._n_pages = 0  # of the cache
+        self._scheduler: Scheduler | None = None
+        self._is_queue = False
+        self._routing: RoutingStore | None = None
+        self._samples: dict[int, Sample] = {}  # that have not ended
+        self._events: list[Event] = []  # to be told by the next step
+        self._n_requests = 0
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._version = self._weights_version()
+
+    # A batch -----------------------------------------------------------------------------------------------
+
     def generate(self, prompts: list[list[int]], seeds: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         """For every prompt as many completions as it has seeds, in order.
 
-        Raises ConfigError when a prompt with its reply would not fit the model's context.
+        Knows no prefixes of earlier calls, so that equal calls give equal floats. Raises ConfigError, before anything
+        is computed, when a prompt with its reply would not fit the model's context or the memory.
         """
-        longest = max((len(prompt) for prompt in prompts), default=0)
-        context = self.model.config.max_position_embeddings
-        if prompts and longest + sampling.max_new_tokens > context:
-            raise ConfigError(
-                f"max_new_tokens={sampling.max_new_tokens} does not fit: the longest prompt has {longest} tokens and "
-                f"the model's context is {context}. Lower max_new_tokens to {max(context - longest, 0)} or shorten it."
-            )
-        done: list[list[Completion]] = [[] for _ in prompts]
-        most = self.max_rows
-        pieces = [(p, group[at : at + most]) for p, group in enumerate(seeds) for at in range(0, len(group), most)]
-        while pieces:
-            stop = 1
-            while stop < len(pieces) and sum(len(piece) for _, piece in pieces[: stop + 1]) <= most:
-                stop += 1
-            wave, pieces = pieces[:stop], pieces[stop:]
-            replies = self._wave([prompts[p] for p, _ in wave], [piece for _, piece in wave], sampling)
-            for (p, _), completions in zip(wave, replies, strict=True):
-                done[p] += completions
-        return done
+        assert not self.has_work, "generate while requests are under way"
+        self.model.pack()
+        asked = [prompt for prompt, group in zip(prompts, seeds, strict=True) if group]
+        if not asked:
+            return [[] for _ in prompts]
+        longest = max(asked, key=len)
+        wanted = -(-(len(longest) + sampling.max_new_tokens) // PAGE) + 2  # two to spare, as the scheduler keeps them
+        self._open(min(self.max_rows, sum(map(len, seeds))) * wanted)
+        self._is_queue = False
+        for prompt in [longest, *asked]:
+            if fault := self._fault(prompt, sampling, "the longest prompt"):
+                raise ConfigError(fault)
+        for prompt, group in zip(prompts, seeds, strict=True):
+            self._queue(prompt, sampling, group)
+        done: dict[int, Completion] = {}
+        while self.has_work:
+            done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
+        replies = iter(done[id] for id in sorted(done))
+        return [[next(replies) for _ in group] for group in seeds]
 
-    def _wave(self, prompts: list[list[int]], seeds_P_G: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        """Prefill the prompts, then decode all their rows together."""
-        tables_P, tables, n_pages = self._pages(prompts, [len(seeds) for seeds in seeds_P_G], sampling.max_new_tokens)
-        cache = PagedCache(self.model.config, n_pages)
-        length_P = [len(prompt) for prompt in prompts]
-        cache.begin(tables_P, [0] * len(prompts), length_P)
-        tokens_1N = torch.tensor([[token for prompt in prompts for token in prompt]])
-        positions_1N = torch.cat([torch.arange(length) for length in length_P])[None]
-        hidden_ND = self.model(tokens_1N, positions_1N, cache).hidden_BTD[0]
-        logits_PV = self.model.logits(hidden_ND[torch.tensor(length_P).cumsum(0) - 1])
-        prompt_of_row = [p for p, seeds in enumerate(seeds_P_G) for _ in seeds]
-        for row, p in enumerate(prompt_of_row):
-            if length_P[p] % PAGE:
-                cache.copy_page(tables_P[p][-1], tables[row][length_P[p] // PAGE])
-        uniform_Bn = uniforms([seed for seeds in seeds_P_G for seed in seeds], sampling.max_new_tokens)
-        first_B = torch.tensor([length_P[p] for p in prompt_of_row])
-        rows = self._decode(cache, tables, logits_PV[torch.tensor(prompt_of_row)], first_B, uniform_Bn, sampling)
-        grouped, at = [], 0
-        for seeds in seeds_P_G:
-            grouped.append(rows[at : at + len(seeds)])
-            at += len(seeds)
-        return grouped
+    # A queue -----------------------------------------------------------------------------------------------
 
-    def _pages(
-        self, prompts: list[list[int]], n_rows_P: list[int], n_new: int
-    ) -> tuple[list[list[int]], list[list[int]], int]:
-        """The table of every prompt, of every row (it shares its prompt's full pages), and the pages in all."""
-        tables_P, tables, n_pages = [], [], 0
-        for prompt, n_rows in zip(prompts, n_rows_P, strict=True):
-            n_own = -(-len(prompt) // PAGE)
-            tables_P.append(list(range(n_pages, n_pages + n_own)))
-            n_pages += n_own
-            n_full = len(prompt) // PAGE
-            n_more = -(-(len(prompt) + n_new) // PAGE) - n_full
-            for _ in range(n_rows):
-                tables.append(tables_P[-1][:n_full] + list(range(n_pages, n_pages + n_more)))
-                n_pages += n_more
-        return tables_P, tables, n_pages
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do or tell anything."""
+        return bool(self._samples or self._events)
 
-    def _decode(
+    def submit(self, request: Request) -> list[int]:
+        """Queue a request; returns an id for each of its seeds, under which `step` tells what becomes of it.
+
+        A request that can never be computed ends with finish "refused" in the next step, with the reason.
+        """
+        if not self._is_queue:
+            assert not self.has_work
+            self.model.pack()
+            self._open(self.max_rows * -(-self.model.config.max_position_embeddings // PAGE))
+            self._is_queue = True
+        if fault := self._fault(request.prompt, request.sampling, "the prompt"):
+            ids = [self._next_id() for _ in request.seeds]
+            self._events += [Event(id, [], [], Completion([], [], "refused", fault)) for id in ids]
+            return ids
+        return self._queue(request.prompt, request.sampling, request.seeds)
+
+    def cancel(self, id: int) -> None:
+        """End a reply where it stands and free its pages at once; the next step tells. Too late is no error."""
+        if sample := self._samples.get(id):
+            self._events.append(self._end(sample, "cancelled", "cancelled by the caller", 0, None))
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Compute one batch, and tell what came of it for each reply that it moved or ended."""
+        events, self._events = self._events, []
+        if not self._samples:
+            return events
+        assert self._scheduler is not None
+        self._notice_new_weights()
+        chunks = self._scheduler.plan()
+        assert chunks or len(self._scheduler.rows), "whoever waits is admitted when nothing runs"
+        events += self._compute(self._scheduler, chunks)
+        self.stats.steps += 1
+        return events
+
+    def weights_changed(self) -> None:
+        """Forget all prefixes: what is computed from now on has other keys and values.
+
+        In-place changes of parameters are noticed without this; needed when modules or tensors were exchanged.
+        """
+        self._tensors = [*self.model.parameters(), *self.model.buffers()]
+        self._version = self._weights_version()
+        self.model.pack()
+        if self._scheduler is not None:
+            self._scheduler.pages.forget()
+
+    def release(self) -> None:
+        """Give back the memory of the cache and of packed weights until it is needed again: training wants it too."""
+        assert not self.has_work, "release while requests are under way"
+        self._cache, self._n_pages = None, 0
+        self.model.unpack()
+
+    # Inside ------------------------------------------------------------------------------------------------
+
+    def _open(self, wanted: int) -> None:
+        """An empty scheduler, with a cache of `wanted` pages or as many as the memory allows."""
+        config, settings = self.model.config, self.settings
+        page_bytes = bytes_per_page(config, settings.latent_cache)
+        n = min(wanted, self._n_pages)
+        if n < wanted:
+            self._cache, self._n_pages = None, 0  # before the memory is looked at
+            n = n_pages(wanted, page_bytes, settings.memory_gb)
+            self._cache, self._n_pages = PagedCache(config, n, settings.latent_cache), n
+            self._routing = RoutingStore(self.model, n) if settings.record_routing else None
+        rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
+        pages = Pages(n, PAGE)
+        self._scheduler = Scheduler(pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page)
+
+    def _copy_page(self, source: int, target: int) -> None:
+        assert self._cache is not None
+        self._cache.copy_page(source, target)
+        if self._routing is not None:
+            self._routing.copy_page(source, target)
+
+    def _fault(self, prompt: list[int], sampling: Sampling, what: str) -> str:
+        """Why the request can never be answered; empty when it can."""
+        config = self.model.config
+        assert self._scheduler is not None
+        n_vocab, n_pages = config.vocab_size or 0, self._scheduler.pages.n_pages
+        if not prompt:
+            return "prompt: wanted at least one token, came none. Begin with the tokenizer's first token."
+        if min(prompt) < 0 or max(prompt) >= n_vocab:
+            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+            return f"prompt: wanted tokens below {n_vocab}, came {wrong}. Use the tokenizer of this model."
+        if sampling.stop and self.text_of is None:
+            return f"stop={list(sampling.stop)} wants text and this engine has no tokenizer. Give it `text_of`."
+        page_bytes = bytes_per_page(config, self.settings.latent_cache)
+        return misfit(
+            len(prompt), sampling.max_new_tokens, config.max_position_embeddings, PAGE, page_bytes, n_pages, what
+        )
+
+    def _queue(self, prompt: list[int], sampling: Sampling, seeds: Iterable[int]) -> list[int]:
+        samples = [Sample(self._next_id(), list(prompt), seed, sampling) for seed in seeds]
+        self._samples.update((sample.id, sample) for sample in samples)
+        if samples:
+            assert self._scheduler is not None
+            self._scheduler.submit(samples)
+        return [sample.id for sample in samples]
+
+    def _next_id(self) -> int:
+        self._n_requests += 1
+        return self._n_requests
+
+    def _compute(self, scheduler: Scheduler, chunks: list[Chunk]) -> list[Event]:
+        """Forward, admit finished prompts as rows, draw for all rows, and let those leave that are finished."""
+        assert self._cache is not None
+        rows, stats = scheduler.rows, self.stats
+        batch = row_batch(rows) if len(rows) else None
+        n_fed = len(batch.tokens_N) if batch else 0
+        counts = batch.count_M if batch else np.zeros(0, np.int64)
+        if chunks:
+            batch = join(batch, chunk_batch(chunks)) if batch else chunk_batch(chunks)
+        assert batch is not None
+        output = batch.forward(self.model, self._cache)
+        hidden_ND = output.hidden_BTD[0]
+        if self._routing is not None:
+            self._routing.store(batch, output)
+        if self.settings.speculate and chunks:
+            read_prompts(self.model, self._cache, chunks, hidden_ND[n_fed:])
+        stats.prefill_tokens += len(batch.tokens_N) - n_fed
+        origin = scheduler.commit(chunks)
+        stats.preemptions, stats.shared_tokens = scheduler.n_preempted, scheduler.n_shared
+        stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
+        if not len(rows):
+            return []
+        logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
+        counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
+        token_N, logp_N = self._draw(rows, logits_NV, counts)
+        new, ended, events = self._accept(rows, token_N.tolist(), logp_N.tolist(), counts)
+        if self.settings.speculate:
+            self._speculate(rows, new, ended, counts, place_N, hidden_ND)
+        return events + [self._end(*end) for end in ended]
+
+    def _logits(
+        self, hidden_ND: Tensor, n_fed: int, chunks: list[Chunk], origin: list[int]
+    ) -> tuple[Tensor, np.ndarray]:
+        """Logits of every token that the rows had computed, and of the last one of each prompt that became rows.
+
+        Also their places in `hidden_ND`. Logits that a group shares are computed once.
+        """
+        if not chunks:
+            return self.model.logits(hidden_ND), np.arange(n_fed)
+        end_of_chunk = n_fed + np.cumsum([count for _, _, count in chunks]) - 1
+        finished = sorted(set(origin))
+        once_U = np.concatenate([np.arange(n_fed), end_of_chunk[finished]])
+        logits_UV = self.model.logits(hidden_ND[torch.from_numpy(once_U)])
+        if len(finished) == len(origin):
+            return logits_UV, once_U
+        index_N = np.concatenate([np.arange(n_fed), n_fed + np.searchsorted(finished, origin)])
+        return logits_UV[torch.from_numpy(index_N)], once_U[index_N]
+
+    def _draw(self, rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """A token and its log-prob for each of the logits; row r has counts[r] of them."""
+        n = len(rows)
+        row_N = slice(n) if len(logits_NV) == n else np.repeat(np.arange(n), counts)
+        uniform_N = torch.from_numpy(rows.uniforms(None if len(logits_NV) == n else counts))
+        temperature_N = torch.from_numpy(rows.temperature[row_N])
+        if not rows.is_special[:n].any():
+            return draw(logits_NV, uniform_N, temperature_N)
+        columns = (rows.top_k, rows.top_p, rows.min_p, rows.penalty)
+        settings = Settings(temperature_N, *(torch.from_numpy(column[row_N]) for column in columns))
+        return choose(logits_NV, uniform_N, settings, self._seen(rows, counts))
+
+    def _seen(self, rows: Rows, counts: np.ndarray) -> Tensor | None:
+        """Which tokens a penalty concerns, for each of the logits; a draft counts for what comes after it."""
+        if all(sample.seen is None for sample in rows.samples):
+            return None
+        seen_NV = np.zeros((int(counts.sum()), rows.vocab_size), np.bool_)
+        for row, end in enumerate(np.cumsum(counts).tolist()):
+            seen = rows.samples[row].seen
+            if seen is not None:
+                seen_NV[end - counts[row] : end] = seen
+                if counts[row] == 2:
+                    seen_NV[end - 1, rows.draft[row]] = True
+        return torch.from_numpy(seen_NV)
+
+    def _accept(
+        self, rows: Rows, tokens: list[int], logps: list[float], counts: np.ndarray
+    ) -> tuple[list[list[int]], list[tuple], list[Event]]:
+        """Give every row its token, and the next one too where the draft before it came true.
+
+        Returns the new tokens of each row, the arguments of `_end` for rows that end, and events of the others.
+        """
+        new: list[list[int]] = []
+        ended: list[tuple] = []
+        events: list[Event] = []
+        drafts = rows.draft[: len(rows)].tolist() if self.settings.speculate else None
+        at = 0
+        for row, (sample, count) in enumerate(zip(rows.samples, counts.tolist(), strict=True)):
+            end = self._take(sample, tokens[at], logps[at])
+            n = 1
+            if count == 2 and end is None and drafts is not None and tokens[at] == drafts[row]:
+                end = self._take(sample, tokens[at + 1], logps[at + 1])
+                n = 2
+            if count == 2:
+                self.stats.drafts_proposed += 1
+                self.stats.drafts_accepted += n - 1
+            new.append(tokens[at : at + n])
+            if end is None:
+                events.append(Event(sample.id, tokens[at : at + n], logps[at : at + n], None))
+            else:
+                ended.append((sample, *end[:2], n, end[2]))
+            at += count
+        n_new = np.array([len(drawn) for drawn in new]) if drafts is not None else 1
+        n_rows = len(rows)
+        rows.token[:n_rows] = [drawn[-1] for drawn in new]
+        rows.position[:n_rows] += n_new
+        rows.cursor[:n_rows] += n_new
+        self.stats.tokens += sum(map(len, new)) if drafts is not None else n_rows
+        return new, ended, events
+
+    def _take(self, sample: Sample, token: int, logp: float) -> tuple[Finish, str, str | None] | None:
+        """Append a drawn token; says how, why and with what text the reply ends by it, if it does."""
+        sample.tokens.append(token)
+        sample.logps.append(logp)
+        if sample.seen is not None:
+            sample.seen[token] = True
+        if token in self.eos_ids:
+            return "stop", "end token", None
+        if sample.sampling.stop and self.text_of is not None:
+            found = find_stop(sample.tokens, sample.sampling.stop, self.text_of)
+            if found:
+                return "stop", f"stop string {found[1]!r}", found[0]
+        if len(sample.tokens) >= sample.sampling.max_new_tokens:
+            return "length", f"max_new_tokens = {sample.sampling.max_new_tokens}", None
+        return None
+
+    def _speculate(
         self,
-        cache: PagedCache,
-        tables: list[list[int]],
-        logits_BV: Tensor,
-        next_position_B: Tensor,
-        uniform_Bn: Tensor,
-        sampling: Sampling,
-    ) -> list[Completion]:
-        """Draw a token for every row until all have ended or reached `max_new_tokens`."""
-        n_rows, n_steps = uniform_Bn.shape
-        tokens_Bn = torch.zeros(n_rows, n_steps, dtype=torch.long)
-        logps_Bn = torch.zeros(n_rows, n_steps)
-        length_B = torch.full((n_rows,), n_steps)
-        alive = torch.arange(n_rows)  # which completion each row of the batch belongs to
-        for step in range(n_steps):
-            token, logp = choose(logits_BV, uniform_Bn[alive, step], sampling)
-            tokens_Bn[alive, step], logps_Bn[alive, step] = token, logp
-            going = token != self.eos_id
-            length_B[alive[~going]] = step + 1
-            alive, token, next_position_B = alive[going], token[going], next_position_B[going]
-            if step + 1 == n_steps or not len(alive):
-                break
-            cache.begin([tables[row] for row in alive.tolist()], next_position_B.tolist(), [1] * len(alive))
-            hidden = self.model(token[None], next_position_B[None], cache).hidden_BTD[0]
-            logits_BV = self.model.logits(hidden)
-            next_position_B = next_position_B + 1
-        return [self._completion(tokens_Bn[row], logps_Bn[row], int(length_B[row])) for row in range(n_rows)]
+        rows: Rows,
+        new: list[list[int]],
+        ended: list[tuple],
+        counts: np.ndarray,
+        place_N: np.ndarray,
+        hidden_ND: Tensor,
+    ) -> None:
+        """A draft for every row that has at least two tokens to go."""
+        assert self._cache is not None
+        over = {sample.id for sample, *_ in ended}
+        going = [
+            drawn if s.id not in over and s.sampling.max_new_tokens - len(s.tokens) > 1 else []
+            for s, drawn in zip(rows.samples, new, strict=True)
+        ]
+        ends = np.cumsum(counts).tolist()
+        computed = [place_N[end - count : end].tolist() for end, count in zip(ends, counts.tolist(), strict=True)]
+        guess(self.model, self._cache, rows, going, computed, hidden_ND)
 
-    def _completion(self, tokens_n: Tensor, logps_n: Tensor, length: int) -> Completion:
-        tokens = tokens_n[:length].tolist()
-        finish: Literal["stop", "length"] = "stop" if tokens and tokens[-1] == self.eos_id else "length"
-        return Completion(tokens, logps_n[:length].tolist(), finish)
+    def _end(self, sample: Sample, finish: Finish, reason: str, n_new: int, text: str | None) -> Event:
+        """Take a reply out, give its pages back, and tell of it with the tokens that it drew last."""
+        assert self._scheduler is not None
+        experts = None
+        if self._routing is not None and sample.table:
+            experts = self._routing.read(sample.table, len(sample.prompt) + len(sample.tokens) - 1)
+        self._scheduler.remove(sample)
+        del self._samples[sample.id]
+        completion = Completion(sample.tokens, sample.logps, finish, reason, text, experts)
+        at = len(sample.tokens) - n_new
+        return Event(sample.id, sample.tokens[at:], sample.logps[at:], completion)
+
+    def _weights_version(self) -> int:
+        """Grows with every in-place change of a weight."""
+        return sum(tensor._version for tensor in self._tensors)
+
+    def _notice_new_weights(self) -> None:
+        version = self._weights_version()
+        if version != self._version:
+            self.weights_changed()

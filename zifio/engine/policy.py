@@ -7,7 +7,8 @@ from pathlib import Path
 from zifio.config import ConfigError, Sampling
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
-from zifio.engine.engine import Engine
+from zifio.engine.config import EngineConfig
+from zifio.engine.engine import Completion, Engine
 from zifio.models.decoder import Decoder
 from zifio.models.hub import resolve
 from zifio.models.weights import load_model
@@ -17,9 +18,16 @@ from zifio.tasks.episode import Message, Reply
 class LocalPolicy:
     """Implements `tasks.episode.Policy` with our engine."""
 
-    def __init__(self, model: Decoder, tokenizer: ChatTokenizer, max_rows: int = 512) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: ChatTokenizer,
+        max_rows: int | None = None,
+        settings: EngineConfig | None = None,
+    ) -> None:
+        """`max_rows` goes before the settings' own. Raises ConfigError when the model cannot do what they want."""
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(model, tokenizer.eos_id, max_rows)
+        self.engine = Engine(model, tokenizer.eos_id, max_rows, settings, tokenizer.decode)
 
     def complete(
         self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
@@ -27,23 +35,25 @@ class LocalPolicy:
         """n replies to each conversation; reply j to conversation p draws from `seeds[p][j]` alone."""
         assert all(len(group) == n for group in seeds), "one seed per reply"
         completions_P_G = self.engine.generate([self.prompt(c) for c in conversations], seeds, sampling)
-        return [
-            [Reply(c.tokens, self._text(c.tokens), c.logps, c.finish) for c in completions]
-            for completions in completions_P_G
-        ]
+        return [[self._reply(completion) for completion in group] for group in completions_P_G]
 
     def prompt(self, conversation: list[Message]) -> list[int]:
         """The tokens after which the model replies."""
         return self.tokenizer.encode_chat(conversation, generation_prompt=True)[0]
 
-    def _text(self, tokens: list[int]) -> str:
-        end = -1 if tokens and tokens[-1] == self.tokenizer.eos_id else len(tokens)
-        return self.tokenizer.decode(tokens[:end])
+    def _reply(self, completion: Completion) -> Reply:
+        finish, tokens = completion.finish, completion.tokens
+        assert finish == "stop" or finish == "length", "a batch is neither refused in part nor cancelled"
+        text = completion.text
+        if text is None:
+            end = -1 if tokens and tokens[-1] in self.engine.eos_ids else len(tokens)
+            text = self.tokenizer.decode(tokens[:end])
+        return Reply(tokens, text, completion.logps, finish)
 
 
-def load_policy(folder: str | Path, max_rows: int = 512) -> LocalPolicy:
+def load_policy(folder: str | Path, max_rows: int | None = None, settings: EngineConfig | None = None) -> LocalPolicy:
     """The model and tokenizer of a Hugging Face folder as a policy. Raises what `open_model` raises."""
-    return LocalPolicy(*open_model(folder), max_rows)
+    return LocalPolicy(*open_model(folder), max_rows, settings)
 
 
 def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:

@@ -290,23 +290,19 @@ def store(k_NJK: Tensor, v_NJX: Tensor, page_N: Tensor, slot_N: Tensor, keys: Te
 
 
 def attend_pages(
-    q_NHK: Tensor,
-    n_key_heads: int,
-    d_key: int,
-    d_value: int,
-    scale: float,
-    sequence_N: Tensor,
-    position_N: Tensor,
-    table_MP: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    q_NHK: Tensor, entry: tuple[int, int, int], scale: float, indices: list[Tensor], keys: Tensor, values: Tensor
 ) -> Tensor:
-    """Attention of every query over its sequence's pages up to its own position, [N, H, X]; all indices int32."""
+    """Attention of every query over its sequence's pages up to its own position, [N, H, X].
+
+    `entry` is (key heads, width of a key, of a value); `indices` are, in int32, each token's sequence and position,
+    and the sequences' tables of pages [M, P].
+    """
     q, (n, heads, _) = q_NHK.contiguous(), q_NHK.shape
-    out = q.new_empty(n, heads, d_value)
-    indices = (sequence_N.data_ptr(), position_N.data_ptr(), table_MP.data_ptr(), table_MP.shape[1])
+    out = q.new_empty(n, heads, entry[2])
+    sequence_N, position_N, table_MP = indices
+    places = (sequence_N.data_ptr(), position_N.data_ptr(), table_MP.data_ptr(), table_MP.shape[1])
     memory = (keys.data_ptr(), values.data_ptr(), out.data_ptr())
-    _lib().attend_pages(n, heads, n_key_heads, d_key, d_value, scale, q.data_ptr(), *indices, *memory)
+    _lib().attend_pages(n, heads, *entry, scale, q.data_ptr(), *places, *memory)
     return out
 
 

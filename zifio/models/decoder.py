@@ -84,10 +84,12 @@ class MtpModule(nn.Module):
         self.block = Block(config, config.num_hidden_layers)
         self.norm = RMSNorm(d, eps)
 
-    def forward(self, embedded_BTD: Tensor, hidden_BTD: Tensor, geometry: Geometry) -> tuple[Tensor, Routing | None]:
+    def forward(
+        self, embedded_BTD: Tensor, hidden_BTD: Tensor, geometry: Geometry, cache: Cache | None = None
+    ) -> tuple[Tensor, Routing | None]:
         """Normed hidden state for the shared head, from the next token's embedding and this position's state."""
         joined = torch.cat([self.enorm(embedded_BTD), self.hnorm(hidden_BTD)], dim=-1)
-        x_BTD, routing = self.block(self.eh_proj(joined), geometry, None)
+        x_BTD, routing = self.block(self.eh_proj(joined), geometry, cache)
         return self.norm(x_BTD), routing
 
 
@@ -155,6 +157,15 @@ class Decoder(nn.Module):
             mtp_hidden, went = self.mtp[0](self.embed_tokens(tokens_BT[:, 1:]), hidden_BTD[:, :-1], shorter)
             routing += [went] if went is not None else []
         return Output(hidden_BTD, mtp_hidden, tuple(routing))
+
+    def draft(
+        self, next_BT: Int[Tensor, "B T"], hidden_BTD: Tensor, positions_BT: Int[Tensor, "B T"], cache: Cache
+    ) -> Tensor:
+        """The MTP module's states about token p + 2, from `forward`'s hidden states at positions p and tokens p + 1.
+
+        The module attends to its own layer of the cache, which was told the same positions.
+        """
+        return self.mtp[0](self.embed_tokens(next_BT), hidden_BTD, self._geometry(positions_BT, cache, None), cache)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, from hidden states of any leading shape."""

@@ -224,9 +224,10 @@ class RlStage(ModelStage):
     def _possible(self) -> RlStage:
         if self.prompts % self.updates:
             raise ValueError(f"prompts={self.prompts} is not divisible by updates={self.updates}")
-        if self.sampling.top_p < 1:
+        for name, value in self.sampling.off_policy().items():
             raise ValueError(
-                f"sampling.top_p={self.sampling.top_p} samples another policy than the one that is trained; set it to 1"
+                f"sampling.{name}={getattr(self.sampling, name):g} samples another policy than the one that is "
+                f"trained; set it to {value:g}"
             )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0 draws the same reply every time, so no group has an advantage")

@@ -1,0 +1,32 @@
+"""What the engine may spend and how it works; read from a recipe or a command line, never importing torch.
+
+Try it alone: `python -c "from zifio.engine.config import EngineConfig; print(EngineConfig(memory_gb=0.5))"`
+"""
+
+from __future__ import annotations
+
+from pydantic import PositiveFloat, PositiveInt
+
+from zifio.config import Config
+
+
+class EngineConfig(Config):
+    """Memory, batch and forms of the engine. Only speed and memory depend on these, never what is drawn."""
+
+    memory_gb: PositiveFloat | None = None
+    """Most memory for keys and values, in 10^9 bytes; by default what the batch needs, up to half of what is free."""
+    max_rows: PositiveInt = 512
+    """Most sequences computed side by side."""
+    chunk_tokens: PositiveInt = 2048
+    """Most prompt tokens computed in one step, beside the replies that are under way; longer prompts come in chunks."""
+    prefix_sharing: bool = True
+    """Compute and store equal beginnings of prompts once."""
+    speculate: bool = False
+    """Draft one token ahead with the model's MTP module and check it in the next step: the same replies, in fewer
+    steps."""
+    latent_cache: bool = False
+    """Store MLA's latents (absorbed form) instead of every head's keys and values; of no effect on other attention."""
+    bitwise: bool = False
+    """Log-probs of sampler and trainer are equal bit for bit, whatever the batch."""
+    record_routing: bool = False
+    """Keep the experts of every token, so that a trainer can send tokens the same way."""

@@ -1,0 +1,53 @@
+"""How much memory the cache may take, and which requests can never fit it.
+
+Try it alone: `python -c "from zifio.engine.memory import free_bytes; print(free_bytes())"`
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+SHARE = 0.5
+"""Of the free memory, what the cache may take when nothing else is said."""
+
+
+def free_bytes() -> int:
+    """Memory that is free for this process, also within its control group; where nobody says, half of all there is."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file() and (found := re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())):
+        free = [int(found.group(1)) * 1024]
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()).isdecimal():
+        used = int((group / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        free.append(max(0, int(limit) - used + (int(cached.group(1)) if cached else 0)))
+    return min(free)
+
+
+def n_pages(wanted: int, page_bytes: int, memory_gb: float | None) -> int:
+    """Pages to have, when `wanted` would hold everything at once: those, or as many as the memory allows."""
+    most = SHARE * free_bytes() if memory_gb is None else memory_gb * 1e9
+    return min(wanted, int(most / page_bytes))
+
+
+def misfit(
+    n_prompt: int, n_new: int, context: int, page_size: int, page_bytes: int, n_pages: int, what: str = "the prompt"
+) -> str:
+    """Why a prompt of so many tokens with so long a reply can never be computed; empty when it can."""
+    if n_prompt + n_new > context:
+        return (
+            f"max_new_tokens={n_new} does not fit: {what} has {n_prompt} tokens and the model's context is {context}. "
+            f"Lower max_new_tokens to {max(context - n_prompt, 0)} or shorten it."
+        )
+    wanted = -(-(n_prompt + n_new) // page_size)
+    if wanted > n_pages:
+        return (
+            f"max_new_tokens={n_new} does not fit: {what} has {n_prompt} tokens, together {wanted} pages of "
+            f"{page_size} tokens ({wanted * page_bytes / 1e9:.3g} GB), and the cache has {n_pages} "
+            f"({n_pages * page_bytes / 1e9:.3g} GB). Lower max_new_tokens to "
+            f"{max(n_pages * page_size - n_prompt, 0)}, or raise the engine's memory_gb."
+        )
+    return ""
