@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zifio.config import ConfigError
+from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_state, read_tensors, save_model
@@ -110,9 +111,9 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def model_digest(folder: Path) -> str:
-    """Twelve hex digits naming a model's weights, for provenance."""
-    return file_digest(folder / "model.safetensors")
+def model_digest(model: Path) -> str:
+    """Twelve hex digits naming a model's weights, a folder's or a GGUF file's, for provenance."""
+    return file_digest(model if is_gguf(model) else model / "model.safetensors")
 
 
 def file_digest(path: Path) -> str:

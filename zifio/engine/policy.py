@@ -41,12 +41,12 @@ class LocalPolicy:
 
 
 def load_policy(folder: str | Path, max_rows: int = 512) -> LocalPolicy:
-    """The model and tokenizer of a Hugging Face folder as a policy. Raises what `open_model` raises."""
+    """The model and tokenizer of a Hugging Face folder or a GGUF file as a policy. Raises what `open_model` raises."""
     return LocalPolicy(*open_model(folder), max_rows)
 
 
 def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
-    """The model and tokenizer of a Hugging Face folder.
+    """The model and tokenizer of a Hugging Face folder or a GGUF file.
 
     Raises ConfigError when either cannot be read, or when the tokenizer has more tokens than the model has rows.
     """

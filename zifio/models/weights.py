@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zifio.config import ConfigError
+from zifio.gguf import is_gguf
 from zifio.models.config import DeepseekV3Config, LlamaConfig, read_config, write_config
 from zifio.models.decoder import Decoder
+from zifio.models.gguf import read_gguf
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
@@ -101,15 +103,18 @@ def save_model(model: Decoder, folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path) -> Decoder:
-    """The decoder of a Hugging Face folder, in fp32 on the CPU.
+    """The decoder of a Hugging Face folder or a GGUF file, in fp32 on the CPU.
 
     Raises ConfigError when a file is missing or torn, a key is missing or unknown, or a shape does not fit.
     """
-    config = read_config(folder)
+    if is_gguf(folder):
+        config, tensors = read_gguf(folder)
+    else:
+        config, tensors = read_config(folder), read_tensors(folder)
     if config.vocab_size is None:
         raise ConfigError(f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows.")
     model = Decoder(config)
-    load_state(model, read_tensors(folder), str(folder))
+    load_state(model, tensors, str(folder))
     return model
 
 
