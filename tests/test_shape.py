@@ -24,7 +24,20 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
-TORCH_FREE_ROOMS = ("config", "seed", "log", "gguf", "tasks", "label", "plan", "cli", "data", "recipe", "chat", "convert")
+TORCH_FREE_ROOMS = (
+    "config",
+    "seed",
+    "log",
+    "gguf",
+    "tasks",
+    "label",
+    "plan",
+    "cli",
+    "data",
+    "recipe",
+    "chat",
+    "convert",
+)
 TORCH_FREE_FILES = ("models/config.py", "models/count.py", "train/config.py", "evaluate/config.py")
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "types", "constants", "misc"}
 LONGEST_FILE, LONGEST_FUNCTION = 600, 80

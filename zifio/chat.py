@@ -55,7 +55,7 @@ def chat(
     needed = [model] if is_gguf(model) else [model / "config.json", model / "tokenizer.json"]
     if absent := [path for path in needed if not path.is_file()]:  # before torch, which takes seconds to import
         raise ConfigError(
-            f"{absent[0]}: wanted a file of a model, came none. Name the folder of a model or a GGUF file, or train one: "
+            f"{absent[0]}: wanted a file of a model, came none. Name a model's folder or a GGUF file, or train one: "
             "make quickstart."
         )
     from zifio.engine.policy import load_policy

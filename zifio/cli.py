@@ -65,7 +65,9 @@ def _stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder (a Hugging Face checkpoint) or a GGUF file")
+    parser.add_argument(
+        "model", metavar="MODEL", type=Path, help="a model folder (a Hugging Face checkpoint) or a GGUF file"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and exit (otherwise: a question a line)")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.6, help="0 is greedy (default: %(default)s)"

@@ -4,7 +4,7 @@ Read here are the fields and where the tensors lie, not the tensors: `models/ggu
 `data/gguf.py` a tokenizer. Little-endian files of versions 2 and 3 (ggml's docs/gguf.md). Every count is held against
 what is left of the file, so a torn one is an error at once.
 
-Try it alone: `python -c "import sys; from zifio.gguf import *; print(read_gguf_header(sys.argv[1]).tensors)" MODEL.gguf`
+Try it alone: `python -c "from zifio.gguf import read_gguf_header; print(read_gguf_header('MODEL.gguf').tensors)"`
 """
 
 import mmap
@@ -64,7 +64,11 @@ def read_gguf_header(path: str | Path) -> GgufHeader:
             header = _Cursor(data).header(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. Check the path.") from None
-    except (struct.error, ValueError, ArithmeticError) as error:  # ValueError: no bytes at all, or text that is not UTF-8
+    except (
+        struct.error,
+        ValueError,
+        ArithmeticError,
+    ) as error:  # ValueError: no bytes at all, or text that is not UTF-8
         raise ConfigError(f"{path}: wanted a GGUF file, came a torn one ({error}). Download it again.") from None
     if header.fields.get("split.count", 1) > 1:
         raise ConfigError(

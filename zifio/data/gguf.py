@@ -101,7 +101,9 @@ def read_gguf_tokenizer(path: str | Path) -> ChatTokenizer:
         "pad_token": header.fields.get("tokenizer.ggml.padding_token_id", eos),
     }
     if wrong := [name for name, id in ids.items() if not 0 <= id < len(tokens)]:
-        raise ConfigError(f"{path}: {wrong[0]}: wanted an id below {len(tokens)}, came {ids[wrong[0]]}. Convert it anew.")
+        raise ConfigError(
+            f"{path}: {wrong[0]}: wanted an id below {len(tokens)}, came {ids[wrong[0]]}. Convert it anew."
+        )
     return ChatTokenizer(_tokenizer(header), template, **{name: tokens[id] for name, id in ids.items()})
 
 
@@ -116,7 +118,7 @@ def _tokenizer(header: GgufHeader) -> Tokenizer:
     tokens, types = header.need("tokenizer.ggml.tokens"), header.need("tokenizer.ggml.token_type")
     if len(tokens) != len(types):
         raise ConfigError(
-            f"{header.path}: tokenizer.ggml.token_type: wanted {len(tokens)} of them, came {len(types)}. Convert it anew."
+            f"{header.path}: tokenizer.ggml.token_type: wanted {len(tokens)}, came {len(types)}. Convert it anew."
         )
     cut = _CUTS[pre]
     tokenizer = Tokenizer(_merging(header, tokens, types, cut.whole))
@@ -138,4 +140,6 @@ def _merging(header: GgufHeader, tokens: list[str], types: list[int], whole: boo
     try:
         return models.BPE(vocabulary, merges, ignore_merges=whole)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise ConfigError(f"{header.path}: {_MERGES}: wanted pairs of tokens, came: {error}. Convert it anew.") from None
+        raise ConfigError(
+            f"{header.path}: {_MERGES}: wanted pairs of tokens, came: {error}. Convert it anew."
+        ) from None

@@ -72,7 +72,7 @@ def load_tokenizer(folder: str | Path) -> ChatTokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
-            f"{folder}: wanted a folder with tokenizer.json, came none. Name a model or tokenizer folder, or a GGUF file."
+            f"{folder}: wanted a folder with tokenizer.json, came none. Name such a folder, or a GGUF file."
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

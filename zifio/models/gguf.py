@@ -88,7 +88,7 @@ def _config(header: GgufHeader) -> DeepseekV3Config | LlamaConfig:
     known = [name for name in _ARCHITECTURES if name in FAMILIES]
     if family not in known:
         raise ConfigError(
-            f"{header.path}: general.architecture: wanted one of {', '.join(known)}, came {family!r}. Take another model."
+            f"{header.path}: general.architecture: wanted {' or '.join(known)}, came {family!r}. Take another model."
         )
     for key, neutral in _NEUTRAL.items():
         if (value := header.fields.get(f"{family}.{key}", neutral)) != neutral:
@@ -148,8 +148,8 @@ def _packed(
     packed = data[tensor.offset : tensor.offset + n_bytes]
     if not tensor.shape or tensor.shape[-1] % block or len(packed) < n_bytes:
         raise ConfigError(
-            f"{header.path}: {name}: wanted {n_bytes} bytes for {list(tensor.shape)} in {kind.name}, came {len(packed)}. "
-            "The file is torn: download it again."
+            f"{header.path}: {name}: wanted {n_bytes} bytes for {list(tensor.shape)} in {kind.name}, "
+            f"came {len(packed)}. The file is torn: download it again."
         )
     return packed.reshape(*tensor.shape[:-1], tensor.shape[-1] // block * size), kind
 
