@@ -27,11 +27,12 @@ CHATML = (
 )
 """A template in the manner of SmolLM2's: a system prompt of its own, and a newline behind the end token."""
 NASTY = [
-    "", " ", "  ", "\n", "\r\n", "\t\t x", "a  b   c    d", "  12 a1  \n 3", "1234567890 3.14159 1,000", "x²½Ⅳ٣৪",
-    "I'm sure they'LL say it's fine; WE'VE seen", "naïve café Å a\u0301e\u0300 ﬁ ½", "你好，世界！这是一个测试。", "日本語カタカナ ー",
-    "한국어 텍스트", "Россия и Українa", "مرحبا بالعالم", "😀👍🏽🇺🇸 \u200d\u200b", "ǅ Ω K ᾼ 𐐀 ℂ",
-    "def foo(x):\n\n    return x ** 2  # note\n\n\n", "!!! ??? ... --- (a)[b]{c}", "\u2028\u0085\u3000 。", "<think>2</think>",
-    "<|im_start|>user\n1<|im_end|>\n", "a<|endoftext|><|endoftext|> b", "<|im_start", " \u00a0\u00a0x", "\0\x7f", "_x_ #y $z",
+    "", " ", "  ", "\n", "\r\n", "\t\t x", "a  b   c    d", "  12 a1  \n 3", "1234567890 3.14159 1,000",
+    "x²½Ⅳ٣৪", "I'm sure they'LL say it's fine; WE'VE seen", "naïve café Å a\u0301e\u0300 ﬁ ½",
+    "你好，世界！这是一个测试。", "日本語カタカナ ー", "한국어 텍스트", "Россия и Українa", "مرحبا بالعالم",
+    "😀👍🏽🇺🇸 \u200d\u200b", "ǅ Ω K ᾼ 𐐀 ℂ", "def foo(x):\n\n    return x ** 2  # note\n\n\n",
+    "!!! ??? ... --- (a)[b]{c}", "\u2028\u0085\u3000 。", "<think>2</think>", "<|im_start|>user\n1<|im_end|>\n",
+    "a<|endoftext|><|endoftext|> b", "<|im_start", " \u00a0\u00a0x", "\0\x7f", "_x_ #y $z",
 ]  # fmt: skip
 """Texts on which tokenizers differ."""
 
@@ -74,10 +75,12 @@ def write_gguf(
     pre: str = "smollm",
     changes: dict[str, Any] | None = None,
     without: Iterable[str] = (),
+    extra: dict[str, np.ndarray] | None = None,
 ) -> Path:
     """A GGUF file of tensors under Hugging Face's names, matrices quantized as `kind`, with a tokenizer.
 
-    `changes` are fields to set, `without` those (or tensors) to leave out. Names come from the format's own table.
+    `changes` are fields to set, `without` fields or tensors to leave out, `extra` tensors as they are. Names come from
+    the format's own table.
     """
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
     fields: dict[str, Any] = {
@@ -108,6 +111,8 @@ def write_gguf(
             values = llama_cpp_order(values, heads)
         how = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
         writer.add_tensor(theirs, quantize(values, how), raw_dtype=how)
+    for theirs, values in (extra or {}).items():
+        writer.add_tensor(theirs, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,8 +1,9 @@
-"""Tokenizers out of GGUF files: equal to a slow, plain reading of each pre-tokenizer's definition and to transformers."""
+"""Tokenizers out of GGUF files: equal to a slow, plain reading of their definition, and to transformers."""
 
 from __future__ import annotations
 
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ class Plain:
         parts = [_SYMBOLS[byte] for byte in piece.encode()]
         if self.pre == "llama-bpe" and "".join(parts) in self.ids:
             return [self.ids["".join(parts)]]
-        while pairs := [(self.rank[p], at) for at, p in enumerate(zip(parts, parts[1:], strict=False)) if p in self.rank]:
+        while pairs := [(self.rank[p], at) for at, p in enumerate(pairwise(parts)) if p in self.rank]:
             _, at = min(pairs)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         return [self.ids[part] for part in parts]

@@ -125,11 +125,13 @@ def _permuted_heads(header: GgufHeader) -> dict[str, int]:
 def _hugging_face_name(header: GgufHeader, name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    layer, stem, end = match.groups() if match else (None, name, "")
+    layer, stem, end = match.groups() if match else (None, "", "")
     ours = (_TENSORS if layer is None else _BLOCK_TENSORS).get(stem)
-    if ours is None:
+    family = header.fields["general.architecture"]
+    n_layers = header.fields[f"{family}.block_count"]
+    if ours is None or int(layer or 0) >= n_layers:
         raise ConfigError(
-            f"{header.path}: tensor {name}: wanted those of a plain {header.fields['general.architecture']} model, "
+            f"{header.path}: tensor {name}: wanted those of a plain {family} model of {n_layers} layers, "
             "came one that stands for mathematics not implemented here. Take another model."
         )
     return f"{ours}.{end}" if layer is None else f"model.layers.{layer}.{ours}.{end}"
