@@ -219,3 +219,14 @@ def test_smollm2(tmp_path: Path):
     assert ours.render(turns("Hi")).startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     save_tokenizer(ours, tmp_path)
     check_chats(ours, tmp_path)
+
+
+@pytest.mark.slow
+def test_smollm2_chats_equal_those_of_transformers_for_the_same_file():
+    path = smollm2()
+    ours, theirs = read_gguf_tokenizer(path), AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    ids = theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id
+    assert ids == (ours.bos_id, ours.eos_id, ours.pad_id)
+    for chat in CHATS:
+        text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert ours.render(chat, generation_prompt=True) == text

@@ -100,9 +100,10 @@ def _config(header: GgufHeader) -> DeepseekV3Config | LlamaConfig:
     raw |= {f"{t}_token_id": header.fields.get(f"tokenizer.ggml.{t}_token_id") for t in ("bos", "eos")}
     raw["pad_token_id"] = header.fields.get("tokenizer.ggml.padding_token_id")
     raw = {key: float(str(np.float32(value))) if isinstance(value, float) else value for key, value in raw.items()}
-    if "token_embd.weight" not in header.tensors:
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or not embedding.shape:
         raise ConfigError(f"{header.path}: token_embd.weight: wanted this tensor, came none. Download the file again.")
-    raw["vocab_size"] = header.tensors["token_embd.weight"].shape[0]
+    raw["vocab_size"] = embedding.shape[0]
     raw["tie_word_embeddings"] = "output.weight" not in header.tensors
     config = build(FAMILIES[family], raw, str(header.path))
     width = raw.get("head_dim", config.hidden_size // config.num_attention_heads)

@@ -21,7 +21,6 @@ from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.models.config import DeepseekV3Config, LlamaConfig, read_config, write_config
 from zifio.models.decoder import Decoder
-from zifio.models.gguf import read_gguf
 
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
@@ -108,6 +107,8 @@ def load_model(folder: str | Path) -> Decoder:
     Raises ConfigError when a file is missing or torn, a key is missing or unknown, or a shape does not fit.
     """
     if is_gguf(folder):
+        from zifio.models.gguf import read_gguf  # its library is of use for nothing else
+
         config, tensors = read_gguf(folder)
     else:
         config, tensors = read_config(folder), read_tensors(folder)
