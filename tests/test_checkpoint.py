@@ -18,7 +18,7 @@ from zifio import checkpoint
 from zifio.checkpoint import damage, load_checkpoint, model_digest, save_checkpoint, with_manifest
 from zifio.config import ConfigError
 from zifio.models.decoder import Decoder
-from zifio.models.weights import load_model
+from zifio.models.weights import load_model, save_model
 
 FILES = ("config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 STATE: dict[str, Any] = {"totals": {"flops": 1.5e12, "tokens": 7, "seconds": 0.1 + 0.2}}
@@ -249,3 +249,34 @@ def test_the_models_digest_names_its_weights(model: Decoder, tmp_path: Path):
     assert one != two and len(one) == 12
     save(tmp_path, 1, model)
     assert model_digest(tmp_path / "step-000001") == one
+
+
+def test_the_digest_of_shards_names_every_byte_of_them(tmp_path: Path):
+    model = made(deepseek())
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    for folder, size in ((whole, 10**9), (shards, 20_000)):
+        folder.mkdir()
+        save_model(model, folder, size)
+    files = sorted(shards.glob("*.safetensors"))
+    assert len(files) > 2
+    first = model_digest(shards)
+    assert len(first) == len(model_digest(whole)) == 12 and first == model_digest(shards)
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert model_digest(shards) != first
+        path.write_bytes(content)
+    assert model_digest(shards) == first
+    files[1].unlink()
+    with pytest.raises(ConfigError, match="no such file"):
+        model_digest(shards)
+
+
+def test_a_sharded_checkpoint_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(checkpoint, "save_model", lambda model, folder: save_model(model, folder, 20_000))
+    model, other = made(deepseek(), seed=1), made(deepseek(), seed=2)
+    save_checkpoint(tmp_path, 7, model, {"m": torch.ones(2)}, {})
+    assert len(list((tmp_path / "step-000007").glob("model-*.safetensors"))) > 1
+    resume = load_checkpoint(tmp_path, other)
+    assert resume is not None and resume.step == 7
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

@@ -38,7 +38,14 @@ TORCH_FREE_ROOMS = (
     "chat",
     "convert",
 )
-TORCH_FREE_FILES = ("models/config.py", "models/count.py", "train/config.py", "evaluate/config.py")
+TORCH_FREE_FILES = (
+    "models/config.py",
+    "models/families.py",
+    "models/count.py",
+    "models/hub.py",
+    "train/config.py",
+    "evaluate/config.py",
+)
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "types", "constants", "misc"}
 LONGEST_FILE, LONGEST_FUNCTION = 600, 80
 

@@ -13,8 +13,17 @@ from torch import Tensor
 from zifio.config import build
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
+from zifio.models.families import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+    Yarn,
+)
 from zifio.models.weights import save_model
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
@@ -49,25 +58,71 @@ def deepseek(**changes: Any) -> DeepseekV3Config:
     return DeepseekV3Config(**(fields | changes))
 
 
+def deepseek_v2(**changes: Any) -> DeepseekV2Config:
+    """As `deepseek`, with V2's softmax gate and the greedy choice of V2-Lite."""
+    fields = deepseek().model_dump(exclude={"model_type", "norm_topk_prob", "num_nextn_predict_layers"})
+    return DeepseekV2Config(**(fields | changes))
+
+
+GROUPED: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 96, "initializer_range": 0.15,
+}  # fmt: skip
+
+
 def llama(**changes: Any) -> LlamaConfig:
     """Two dense layers whose four query heads share two key/value heads."""
-    fields: dict[str, Any] = {
-        "vocab_size": 40, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 96, "initializer_range": 0.15,
-    }  # fmt: skip
-    return LlamaConfig(**(fields | changes))
+    return LlamaConfig(**(GROUPED | changes))
 
 
-def made(config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Decoder:
-    """A decoder with random norms, and with router biases that make some scores negative."""
+def qwen2(**changes: Any) -> Qwen2Config:
+    """As `llama`, with biases on queries, keys and values."""
+    return Qwen2Config(**(GROUPED | changes))
+
+
+def qwen3(**changes: Any) -> Qwen3Config:
+    """As `llama`, with normed queries and keys, whose heads are wider than the model divided by their number."""
+    return Qwen3Config(**(GROUPED | {"head_dim": 10} | changes))
+
+
+def qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
+    """As `qwen3` in four layers: dense, experts, dense, dense although the step says experts."""
+    fields = {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "num_experts": 8}
+    fields |= {"num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 10}
+    return Qwen3MoeConfig(**(GROUPED | fields | changes))
+
+
+EVERY_FAMILY: dict[str, AnyConfig] = {
+    "llama": llama(),
+    "llama-biased": llama(attention_bias=True),
+    "llama-tied": llama(tie_word_embeddings=True),
+    "qwen2": qwen2(),
+    "qwen2-tied": qwen2(tie_word_embeddings=True),
+    "qwen3": qwen3(),
+    "qwen3-biased": qwen3(attention_bias=True),
+    "qwen3-moe": qwen3_moe(),
+    "qwen3-moe-plain": qwen3_moe(decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=False),
+    "v2-greedy": deepseek_v2(),
+    "v2-grouped": deepseek_v2(q_lora_rank=10, topk_method="group_limited_greedy", rope_scaling=Yarn(mscale=0.7)),
+    "v3": deepseek(),
+    "v3-low-rank-query": deepseek(q_lora_rank=10, n_shared_experts=2, num_nextn_predict_layers=1),
+}
+"""Tiny shapes that together use every switch of every family."""
+
+
+def made(config: AnyConfig, seed: int = 1) -> Decoder:
+    """A decoder with random norms and biases; those of routers make some scores negative."""
     model = Decoder(config, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3, generator=generator)
         for router in model.routers():
-            router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)
+            if router.e_score_correction_bias is not None:
+                router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)
     return model
 
 
@@ -87,7 +142,7 @@ def characters() -> ChatTokenizer:
     return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), []))
 
 
-def save_base(folder: Path, config: DeepseekV3Config | LlamaConfig, seed: int = 1) -> Path:
+def save_base(folder: Path, config: AnyConfig, seed: int = 1) -> Path:
     """A model folder with an untrained model and the tokenizer of sums."""
     tokenizer = characters()
     folder.mkdir(parents=True, exist_ok=True)

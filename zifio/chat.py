@@ -18,6 +18,7 @@ from rich.text import Text
 from zifio.config import ConfigError, Sampling, build
 from zifio.gguf import is_gguf
 from zifio.log import say
+from zifio.models.hub import resolve
 from zifio.seed import stream_seed
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def chat(
     What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
     nothing. Raises ConfigError when there is no model, or a question does not fit it.
     """
+    model = resolve(model)
     given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     sampling = build(Sampling, given, "command line")
     needed = [model] if is_gguf(model) else [model / "config.json", model / "tokenizer.json"]

@@ -25,7 +25,7 @@ from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.decoder import Decoder
-from zifio.models.weights import load_state, read_tensors, save_model
+from zifio.models.weights import load_state, read_tensors, save_model, weight_files
 
 _KEPT = 2
 
@@ -112,8 +112,14 @@ def damage(folder: Path) -> str:
 
 
 def model_digest(model: Path) -> str:
-    """Twelve hex digits naming a model's weights, a folder's or a GGUF file's, for provenance."""
-    return file_digest(model if is_gguf(model) else model / "model.safetensors")
+    """Twelve hex digits naming a model's weights, for provenance: of its one file (a GGUF file is one), or of all shards by name.
+
+    Raises ConfigError when the weights are not all there.
+    """
+    files = [model] if is_gguf(model) else weight_files(model)
+    if len(files) == 1:
+        return file_digest(files[0])
+    return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()[:12]
 
 
 def file_digest(path: Path) -> str:

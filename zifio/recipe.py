@@ -391,9 +391,11 @@ def _makes_model(stage: AnyStage | None) -> bool:
 
 def _path_digest(path: Path) -> str:
     """Digest of a file, or of a model folder's weights; the bare path when it holds neither."""
-    from zifio.checkpoint import file_digest
+    from zifio.checkpoint import file_digest, model_digest
 
-    for candidate in (path, path / "model.safetensors", path / "tokenizer.json"):
+    if any(path.glob("model.safetensors*")):
+        return model_digest(path)
+    for candidate in (path, path / "tokenizer.json"):
         if candidate.is_file():
             return file_digest(candidate)
     return str(path)

@@ -43,8 +43,12 @@ def refusal(family: str, **fields: Any) -> str:
         ({"d_model": 32}, ("d_model", "known key")),
         ({"hiden_size": 32}, ("hiden_size", "Did you mean 'hidden_size'?")),
         ({"hidden_act": "gelu"}, ("hidden_act", "'silu'", "gelu")),
-        ({"rope_scaling": {"factor": 0.5}}, ("rope_scaling.factor", "greater than or equal to 1", "0.5")),
-        ({"rope_scaling": {"type": "linear"}}, ("rope_scaling.type", "'yarn'", "linear")),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 0.5}},
+            ("rope_scaling.factor", "greater than or equal to 1", "0.5"),
+        ),
+        ({"rope_scaling": {"type": "ntk"}}, ("rope_scaling.type", "'yarn'", "'llama3'", "'linear'", "ntk")),
+        ({"rope_scaling": {"factor": 4}}, ("rope_scaling", "'type'")),
         ({"rope_theta": 0.0}, ("rope_theta", "greater than", "came 0")),
         ({"rms_norm_eps": -1.0}, ("rms_norm_eps", "greater than", "came -1")),
         ({"initializer_range": -0.1}, ("initializer_range", "greater than", "came -0.1")),
@@ -116,6 +120,7 @@ def read_raw(folder: Path, **changes: Any) -> DeepseekV3Config | LlamaConfig:
     """The shape in a published-style file with these changes."""
     raw = {
         "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 2, "n_routed_experts": 8, "n_group": 1,
+        "topk_group": 1, "num_experts_per_tok": 2,
         "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "ep_size": 1, "use_cache": True,
         "attention_bias": False, "num_key_value_heads": 4, "aux_loss_alpha": 0.001, "seq_aux": True,
     }  # fmt: skip
@@ -126,7 +131,10 @@ def read_raw(folder: Path, **changes: Any) -> DeepseekV3Config | LlamaConfig:
 @pytest.mark.parametrize(
     "change, parts",
     [
-        ({"model_type": "qwen3_moe"}, ("'qwen3_moe' is not supported", "deepseek_v3, llama")),
+        (
+            {"model_type": "mamba"},
+            ("'mamba' is not supported", "deepseek_v3, llama, qwen2, qwen3"),
+        ),
         ({"model_type": None}, ("None is not supported",)),
         ({"scoring_func": "softmax"}, ("scoring_func = 'softmax'", "'sigmoid'")),
         ({"topk_method": "greedy"}, ("topk_method = 'greedy'", "'noaux_tc'")),
@@ -134,7 +142,10 @@ def read_raw(folder: Path, **changes: Any) -> DeepseekV3Config | LlamaConfig:
         ({"moe_layer_freq": 2}, ("moe_layer_freq = 2", "1")),
         ({"rope_interleave": False}, ("rope_interleave = False",)),
         ({"quantization_config": {"quant_method": "fp8"}}, ("quantization_config", "fp8")),
-        ({"rope_scaling": {"type": "llama3", "factor": 8}}, ("rope type 'llama3'", "default, yarn")),
+        (
+            {"rope_scaling": {"type": "longrope", "factor": 8}},
+            ("rope type 'longrope'", "yarn, llama3, linear"),
+        ),
         ({"qk_rope_head_dim": 15}, ("qk_rope_head_dim=15 is odd",)),
         ({"hidden_size": "64"}, ("hidden_size", "an integer", '"64"')),
         ({"num_nextn_predict_layers": 3}, ("num_nextn_predict_layers", "came 3")),

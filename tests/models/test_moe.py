@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import deepseek, logits_of, made, tokens_like
+from tiny import deepseek, deepseek_v2, logits_of, made, qwen3_moe, tokens_like
 from torch import Tensor
 
 from zifio.data.pack import Sequence
@@ -239,6 +239,35 @@ def test_gate_values_are_plain_scores_without_renormalising():
         router.weight.normal_(0, 0.5)
         routing = router(torch.randn(7, 24))
     assert torch.equal(routing.gate_NA, routing.scores_NE.gather(1, routing.expert_NA))
+
+
+def test_softmax_groups_rank_by_their_best_expert_alone():
+    """DeepSeek-V2: one outstanding expert brings its group in, where V3's sum of two would not."""
+    grouped = {"topk_method": "group_limited_greedy", "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+    router = Router(deepseek_v2(**grouped, num_experts_per_tok=2, routed_scaling_factor=16.0))
+    logits = torch.tensor([3.0, -3.0, 2.5, 2.4])
+    with torch.no_grad():
+        router.weight.zero_()
+        router.weight[:, 0] = logits
+        routing = router(torch.eye(24)[:1])
+    assert sorted(routing.expert_NA[0].tolist()) == [0, 1]
+    torch.testing.assert_close(routing.gate_NA[0].sum(), 16 * logits.softmax(0)[:2].sum())
+    sums = torch.tensor([logits.sigmoid()[:2].sum(), logits.sigmoid()[2:].sum()])
+    assert sums.argmax() == 1  # V3 would go to the other group
+
+
+@pytest.mark.parametrize("config", [deepseek_v2(), qwen3_moe()], ids=["deepseek_v2", "qwen3_moe"])
+def test_routers_without_a_bias_are_left_alone_by_the_loss_free_balance(config):
+    model = made(config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    positions = torch.arange(12).expand(2, -1)
+    output = model(tokens_like(2, 12), positions)
+    loss, loads = balance(output, positions, torch.ones(2, 12, dtype=torch.bool))
+    model.update_balance(loads, 0.1)
+    assert not any("e_score_correction_bias" in name for name in before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len(loads) == len(model.routers()) == 1 and loads[0].sum() == 24 * 3
+    assert loss > 0.5
 
 
 def test_router_gets_a_gradient_through_the_gate_values():

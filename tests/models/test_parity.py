@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import EVERY_FAMILY, logits_of, made
 from torch import Tensor
 
 from zifio.engine.cache import SlotCache
-from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn, read_config
+from zifio.models.config import AnyConfig, DeepseekV3Config, LlamaConfig, Yarn, read_config
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, load_state, save_model, to_disk_names
 
@@ -39,7 +40,7 @@ def deepseek(**changes: object) -> DeepseekV3Config:
     return DeepseekV3Config(**(TINY | fields | changes))
 
 
-CASES = {
+CASES: dict[str, AnyConfig] = {
     "full-query": deepseek(),
     "low-rank-query": deepseek(q_lora_rank=20),
     "yarn": deepseek(q_lora_rank=20, rope_scaling=YARN),
@@ -47,25 +48,7 @@ CASES = {
     "llama": LLAMA,
     "llama-tied": LlamaConfig(**TINY, intermediate_size=48, head_dim=10, tie_word_embeddings=True),
 }
-
-
-def made(config: DeepseekV3Config | LlamaConfig) -> Decoder:
-    """A decoder with random norms and, in its routers, biases large enough to make some scores negative."""
-    model = Decoder(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-        for router in model.routers():
-            router.e_score_correction_bias.normal_(0.0, 1.0, generator=generator)
-    return model
-
-
-def logits_of(model: Decoder, tokens_BT: Tensor) -> Tensor:
-    """Logits of whole sequences, one a row."""
-    positions = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
-    return model.logits(model(tokens_BT, positions).hidden_BTD)
+CASES |= {f"tiny-{name}": config.model_copy(update={"vocab_size": 50}) for name, config in EVERY_FAMILY.items()}
 
 
 @pytest.fixture(params=CASES)
@@ -100,7 +83,7 @@ def test_folder_round_trip_is_exact(pair: tuple) -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", ["full-query", "low-rank-query", "yarn"])
+@pytest.mark.parametrize("name", ["full-query", "low-rank-query", "yarn", "tiny-v2-greedy", "tiny-v2-grouped"])
 def test_absorbed_equals_expanded(name: str) -> None:
     model = made(CASES[name])
     tokens = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(4))

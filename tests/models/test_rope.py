@@ -10,7 +10,7 @@ import torch
 from tiny import deepseek, llama, logits_of, made, tokens_like
 
 from zifio.config import ConfigError
-from zifio.models.config import Yarn
+from zifio.models.families import LinearRope, Llama3Rope, Yarn
 from zifio.models.rope import amplitude, cos_sin, inverse_frequencies, rotate, temperature
 from zifio.models.weights import load_model, save_model
 
@@ -53,6 +53,37 @@ def test_yarn_temperature_equals_transformers_attention_scale(name: str):
     config = their_config(YARNS[name])
     scale = DeepseekV3Attention(config, layer_idx=0).scaling
     assert 80**-0.5 * temperature(YARNS[name]) == pytest.approx(scale, rel=1e-12)
+
+
+PLAIN = {
+    "llama-3.1": Llama3Rope(factor=8, original_max_position_embeddings=8192),
+    "llama-3.2": Llama3Rope(factor=32, original_max_position_embeddings=8192),
+    "llama3-short": Llama3Rope(factor=4, low_freq_factor=2, high_freq_factor=3, original_max_position_embeddings=64),
+    "linear": LinearRope(factor=4),
+}
+
+
+@pytest.mark.parametrize("width, theta", [(64, 500000.0), (128, 500000.0), (8, 10000.0)])
+@pytest.mark.parametrize("name", PLAIN)
+def test_other_frequencies_equal_transformers(name: str, width: int, theta: float):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = PLAIN[name]
+    config = transformers.LlamaConfig(
+        hidden_size=2 * width, num_attention_heads=2, max_position_embeddings=131072,
+        rope_parameters=scaling.model_dump() | {"rope_type": scaling.type, "rope_theta": theta},
+    )  # fmt: skip
+    theirs, factor = ROPE_INIT_FUNCTIONS[scaling.type](config, device="cpu")
+    ours = inverse_frequencies(width, theta, scaling)
+    torch.testing.assert_close(ours, theirs, atol=0, rtol=2e-6)
+    assert (ours != inverse_frequencies(width, theta, None)).any()
+    assert amplitude(scaling) == factor == temperature(scaling) == 1.0
+
+
+def test_frequencies_are_computed_also_where_tensors_have_no_values():
+    with torch.device("meta"):
+        for scaling in (None, *YARNS.values(), *PLAIN.values()):
+            assert inverse_frequencies(8, 10000.0, scaling).device.type == "cpu"
 
 
 def test_yarn_by_hand():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import deepseek, llama, made
+from tiny import deepseek, llama, logits_of, made, tokens_like
 from torch import Tensor
 
 from zifio.config import ConfigError
@@ -169,6 +169,47 @@ def test_shards_that_transformers_wrote_open_here(folder: Path, tmp_path: Path):
     assert len(list(out.glob("*.safetensors"))) > 1
     whole, sharded = load_model(folder).state_dict(), load_model(out).state_dict()
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 3000, 20_000])
+def test_shards_that_we_write_open_here_and_in_transformers(shard_bytes: int, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    model = made(deepseek(tie_word_embeddings=True))
+    save_model(model, tmp_path, shard_bytes)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 1 and files == [
+        f"model-{n:05d}-of-{len(files):05d}.safetensors" for n in range(1, len(files) + 1)
+    ]
+    parts = {file: load_file(tmp_path / file) for file in files}
+    for tensors in parts.values():
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file for file, tensors in parts.items() for name in tensors}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for tensors in parts.values() for t in tensors.values())
+    again = load_model(tmp_path)
+    assert again.lm_head.weight is again.embed_tokens.weight
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    tokens = tokens_like(2, 20)
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits
+        torch.testing.assert_close(logits_of(again, tokens), theirs, atol=1e-5, rtol=0)
+
+
+def test_saving_replaces_what_lies_there(tmp_path: Path):
+    first, second = made(llama(), seed=1), made(llama(), seed=2)
+    for shard_bytes in (10**9, 5000, 9000, 10**9):
+        save_model(first, tmp_path, shard_bytes)
+        save_model(second, tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        assert torch.equal(load_model(tmp_path).lm_head.weight, second.lm_head.weight)
+        save_model(first, tmp_path, shard_bytes)
+        assert torch.equal(load_model(tmp_path).lm_head.weight, first.lm_head.weight)
+
+
+def test_weights_that_are_no_numbers_of_ours_are_refused(folder: Path):
+    change(folder, model__norm__weight=torch.ones(24, dtype=torch.int8))
+    message = refusal(folder)
+    assert "model.norm.weight is stored as int8" in message and "bf16" in message
 
 
 def test_a_missing_or_torn_shard_or_index_is_named(folder: Path):

@@ -8,14 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
+from zifio.models.families import LatentConfig
 
 
 class SlotCache:
     """Fixed memory for `n_rows` sequences of up to `n_slots` tokens; implements `models.attention.Cache`."""
 
-    def __init__(self, config: DeepseekV3Config | LlamaConfig, n_rows: int, n_slots: int) -> None:
-        if isinstance(config, DeepseekV3Config):
+    def __init__(self, config: AnyConfig, n_rows: int, n_slots: int) -> None:
+        if isinstance(config, LatentConfig):
             shapes: list[tuple[int, ...]] = [(config.kv_lora_rank + config.qk_rope_head_dim,)]
         else:
             shapes = [(config.n_kv_heads, config.d_head)] * 2

@@ -9,6 +9,7 @@ from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.engine import Engine
 from zifio.models.decoder import Decoder
+from zifio.models.hub import resolve
 from zifio.models.weights import load_model
 from zifio.tasks.episode import Message, Reply
 
@@ -48,8 +49,10 @@ def load_policy(folder: str | Path, max_rows: int = 512) -> LocalPolicy:
 def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
     """The model and tokenizer of a Hugging Face folder or a GGUF file.
 
-    Raises ConfigError when either cannot be read, or when the tokenizer has more tokens than the model has rows.
+    It may also be the name of a model at the Hugging Face hub (`models.hub`). Raises ConfigError when either cannot be
+    read, or when the tokenizer has more tokens than the model has rows.
     """
+    folder = resolve(folder)
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     check_fit(model, tokenizer, str(folder))
     return model, tokenizer

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.families import GroupedConfig, LatentConfig
 from zifio.models.layers import RMSNorm
 from zifio.models.rope import rotate, temperature
 
@@ -67,7 +67,7 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor |
 class LatentAttention(nn.Module):
     """MLA. Cache entries per token: the normed latent [C] and the rotated shared key [R], as one vector [C + R]."""
 
-    def __init__(self, config: DeepseekV3Config, layer: int) -> None:
+    def __init__(self, config: LatentConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         d, heads = config.hidden_size, config.num_attention_heads
@@ -146,23 +146,28 @@ class LatentAttention(nn.Module):
 
 
 class GroupedQueryAttention(nn.Module):
-    """GQA as in Llama: query heads share key/value heads in equal groups; the cache holds keys and values."""
+    """GQA: query heads share key/value heads in equal groups; the cache holds keys and values.
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    Qwen2 adds biases to queries, keys and values; Qwen3 norms queries and keys per head, before they are rotated.
+    """
+
+    def __init__(self, config: GroupedConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
         d, width = config.hidden_size, config.d_head
         self.scale = width**-0.5  # YaRN's temperature is DeepSeek's; here only its amplitude counts
-        self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias=False)
-        self.k_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)
-        self.v_proj = nn.Linear(d, config.n_kv_heads * width, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=False)
+        self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias=config.has_qkv_bias)
+        self.k_proj = nn.Linear(d, config.n_kv_heads * width, bias=config.has_qkv_bias)
+        self.v_proj = nn.Linear(d, config.n_kv_heads * width, bias=config.has_qkv_bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=config.has_o_bias)
+        self.q_norm = RMSNorm(width, config.rms_norm_eps) if config.has_qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width, config.rms_norm_eps) if config.has_qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None) -> Tensor:
         """Attention output [B, T, D]; new keys and values are appended to the cache when there is one."""
         config, cos_sin = self.config, (geometry.cos_BTr, geometry.sin_BTr)
-        q_BTHK = rotate(self.q_proj(x_BTD).unflatten(-1, (-1, config.d_head)), *cos_sin, interleaved=False)
-        k_BSJK = rotate(self.k_proj(x_BTD).unflatten(-1, (-1, config.d_head)), *cos_sin, interleaved=False)
+        q_BTHK = rotate(self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, config.d_head))), *cos_sin, interleaved=False)
+        k_BSJK = rotate(self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, config.d_head))), *cos_sin, interleaved=False)
         v_BSJK = self.v_proj(x_BTD).unflatten(-1, (-1, config.d_head))
         if cache is not None:
             k_BSJK, v_BSJK = cache.append(self.layer, geometry.positions_BT, (k_BSJK, v_BSJK))

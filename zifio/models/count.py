@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
+from zifio.models.families import LatentConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Parameters:
         return self.active - self.embedding
 
 
-def parameters(config: DeepseekV3Config | LlamaConfig, with_mtp: bool = False) -> Parameters:
+def parameters(config: AnyConfig, with_mtp: bool = False) -> Parameters:
     """Parameter counts, the MTP module only `with_mtp`; the routers' bias buffers are not parameters."""
     d, vocab = config.hidden_size, config.vocab_size or 0
     embedding = vocab * d
@@ -38,7 +39,7 @@ def parameters(config: DeepseekV3Config | LlamaConfig, with_mtp: bool = False) -
     for layer in range(config.num_hidden_layers):
         layer_total, layer_active = _layer(config, layer)
         total, active = total + layer_total, active + layer_active
-    if with_mtp and isinstance(config, DeepseekV3Config) and config.num_nextn_predict_layers:
+    if with_mtp and config.n_mtp:
         layer_total, layer_active = _layer(config, config.num_hidden_layers)
         extra = 2 * d * d + 3 * d
         total, active = total + layer_total + extra, active + layer_active + extra
@@ -46,22 +47,24 @@ def parameters(config: DeepseekV3Config | LlamaConfig, with_mtp: bool = False) -
     return Parameters(total, active, active - multiplied)
 
 
-def _layer(config: DeepseekV3Config | LlamaConfig, layer: int) -> tuple[int, int]:
+def _layer(config: AnyConfig, layer: int) -> tuple[int, int]:
     """Total and active parameters of one block."""
-    d = config.hidden_size
+    d, moe = config.hidden_size, config.moe
     shared = 2 * d + _attention(config)
-    if isinstance(config, LlamaConfig) or layer < config.first_k_dense_replace:
+    if moe is None or not config.is_sparse(layer):
         dense = shared + 3 * d * config.intermediate_size
         return dense, dense
-    expert = 3 * d * config.moe_intermediate_size
-    fixed = shared + config.n_shared_experts * expert + config.n_routed_experts * d
-    return fixed + config.n_routed_experts * expert, fixed + config.num_experts_per_tok * expert
+    expert = 3 * d * moe.d_expert
+    fixed = shared + moe.n_shared * expert + moe.n_experts * d
+    return fixed + moe.n_experts * expert, fixed + moe.n_active * expert
 
 
-def _attention(config: DeepseekV3Config | LlamaConfig) -> int:
+def _attention(config: AnyConfig) -> int:
     d, heads = config.hidden_size, config.num_attention_heads
-    if isinstance(config, LlamaConfig):
-        return 2 * d * heads * config.d_head + 2 * d * config.n_kv_heads * config.d_head
+    if not isinstance(config, LatentConfig):
+        query, key = heads * config.d_head, config.n_kv_heads * config.d_head
+        biases = (query + 2 * key) * config.has_qkv_bias + d * config.has_o_bias
+        return 2 * d * query + 2 * d * key + biases + 2 * config.d_head * config.has_qk_norm
     rank, query = config.kv_lora_rank, heads * config.qk_head_dim
     if config.q_lora_rank is None:
         queries = d * query
@@ -73,18 +76,14 @@ def _attention(config: DeepseekV3Config | LlamaConfig) -> int:
     )
 
 
-def forward_flops(config: DeepseekV3Config | LlamaConfig, lengths: Iterable[int], with_mtp: bool = False) -> float:
+def forward_flops(config: AnyConfig, lengths: Iterable[int], with_mtp: bool = False) -> float:
     """FLOPs of one causal forward pass over sequences of these lengths, logits at every position included."""
     weights = parameters(config, with_mtp).multiplied
-    if with_mtp and isinstance(config, DeepseekV3Config) and config.num_nextn_predict_layers:
+    if with_mtp and config.n_mtp:
         weights += (config.vocab_size or 0) * config.hidden_size  # the shared head is used once more
     heads, layers = config.num_attention_heads, config.num_hidden_layers
-    if isinstance(config, DeepseekV3Config):
-        width = config.qk_head_dim + config.v_head_dim
-        layers += config.num_nextn_predict_layers if with_mtp else 0
-    else:
-        width = 2 * config.d_head
-    per_pair = 2 * heads * width * layers
+    layers += config.n_mtp if with_mtp else 0
+    per_pair = 2 * heads * (config.d_key + config.d_value) * layers
     total = 0.0
     for length in lengths:
         total += 2.0 * weights * length + per_pair * (length * (length + 1) / 2)

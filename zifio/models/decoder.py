@@ -1,4 +1,4 @@
-"""The one decoder: DeepSeek-V3 (MLA, DeepSeekMoE, MTP) or Llama (GQA, dense), by configuration.
+"""The one decoder: latent or grouped-query attention, dense or with experts, with or without MTP, by configuration.
 
 Pre-norm blocks, x += attention(norm(x)); x += ffn(norm(x)), a final norm and an output head (DeepSeek-V3, section 2).
 Rows may hold several sequences one behind the other: a sequence begins wherever its position is 0, and never sees
@@ -21,7 +21,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
+from zifio.models.families import LatentConfig
 from zifio.models.layers import FeedForward, RMSNorm
 from zifio.models.moe import MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, cos_sin, inverse_frequencies
@@ -41,18 +42,18 @@ class Output:
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer; `n_experts` decides between a dense feed-forward block and experts."""
+    """One pre-norm decoder layer; the config says which have experts instead of a dense feed-forward block."""
 
-    def __init__(self, config: DeepseekV3Config | LlamaConfig, layer: int) -> None:
+    def __init__(self, config: AnyConfig, layer: int) -> None:
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(d, eps)
         self.post_attention_layernorm = RMSNorm(d, eps)
-        if isinstance(config, DeepseekV3Config):
+        if isinstance(config, LatentConfig):
             self.self_attn: nn.Module = LatentAttention(config, layer)
         else:
             self.self_attn = GroupedQueryAttention(config, layer)
-        if isinstance(config, DeepseekV3Config) and layer >= config.first_k_dense_replace:
+        if config.is_sparse(layer):
             self.mlp: nn.Module = MoE(config)
         else:
             self.mlp = FeedForward(d, config.intermediate_size)
@@ -74,7 +75,7 @@ class MtpModule(nn.Module):
     Equation 21 prints the halves the other way round; the released weights, and so we, put the embedding first.
     """
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: AnyConfig) -> None:
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
         self.enorm, self.hnorm = RMSNorm(d, eps), RMSNorm(d, eps)
@@ -92,7 +93,7 @@ class MtpModule(nn.Module):
 class Decoder(nn.Module):
     """A causal language model; see the module's docstring."""
 
-    def __init__(self, config: DeepseekV3Config | LlamaConfig, seed: int | None = None) -> None:
+    def __init__(self, config: AnyConfig, seed: int | None = None) -> None:
         """Initialise from the named stream of `seed`, or leave the weights to be loaded when it is None."""
         super().__init__()
         assert config.vocab_size is not None, "the tokenizer sets vocab_size before a model is made"
@@ -104,13 +105,11 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(d, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        n_mtp = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
-        self.mtp = nn.ModuleList(MtpModule(config) for _ in range(n_mtp) if isinstance(config, DeepseekV3Config))
-        rotary = config.qk_rope_head_dim if isinstance(config, DeepseekV3Config) else config.d_head
+        self.mtp = nn.ModuleList(MtpModule(config) for _ in range(config.n_mtp))
         self.frequencies_r: Tensor
         self.register_buffer(
             "frequencies_r",
-            inverse_frequencies(rotary, config.rope_theta, config.rope_scaling),
+            inverse_frequencies(config.d_rotary, config.rope_theta, config.rope_scaling),
             persistent=False,
         )
         if seed is not None:
@@ -118,11 +117,13 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Every matrix from a normal with the configured deviation, in order of name; norms stay at one."""
+        """Every matrix from a normal with the configured deviation, in order of name; norms are one, biases zero."""
         generator = torch.Generator().manual_seed(stream_seed(seed, "models/init"))
-        for _, parameter in sorted(self.named_parameters()):
+        for name, parameter in sorted(self.named_parameters()):
             if parameter.ndim > 1:
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.zero_()
 
     def forward(
         self,
@@ -174,10 +175,12 @@ class Decoder(nn.Module):
     def update_balance(self, load_LE: list[Tensor], speed: float) -> None:
         """Loss-free balance: move every router's bias by `speed`, given loads summed over the whole optimizer step.
 
-        The MTP module's router comes last and has no load when the step left the module out.
+        The MTP module's router comes last and has no load when the step left the module out. Routers without a bias
+        (V2, Qwen3) are left alone: there the balance loss alone does the work.
         """
         for router, load_E in zip(self.routers(), load_LE, strict=False):
-            update_bias(router.e_score_correction_bias, load_E, speed)
+            if router.e_score_correction_bias is not None:
+                update_bias(router.e_score_correction_bias, load_E, speed)
 
 
 def sequence_ids(positions_BT: Tensor) -> Tensor:

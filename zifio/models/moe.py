@@ -1,8 +1,9 @@
-"""DeepSeekMoE with loss-free balance (DeepSeek-V3, section 2.1.2, equations 12-20; arXiv:2408.15664).
+"""DeepSeekMoE with loss-free balance (DeepSeek-V3, section 2.1.2, equations 12-20; arXiv:2408.15664), and its kin.
 
-Each token goes through the shared experts and through A routed experts chosen by a sigmoid gate. Balance comes from
-a bias that takes part in the choice only: after every optimizer step it moves by a fixed amount towards the experts
-that had too little to do. A weak sequence-wise loss guards single sequences.
+Each token goes through the shared experts, if any, and through A routed experts chosen by a gate: sigmoid in V3,
+softmax in V2 and Qwen3. V3's balance comes from a bias that takes part in the choice only: after every optimizer step
+it moves by a fixed amount towards the experts that had too little to do. A weak sequence-wise loss guards single
+sequences.
 
 Traps: the bias is a buffer in fp32, never seen by the optimizer; gate values come from the scores *without* it;
 groups that are not kept are masked with -inf (masking with 0 is wrong when scores plus bias are negative).
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zifio.models.config import DeepseekV3Config
+from zifio.models.config import AnyConfig
+from zifio.models.families import MoeShape
 from zifio.models.layers import FeedForward
 
 
@@ -33,34 +35,36 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """Sigmoid gate with group-limited top-k; always computed in fp32."""
+    """Sigmoid or softmax gate with group-limited top-k; always computed in fp32."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: AnyConfig) -> None:
         super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.e_score_correction_bias: Tensor
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
+        self.shape = shape = _shape(config)
+        self.weight = nn.Parameter(torch.empty(shape.n_experts, config.hidden_size))
+        self.e_score_correction_bias: Tensor | None
+        self.register_buffer("e_score_correction_bias", torch.zeros(shape.n_experts) if shape.has_bias else None)
 
     def forward(self, x_ND: Tensor) -> Routing:
         """Choose by score plus bias, weigh by score (equations 13-16)."""
-        config = self.config
-        scores_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
-        choice_NE = scores_NE.detach() + self.e_score_correction_bias
-        if config.n_group > 1:
+        shape, logits_NE = self.shape, F.linear(x_ND.float(), self.weight.float())
+        scores_NE = logits_NE.sigmoid() if shape.score == "sigmoid" else logits_NE.softmax(dim=-1)
+        choice_NE = scores_NE.detach()
+        if self.e_score_correction_bias is not None:
+            choice_NE = choice_NE + self.e_score_correction_bias
+        if shape.n_groups > 1:
             choice_NE = self._keep_best_groups(choice_NE)
-        expert_NA = choice_NE.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+        expert_NA = choice_NE.topk(shape.n_active, dim=-1, sorted=False).indices
         gate_NA = scores_NE.gather(1, expert_NA)
-        if config.norm_topk_prob:
+        if shape.renormalise:
             gate_NA = gate_NA / (gate_NA.sum(dim=-1, keepdim=True) + 1e-20)
-        return Routing(scores_NE, expert_NA, gate_NA * config.routed_scaling_factor)
+        return Routing(scores_NE, expert_NA, gate_NA * shape.scale)
 
     def _keep_best_groups(self, choice_NE: Tensor) -> Tensor:
-        """-inf outside the `topk_group` groups whose two best experts sum highest (node-limited routing)."""
-        config = self.config
-        choice_NXE = choice_NE.unflatten(1, (config.n_group, -1))
-        best_NX = choice_NXE.topk(2, dim=-1).values.sum(dim=-1)
-        kept = best_NX.topk(config.topk_group, dim=-1, sorted=False).indices
+        """-inf outside the `n_kept_groups` groups whose best (two) experts sum highest (node-limited routing)."""
+        shape = self.shape
+        choice_NXE = choice_NE.unflatten(1, (shape.n_groups, -1))
+        best_NX = choice_NXE.topk(2 if shape.group_score == "best-two" else 1, dim=-1).values.sum(dim=-1)
+        kept = best_NX.topk(shape.n_kept_groups, dim=-1, sorted=False).indices
         dropped_NX = torch.ones_like(best_NX, dtype=torch.bool).scatter(1, kept, False)
         return choice_NXE.masked_fill(dropped_NX[..., None], float("-inf")).flatten(1)
 
@@ -76,9 +80,9 @@ class Experts(nn.Module):
 
     DENSE_UP_TO = 64
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: AnyConfig) -> None:
         super().__init__()
-        n, d, f = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        n, d, f = _shape(config).n_experts, config.hidden_size, _shape(config).d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * f, d))
         self.down_proj = nn.Parameter(torch.empty(n, d, f))
         self.form: Literal["auto", "dense", "grouped"] = "auto"
@@ -109,19 +113,26 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """Shared experts plus gated routed experts (equation 12)."""
+    """Shared experts, where the family has them, plus gated routed experts (equation 12)."""
 
-    def __init__(self, config: DeepseekV3Config) -> None:
+    def __init__(self, config: AnyConfig) -> None:
         super().__init__()
         self.gate = Router(config)
         self.experts = Experts(config)
-        self.shared_experts = FeedForward(config.hidden_size, config.n_shared_experts * config.moe_intermediate_size)
+        width = _shape(config).n_shared * _shape(config).d_expert
+        self.shared_experts = FeedForward(config.hidden_size, width) if width else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         """Output [B, T, D] and where the B*T tokens went."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.gate(x_ND)
-        return self.experts(x_ND, routing).view_as(x_BTD) + self.shared_experts(x_BTD), routing
+        out_BTD = self.experts(x_ND, routing).view_as(x_BTD)
+        return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD), routing
+
+
+def _shape(config: AnyConfig) -> MoeShape:
+    assert config.moe is not None, "a dense family has no layers with experts"
+    return config.moe
 
 
 def expert_load(routing: Routing, counted_N: Tensor | None = None) -> Tensor:

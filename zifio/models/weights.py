@@ -4,29 +4,44 @@ On disk every expert has its own three matrices and an MTP module stands as one 
 (`model.layers.L.{enorm,hnorm,eh_proj,shared_head.norm}` plus an ordinary layer). In memory experts are stacked and
 the MTP module is `mtp.0`. Nothing is transposed. Published checkpoints repeat the embedding and the head in the MTP
 layer; those copies are skipped.
+
+DeepSeek publishes V3 and R1 in FP8 (DeepSeek-V3, section 3.3): X.weight in e4m3 and X.weight_scale_inv, one fp32 number
+for each block of 128 by 128; the weight is their product. It is multiplied out while loading.
+
+Loading fills a model that has memory and no values yet, one tensor at a time, so it needs the model's memory and that
+of the largest tensor.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from zifio.config import ConfigError
 from zifio.gguf import is_gguf
-from zifio.models.config import DeepseekV3Config, LlamaConfig, read_config, write_config
+from zifio.log import say
+from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
 
+SHARD_BYTES = 5_000_000_000
+"""A model with more bytes than this is written in several files, as transformers does."""
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
-def to_disk_names(config: DeepseekV3Config | LlamaConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The decoder's state under Hugging Face's names, experts unstacked; the tensors share memory where they can."""
+# Names -----------------------------------------------------------------------------------------------------
+
+
+def to_disk_names(config: AnyConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's state under Hugging Face's names, experts unstacked; the tensors share its memory."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         name = _outward(config, name)
@@ -46,7 +61,7 @@ def to_disk_names(config: DeepseekV3Config | LlamaConfig, state: dict[str, Tenso
     return out
 
 
-def from_disk_names(config: DeepseekV3Config | LlamaConfig, disk: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `to_disk_names`, for a table in which every expert is whole."""
     out: dict[str, Tensor] = {}
     experts: dict[str, dict[tuple[int, str], Tensor]] = {}
@@ -66,7 +81,7 @@ def from_disk_names(config: DeepseekV3Config | LlamaConfig, disk: dict[str, Tens
     return {ours: tensor for name, tensor in out.items() if (ours := _inward(config, name)) is not None}
 
 
-def _outward(config: DeepseekV3Config | LlamaConfig, name: str) -> str:
+def _outward(config: AnyConfig, name: str) -> str:
     if name.startswith("lm_head."):
         return name
     if name.startswith("mtp."):
@@ -78,14 +93,13 @@ def _outward(config: DeepseekV3Config | LlamaConfig, name: str) -> str:
     return f"model.{name}"
 
 
-def _inward(config: DeepseekV3Config | LlamaConfig, name: str) -> str | None:
+def _inward(config: AnyConfig, name: str) -> str | None:
     name = name.removeprefix("model.")
     match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
     if match is None or int(match[1]) < config.num_hidden_layers:
         return None if name.endswith("rotary_emb.inv_freq") else name
     index, rest = int(match[1]) - config.num_hidden_layers, match[2]
-    n_mtp = config.num_nextn_predict_layers if isinstance(config, DeepseekV3Config) else 0
-    if index >= n_mtp or rest in ("embed_tokens.weight", "shared_head.head.weight"):
+    if index >= config.n_mtp or rest in ("embed_tokens.weight", "shared_head.head.weight"):
         return None
     if rest.startswith("shared_head.norm."):
         return f"mtp.{index}.{rest.removeprefix('shared_head.')}"
@@ -93,18 +107,56 @@ def _inward(config: DeepseekV3Config | LlamaConfig, name: str) -> str | None:
     return f"mtp.{index}.{rest}" if rest.startswith(own) else f"mtp.{index}.block.{rest}"
 
 
-def save_model(model: Decoder, folder: str | Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`, which must exist."""
-    write_config(model.config, folder)
-    disk = to_disk_names(model.config, model.state_dict())
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in disk.items()}
-    save_file(contiguous, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+# Writing ---------------------------------------------------------------------------------------------------
 
 
-def load_model(folder: str | Path) -> Decoder:
-    """The decoder of a Hugging Face folder or a GGUF file, in fp32 on the CPU.
+def save_model(model: Decoder, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write `config.json` and the weights into `folder`, which must exist; weights that lie there are replaced.
 
-    Raises ConfigError when a file is missing or torn, a key is missing or unknown, or a shape does not fit.
+    Up to `shard_bytes` they are one file, `model.safetensors`; beyond, shards of at most that size (or of one tensor
+    that is larger) and `model.safetensors.index.json`.
+    """
+    folder = Path(folder)
+    disk = {name: tensor.detach() for name, tensor in to_disk_names(model.config, model.state_dict()).items()}
+    write_config(model.config, folder, str(model.embed_tokens.weight.dtype).removeprefix("torch."))
+    for old in (_WHOLE, _INDEX, "model-?????-of-?????.safetensors"):
+        for path in folder.glob(old):
+            path.unlink()
+    shards = _split(disk, shard_bytes)
+    files = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        files = [_WHOLE]
+    for file, names in zip(files, shards, strict=True):
+        save_file({n: disk[n].cpu().contiguous() for n in names}, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in disk.values())
+        where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _split(disk: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
+    """Names in order, cut into runs of at most `shard_bytes`."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in disk.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The decoder of a Hugging Face folder on the CPU, its parameters in `dtype` whatever the files hold.
+
+    The router's selection bias stays in fp32. An MTP module that config.json announces and the files lack altogether
+    (transformers drops it when it saves) is left out. Raises ConfigError when a file is missing or torn, a key is
+    missing or unknown, or a shape does not fit.
     """
     if is_gguf(folder):
         from zifio.models.gguf import read_gguf  # its library is of use for nothing else
@@ -114,48 +166,139 @@ def load_model(folder: str | Path) -> Decoder:
         config, tensors = read_config(folder), read_tensors(folder)
     if config.vocab_size is None:
         raise ConfigError(f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows.")
-    model = Decoder(config)
-    load_state(model, tensors, str(folder))
+    disk = read_tensors(folder)
+    mtp = f"model.layers.{config.num_hidden_layers}."
+    if config.n_mtp and not any(name.startswith(mtp) for name in disk):
+        say(f"{folder}: config.json announces a multi-token prediction module, the files hold none; going on without")
+        config = config.model_copy(update={"num_nextn_predict_layers": 0})
+    model = _allocate(config, dtype)
+    load_state(model, disk, str(folder), read_fp8_block(folder))
     return model
 
 
-def read_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` lists."""
+def _allocate(config: AnyConfig, dtype: torch.dtype) -> Decoder:
+    """A decoder with memory for its weights and no values in them: initialising would take longer than loading."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    stored = model.state_dict().keys()
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter not in made:
+                made[parameter] = nn.Parameter(torch.empty_like(parameter, device="cpu", dtype=dtype))
+            setattr(module, key, made[parameter])
+        for key, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                assert f"{name}.{key}" in stored, f"{name}.{key} is computed, not loaded: compute it on the CPU"
+                setattr(module, key, torch.empty_like(buffer, device="cpu"))
+    return model
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """`model.safetensors`, or else the shards that `model.safetensors.index.json` lists, in order of name.
+
+    Raises ConfigError when neither is there, or the index cannot be read or names a file that is missing.
+    """
     folder = Path(folder)
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    index = folder / _INDEX
+    if (folder / _WHOLE).exists() or not index.exists():
+        names = [_WHOLE]
+    else:
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ConfigError(f"{index}: torn, or no index of shards. Write or download it again.") from None
-    else:
-        shards = ["model.safetensors"]
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        path = folder / shard
-        if not path.exists():
-            raise ConfigError(f"{path}: no such file. A checkpoint needs its weights beside config.json.")
-        try:
-            tensors |= load_file(path)
-        except SafetensorError as error:
-            raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
-    return tensors
+    for name in names:
+        if not (folder / name).exists():
+            raise ConfigError(f"{folder / name}: no such file. A checkpoint needs its weights beside config.json.")
+    return [folder / name for name in names]
 
 
-def load_state(model: Decoder, disk: dict[str, Tensor], where: str) -> None:
-    """Copy tensors under Hugging Face's names into the model; every key must fit exactly."""
+class _Shards(Mapping[str, Tensor]):
+    """Tensors of several files by name; each is read when it is asked for, and not kept."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._file_of = {}
+        for path in files:
+            try:
+                file = safe_open(path, framework="pt", device="cpu")
+            except SafetensorError as error:
+                raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
+            self._file_of |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._file_of[name].get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+
+def read_tensors(folder: str | Path) -> Mapping[str, Tensor]:
+    """All tensors of a folder's `weight_files` by their names on disk, read one at a time as they are asked for.
+
+    Raises ConfigError when a file is missing or torn.
+    """
+    return _Shards(weight_files(folder))
+
+
+@torch.no_grad()
+def load_state(
+    model: Decoder, disk: Mapping[str, Tensor], where: str, fp8_block: tuple[int, int] | None = None
+) -> None:
+    """Copy tensors under Hugging Face's names into the model, in its precision; every key must fit exactly.
+
+    With `fp8_block` (rows, columns) the weights that have a `_scale_inv` are dequantised. `where` opens every message.
+    Raises ConfigError for a key that is missing or unknown (before anything is copied), or for a shape or type that
+    does not fit (some tensors are copied by then).
+    """
     config, own = model.config, model.state_dict()
     expected = to_disk_names(config, own)
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
     also = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if fp8_block:
+        also |= {f"{name}_scale_inv" for name in expected if name.endswith(".weight")}
     others = sorted(disk.keys() - expected.keys() - also)
     if unknown := [name for name in others if _inward(config, name) is not None]:
-        raise ConfigError(f"{where}: {unknown[0]} is not part of this architecture ({len(unknown)} tensors in all).")
-    for name, tensor in expected.items():
-        if disk[name].shape != tensor.shape:
+        raise ConfigError(
+            f"{where}: {unknown[0]} is not part of this architecture, {config.architecture} "
+            f"({len(unknown)} tensors in all)."
+        )
+    for name, target in expected.items():
+        tensor = disk[name]
+        if tensor.shape != target.shape:
             raise ConfigError(
-                f"{where}: {name} has shape {list(disk[name].shape)}, config.json asks for {list(tensor.shape)}."
+                f"{where}: {name} has shape {list(tensor.shape)}, config.json asks for {list(target.shape)}."
             )
-    state = from_disk_names(config, {name: disk[name] for name in expected})
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        scale = disk.get(f"{name}_scale_inv") if fp8_block else None
+        if tensor.dtype not in _PLAIN and not (tensor.dtype == torch.float8_e4m3fn and scale is not None):
+            raise ConfigError(
+                f"{where}: {name} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is not supported; "
+                "supported: fp32, bf16, fp16, fp64, and float8_e4m3fn with its _scale_inv and a quantization_config."
+            )
+        if scale is not None and fp8_block is not None:
+            tensor = dequantise(tensor, scale, fp8_block, f"{where}: {name}")
+        target.copy_(tensor)
+
+
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def dequantise(weight: Tensor, scale_inv: Tensor, block: tuple[int, int], where: str) -> Tensor:
+    """`weight` [X, Y] in FP8 times the number of its block, in fp32; blocks at the right and lower edge may be cut.
+
+    `scale_inv` is [ceil(X / block[0]), ceil(Y / block[1])] (DeepSeek-V3, section 3.3.2). Raises ConfigError when it
+    is not.
+    """
+    rows, columns = weight.shape
+    wanted = [-(-rows // block[0]), -(-columns // block[1])]
+    if list(scale_inv.shape) != wanted:
+        raise ConfigError(f"{where}_scale_inv has shape {list(scale_inv.shape)}, blocks of {block} ask for {wanted}.")
+    whole = scale_inv.float().repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)
+    return weight.float() * whole[:rows, :columns]

@@ -11,7 +11,7 @@ from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import save_tokenizer
 from zifio.engine.policy import check_fit
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.weights import save_model
 from zifio.tasks.catalog import TaskConfig
@@ -35,7 +35,7 @@ class Context:
     """Makes the evaluation that the loop calls now and then (training may not import `evaluate`)."""
 
 
-def new_model(config: DeepseekV3Config | LlamaConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
+def new_model(config: AnyConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
     """A model from random weights whose vocabulary is the tokenizer's.
 
     Raises ConfigError when the shape names another, smaller vocabulary.

@@ -1,0 +1,68 @@
+"""Models by name: `owner/name` at the Hugging Face hub, or a folder on this machine; a folder always wins.
+
+Only what we read is fetched: configs, the tokenizer, the chat template and safetensors. Files that could run code when
+they are opened (pickles) are never touched. A model is fetched once; later it is found in the hub's own cache, also
+without a network. This module never imports torch, and the hub's library only when something must be fetched.
+
+Try it: `python -c "from zifio.models.hub import resolve; print(resolve('HuggingFaceTB/SmolLM2-135M-Instruct'))"`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from zifio.config import ConfigError
+from zifio.log import say
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+def is_hub_id(reference: str | Path) -> bool:
+    """Whether this is no path that exists, and looks like `owner/name`."""
+    return not Path(reference).exists() and _HUB_ID.fullmatch(str(reference)) is not None
+
+
+def resolve(reference: str | Path) -> Path:
+    """The folder of a model: `reference` itself when it exists, else the hub's model of that name, fetched if need be.
+
+    Raises ConfigError when it is neither, or the hub has no such model, wants a licence accepted, or is out of reach.
+    """
+    if Path(reference).exists():
+        return Path(reference)
+    if not is_hub_id(reference):
+        raise ConfigError(
+            f"{reference}: wanted the folder of a model or the name of one at the Hugging Face hub (owner/name), came "
+            "neither: no such folder. Check the path."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # of httpx, whose name depends on the hub's version
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    name = str(reference)
+    say(f"{name}: no such folder here; looking for it at the Hugging Face hub")
+    wanted = f"{name}: wanted a folder here or a model at the Hugging Face hub, came"
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"]))
+    except GatedRepoError:
+        raise ConfigError(
+            f"{wanted} one whose licence you have not accepted. Accept it at https://huggingface.co/{name} and sign in "
+            "with `hf auth login`."
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ConfigError(
+            f"{wanted} neither. Check the spelling; a private model needs `hf auth login` first."
+        ) from None
+    except LocalEntryNotFoundError:
+        raise ConfigError(
+            f"{wanted} neither: no such folder, the hub cannot be reached, and its cache does not hold the model. "
+            "Connect to the network, or fetch the model elsewhere and give its folder."
+        ) from None
+    except (HTTPError, OSError) as error:
+        raise ConfigError(f"{wanted} an error: {error}. Try again; what has been fetched is kept.") from None
