@@ -115,7 +115,7 @@ def load_model(folder: str | Path) -> Decoder:
     if config.vocab_size is None:
         raise ConfigError(f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows.")
     model = Decoder(config)
-    load_state(model, tensors, str(folder))
+    load_state(model, dict(tensors), str(folder))
     return model
 
 
