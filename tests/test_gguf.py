@@ -88,9 +88,14 @@ def test_a_torn_header_is_an_error_at_once(case: str, tmp_path: Path):
 def test_a_file_cut_anywhere_is_an_error(file: Path, tmp_path: Path):
     whole, cut = file.read_bytes(), tmp_path / "cut.gguf"
     n_header = min(tensor.offset for tensor in read_gguf_header(file).tensors.values())
-    for length in [*range(0, 300, 3), *range(300, n_header, 2999), *range(n_header, len(whole), 19999), len(whole) - 100]:
+    for length in [
+        *range(0, 300, 3),
+        *range(300, n_header, 2999),
+        *range(n_header, len(whole), 19999),
+        len(whole) - 100,
+    ]:
         cut.write_bytes(whole[:length])
-        with pytest.raises(ConfigError, match=r"torn|begins with|is missing"):
+        with pytest.raises(ConfigError, match=r"torn|begins with"):
             read_gguf(cut)
 
 

@@ -112,7 +112,7 @@ def damage(folder: Path) -> str:
 
 
 def model_digest(model: Path) -> str:
-    """Twelve hex digits naming a model's weights, for provenance: of its one file (a GGUF file is one), or of all shards by name.
+    """Twelve hex digits naming a model's weights, for provenance: of its one file (GGUF too), or of all shards.
 
     Raises ConfigError when the weights are not all there.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from zifio.config import ConfigError, build
-from zifio.gguf import GgufHeader, GgufTensor, read_gguf_header
-from zifio.models.config import FAMILIES, DeepseekV3Config, LlamaConfig
+from zifio.gguf import GgufHeader, read_gguf_header
+from zifio.models.config import FAMILIES, AnyConfig
 
 # Architectures, by the name that they have in GGUF and in config.json alike, and whether q and k are permuted.
 _ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
@@ -60,29 +61,45 @@ _BLOCK_TENSORS = {
 }
 
 
-def read_gguf(path: str | Path) -> tuple[DeepseekV3Config | LlamaConfig, dict[str, Tensor]]:
-    """The shape of a GGUF file's model and its weights in fp32, under the names of a Hugging Face checkpoint.
+def read_gguf(path: str | Path) -> tuple[AnyConfig, Mapping[str, Tensor]]:
+    """The shape of a GGUF file's model, and its weights in fp32 under the names of a Hugging Face checkpoint.
 
-    Raises ConfigError for an architecture or quantization that is not supported, and for a file that is torn or lacks
-    a field; what the model lacks of tensors, `models.weights.load_state` says.
+    A weight is dequantized when it is asked for. Raises ConfigError for an architecture, a tensor or a quantization
+    that is not supported, and for a file that is torn or lacks a field; what the model lacks of tensors,
+    `models.weights.load_state` says.
     """
     header = read_gguf_header(path)
-    config = _config(header)
-    heads = _permuted_heads(header)
-    data = np.memmap(header.path, np.uint8, mode="r")
-    state: dict[str, Tensor] = {}
-    for theirs, tensor in header.tensors.items():
-        name = _hugging_face_name(header, theirs)
-        packed, kind = _packed(header, theirs, tensor, data)
-        n_heads = heads.get(name.split(".")[-2], 0)
+    return _config(header), _Weights(header)
+
+
+class _Weights(Mapping[str, Tensor]):
+    """The tensors of a file by Hugging Face's names, each made anew when it is asked for."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.header, self.heads = header, _permuted_heads(header)
+        data = np.memmap(header.path, np.uint8, mode="r")
+        self.theirs = {_hugging_face_name(header, name): name for name in header.tensors}
+        self.packed = {name: _packed(header, theirs, data) for name, theirs in self.theirs.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        packed, kind = self.packed[name]
+        n_heads = self.heads.get(name.split(".")[-2], 0)
         if n_heads and len(packed) % (2 * n_heads) == 0:  # a wrong shape is for `load_state` to name
             packed = _unpermuted(packed, n_heads)
-        values = _dequantized(header, theirs, packed, kind)
-        state[name] = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
-    return config, state
+        try:
+            values = dequantize(packed, kind)
+        except NotImplementedError:
+            raise _unsupported(self.header, self.theirs[name], kind.name) from None
+        return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.theirs)
+
+    def __len__(self) -> int:
+        return len(self.theirs)
 
 
-def _config(header: GgufHeader) -> DeepseekV3Config | LlamaConfig:
+def _config(header: GgufHeader) -> AnyConfig:
     """The model's shape as the fields of its family's config.json."""
     family = header.need("general.architecture")
     known = [name for name in _ARCHITECTURES if name in FAMILIES]
@@ -138,10 +155,9 @@ def _hugging_face_name(header: GgufHeader, name: str) -> str:
     return f"{ours}.{end}" if layer is None else f"model.layers.{layer}.{ours}.{end}"
 
 
-def _packed(
-    header: GgufHeader, name: str, tensor: GgufTensor, data: np.ndarray
-) -> tuple[np.ndarray, GGMLQuantizationType]:
+def _packed(header: GgufHeader, name: str, data: np.ndarray) -> tuple[np.ndarray, GGMLQuantizationType]:
     """The bytes of a tensor, its rows' in the last axis, and how they are quantized."""
+    tensor = header.tensors[name]
     try:
         kind = GGMLQuantizationType(tensor.kind)
     except ValueError:
@@ -161,13 +177,6 @@ def _unpermuted(rows: np.ndarray, n_heads: int) -> np.ndarray:
     """Rows in the order (head, half, i) from (head, i, half)."""
     pairs = rows.reshape(n_heads, len(rows) // n_heads // 2, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
-
-
-def _dequantized(header: GgufHeader, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    try:
-        return dequantize(packed, kind)
-    except NotImplementedError:
-        raise _unsupported(header, name, kind.name) from None
 
 
 def _unsupported(header: GgufHeader, name: str, kind: str) -> ConfigError:
