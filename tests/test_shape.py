@@ -16,16 +16,29 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log"),
+    0: ("config", "seed", "log", "gguf"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "label", "parallel"),
     2: ("checkpoint", "engine", "plan"),
     3: ("train", "evaluate", "serve", "board", "doctor"),
-    4: ("cli", "recipe", "chat"),
+    4: ("cli", "recipe", "chat", "convert"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
-TORCH_FREE_ROOMS = ("config", "seed", "log", "tasks", "label", "plan", "cli", "data", "recipe", "chat")
+TORCH_FREE_ROOMS = (
+    "config",
+    "seed",
+    "log",
+    "gguf",
+    "tasks",
+    "label",
+    "plan",
+    "cli",
+    "data",
+    "recipe",
+    "chat",
+    "convert",
+)
 TORCH_FREE_FILES = (
     "models/config.py", "models/families.py", "models/count.py", "models/hub.py", "train/config.py",
     "evaluate/config.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.text import Text
 
 from zifio.config import ConfigError, Sampling, build
+from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.hub import resolve
 from zifio.seed import stream_seed
@@ -48,16 +49,17 @@ def chat(
     """Answer `prompt`, or the lines of stdin, or whoever sits at the terminal.
 
     What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
-    nothing. Raises ConfigError when the folder holds no model, or a question does not fit it.
+    nothing. Raises ConfigError when there is no model, or a question does not fit it.
     """
     model = resolve(model)
     given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
     sampling = build(Sampling, given, "command line")
-    for name in ("config.json", "tokenizer.json"):  # before torch, which takes seconds to import
-        if not (model / name).is_file():
-            raise ConfigError(
-                f"{model}: wanted the folder of a model, came one without {name}. Train one: make quickstart."
-            )
+    needed = [model] if is_gguf(model) else [model / "config.json", model / "tokenizer.json"]
+    if absent := [path for path in needed if not path.is_file()]:  # before torch, which takes seconds to import
+        raise ConfigError(
+            f"{absent[0]}: wanted a file of a model, came none. Name a model's folder or a GGUF file, or train one: "
+            "make quickstart."
+        )
     from zifio.engine.policy import load_policy
 
     policy = load_policy(model)

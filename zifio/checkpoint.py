@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zifio.config import ConfigError
+from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_state, read_tensors, save_model, weight_files
@@ -110,12 +111,12 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def model_digest(folder: Path) -> str:
-    """Twelve hex digits naming a model's weights, for provenance: of its one file, or of all shards by name.
+def model_digest(model: Path) -> str:
+    """Twelve hex digits naming a model's weights, for provenance: of its one file (GGUF too), or of all shards.
 
     Raises ConfigError when the weights are not all there.
     """
-    files = weight_files(folder)
+    files = [model] if is_gguf(model) else weight_files(model)
     if len(files) == 1:
         return file_digest(files[0])
     return hashlib.sha256("".join(f"{path.name} {_sha256(path)}\n" for path in files).encode()).hexdigest()[:12]

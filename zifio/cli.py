@@ -65,7 +65,9 @@ def _stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a model folder (a Hugging Face checkpoint)")
+    parser.add_argument(
+        "model", metavar="MODEL", type=Path, help="a model folder (a Hugging Face checkpoint) or a GGUF file"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this and exit (otherwise: a question a line)")
     parser.add_argument(
         "--temperature", metavar="T", type=float, default=0.6, help="0 is greedy (default: %(default)s)"
@@ -73,6 +75,11 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest reply (default: what fits the model)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same reply (default: 0)")
     _json_argument(parser)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a GGUF file or a model folder")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
 
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +136,12 @@ VERBS = {
         "talk to a model, its thinking shown apart",
         "zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'",
         _chat_arguments,
+    ),
+    "convert": Verb(
+        "zifio.convert:convert",
+        "write a GGUF file as a folder that transformers opens",
+        "zifio convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+        _convert_arguments,
     ),
 }
 

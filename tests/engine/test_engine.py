@@ -11,7 +11,7 @@ import torch
 from tiny import deepseek, llama, logits_of, made, save_base, tokens_like
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.cache import PAGE, bytes_per_page, entry_of
+from zifio.engine.cache import PAGE, PagedCache, bytes_per_page, entry_of
 from zifio.engine.config import EngineConfig
 from zifio.engine.engine import Completion, Engine
 from zifio.kernels import operators as kernels

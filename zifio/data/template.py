@@ -84,7 +84,7 @@ class ChatTokenizer:
         marks = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         try:
             return compile_template(self.template).render(
-                messages=messages, add_generation_prompt=generation_prompt, **marks
+                messages=messages, tools=None, documents=None, add_generation_prompt=generation_prompt, **marks
             )
         except TemplateError as error:
             raise ConfigError(f"chat template: cannot render the messages: {error}. Mend the messages.") from None
@@ -107,25 +107,28 @@ class ChatTokenizer:
         return tokens, mask
 
     def segments(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[tuple[str, bool]]:
-        """The rendered text cut before and after each reply, with True for the replies."""
+        """The rendered text cut before and after each reply, with True for the replies.
+
+        A reply ends with the end token. What a template puts behind it (ChatML a newline) belongs to what follows:
+        who samples stops at the end token and never draws it.
+        """
         _check(messages)
         pieces: list[tuple[str, bool]] = []
-        done = ""
+        done = whole = ""
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             before = self.render(messages[:place], generation_prompt=True)
-            after = self.render(messages[: place + 1])
-            if not (
-                before.startswith(done) and after.startswith(before) and message["content"] in after[len(before) :]
-            ):
+            whole = self.render(messages[: place + 1])
+            reply = whole[len(before) :]
+            if not (before.startswith(done) and whole.startswith(before) and message["content"] in reply):
                 raise ConfigError(
                     "chat template: wanted a text that grows message by message and keeps every reply whole, "
                     f"came one that rewrites or hides message {place}. Use zifio's own template."
                 )
-            pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        whole = done
+            reply = reply[: reply.rfind(self.eos_token) + len(self.eos_token)] if self.eos_token in reply else reply
+            pieces += [(before[len(done) :], False), (reply, True)]
+            done = before + reply
         if generation_prompt or not messages or messages[-1]["role"] != "assistant":
             whole = self.render(messages, generation_prompt=generation_prompt)
         if not whole.startswith(done):

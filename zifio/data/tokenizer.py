@@ -16,7 +16,9 @@ from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zifio.config import Config, ConfigError
+from zifio.data.gguf import read_gguf_tokenizer
 from zifio.data.template import SPECIAL_TOKENS, TAGS, ChatTokenizer
+from zifio.gguf import is_gguf
 
 _BYTES = 256
 _FEWEST = len(SPECIAL_TOKENS) + _BYTES
@@ -61,12 +63,16 @@ def save_tokenizer(tokenizer: Tokenizer | ChatTokenizer, folder: str | Path) -> 
 
 
 def load_tokenizer(folder: str | Path) -> ChatTokenizer:
-    """The tokenizer and chat template of a Hugging Face folder, ours or published. Raises ConfigError."""
+    """The tokenizer and chat template of a Hugging Face folder, ours or published, or of a GGUF file.
+
+    Raises ConfigError."""
+    if is_gguf(folder):
+        return read_gguf_tokenizer(folder)
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(
-            f"{folder}: wanted a folder with tokenizer.json, came none. Name a model or tokenizer folder."
+            f"{folder}: wanted a folder with tokenizer.json, came none. Name such a folder, or a GGUF file."
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))

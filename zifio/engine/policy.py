@@ -52,12 +52,12 @@ class LocalPolicy:
 
 
 def load_policy(folder: str | Path, max_rows: int | None = None, settings: EngineConfig | None = None) -> LocalPolicy:
-    """The model and tokenizer of a Hugging Face folder as a policy. Raises what `open_model` raises."""
+    """The model and tokenizer of a Hugging Face folder or a GGUF file as a policy. Raises what `open_model` raises."""
     return LocalPolicy(*open_model(folder), max_rows, settings)
 
 
 def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
-    """The model and tokenizer of a Hugging Face folder.
+    """The model and tokenizer of a Hugging Face folder or a GGUF file.
 
     It may also be the name of a model at the Hugging Face hub (`models.hub`). Raises ConfigError when either cannot be
     read, or when the tokenizer has more tokens than the model has rows.

@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from zifio.config import ConfigError
+from zifio.gguf import is_gguf
 from zifio.log import say
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -21,7 +22,7 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 def is_hub_id(reference: str | Path) -> bool:
     """Whether this is no path that exists, and looks like `owner/name`."""
-    return not Path(reference).exists() and _HUB_ID.fullmatch(str(reference)) is not None
+    return not Path(reference).exists() and not is_gguf(reference) and _HUB_ID.fullmatch(str(reference)) is not None
 
 
 def resolve(reference: str | Path) -> Path:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zifio.config import ConfigError
+from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
@@ -151,22 +152,26 @@ def _split(disk: Mapping[str, Tensor], shard_bytes: int) -> list[list[str]]:
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The decoder of a Hugging Face folder on the CPU, its parameters in `dtype` whatever the files hold.
+    """The decoder of a Hugging Face folder or a GGUF file on the CPU, its parameters in `dtype` whatever is stored.
 
     The router's selection bias stays in fp32. An MTP module that config.json announces and the files lack altogether
     (transformers drops it when it saves) is left out. Raises ConfigError when a file is missing or torn, a key is
     missing or unknown, or a shape does not fit.
     """
-    config = read_config(folder)
+    if is_gguf(folder):
+        from zifio.models.gguf import read_gguf  # its library is of use for nothing else
+
+        (config, disk), fp8_block = read_gguf(folder), None
+    else:
+        config, disk, fp8_block = read_config(folder), read_tensors(folder), read_fp8_block(folder)
     if config.vocab_size is None:
         raise ConfigError(f"{folder}/config.json: vocab_size is missing; wanted the number of embedding rows.")
-    disk = read_tensors(folder)
     mtp = f"model.layers.{config.num_hidden_layers}."
     if config.n_mtp and not any(name.startswith(mtp) for name in disk):
         say(f"{folder}: config.json announces a multi-token prediction module, the files hold none; going on without")
         config = config.model_copy(update={"num_nextn_predict_layers": 0})
     model = _allocate(config, dtype)
-    load_state(model, disk, str(folder), read_fp8_block(folder))
+    load_state(model, disk, str(folder), fp8_block)
     return model
 
 
