@@ -44,6 +44,21 @@ class Yarn(Config):
     """Scales DeepSeek's temperature: its softmax scale is multiplied by (0.1 mscale_all_dim ln factor + 1)^2."""
 
 
+class Lora(Config):
+    """Adapters on frozen weights: LoRA (arXiv:2106.09685) and its kin; `models/lora.py` has the formulas."""
+
+    rank: PositiveInt = 16
+    """Rank of the change that every adapted weight can undergo."""
+    alpha: PositiveFloat = 32.0
+    """The change is multiplied by alpha / rank."""
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ends of the names of the layers to adapt, such as q_proj; nothing means all linear layers of all blocks."""
+    use_dora: bool = False
+    """Learn the lengths of the weight's rows apart from their directions (DoRA, arXiv:2402.09353)."""
+    use_rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, arXiv:2312.03732)."""
+
+
 class DecoderConfig(Config):
     """What both families share."""
 

@@ -12,6 +12,10 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__(width, eps=eps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as the input, in fp32 also where matrix products are in bfloat16."""
+        return super().forward(x.float())
+
 
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)), without biases."""

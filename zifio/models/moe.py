@@ -45,7 +45,8 @@ class Router(nn.Module):
     def forward(self, x_ND: Tensor) -> Routing:
         """Choose by score plus bias, weigh by score (equations 13-16)."""
         config = self.config
-        scores_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
+        with torch.autocast(x_ND.device.type, enabled=False):
+            scores_NE = F.linear(x_ND.float(), self.weight.float()).sigmoid()
         choice_NE = scores_NE.detach() + self.e_score_correction_bias
         if config.n_group > 1:
             choice_NE = self._keep_best_groups(choice_NE)

@@ -36,6 +36,12 @@ class Batch:
         """A column, or None when no sequence brought it, so that its term need not be computed."""
         return self.columns.get(name)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        moved = (tensor.to(device) for tensor in (self.tokens_BT, self.positions_BT, self.real_BT))
+        return Batch(*moved, columns, self.n_sequences, self.lengths)
+
     @property
     def n_tokens(self) -> int:
         """Tokens that are not padding."""

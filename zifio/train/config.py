@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from zifio.config import Config, Sampling
 from zifio.data.tokenizer import TokenizerConfig
-from zifio.models.config import ModelConfig
+from zifio.models.config import Lora, ModelConfig
 from zifio.tasks.catalog import TaskConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -63,6 +63,8 @@ class Rows(Config):
     """Length of a packed row; no sequence may be longer."""
     micro_tokens: PositiveInt = 8192
     """Tokens of one forward and backward pass; gradients add up over the step."""
+    recompute: bool = False
+    """Keep only what enters a block and compute the rest again for the gradient: less memory, a third more time."""
 
 
 class Held(Config):
@@ -88,6 +90,10 @@ class ModelStage(Stage):
 
     steps: PositiveInt
     """Optimizer steps (in RL: batches of rollouts)."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the model trains; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products of training in bfloat16; weights, norms, routers and the optimizer stay in fp32."""
     optim: Optim = Optim()
     """The optimizer."""
     balance: Balance = Balance()
@@ -154,6 +160,8 @@ class Conversations(ModelStage):
     """Conversations per step; the data is walked through in a new order every epoch."""
     short_first: Share = 0.0
     """Share of the steps over which ever longer conversations join, beginning with the shortest tenth."""
+    lora: Lora | None = None
+    """Train adapters and leave the rest as it is, routers and their balance too; nothing means all weights train."""
 
 
 class SftStage(Conversations):
@@ -181,6 +189,8 @@ class DistillStage(Conversations):
     def _one_start(self) -> DistillStage:
         if (self.from_ is None) == (self.model is None):
             raise ValueError("wanted either `from` (a base to start from) or `model` (a shape), not both or neither")
+        if self.lora is not None and self.from_ is None:
+            raise ValueError("wanted a base under the adapters of `lora`, came random weights; give `from`")
         return self
 
 
@@ -193,6 +203,8 @@ class RlStage(ModelStage):
     """Model to start from."""
     task: TaskConfig | None = None
     """By default the recipe's task."""
+    lora: Lora | None = None
+    """Train adapters and leave the rest as it is; nothing means all weights train."""
     balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
     """Expert balance; off, so that the policy moves for no other reason than the reward."""
     prompts: PositiveInt = 32

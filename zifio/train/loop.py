@@ -23,8 +23,9 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops
+from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
+from zifio.models.lora import adapters, folded
 from zifio.train.batch import Batch
 from zifio.train.config import ModelStage
 from zifio.train.loss import LossResult, LossTerms, batch_loss
@@ -72,6 +73,7 @@ class Trainer:
         Raises Diverged when the loss is not finite; the last checkpoint stays.
         """
         self.log = RunFolder(self.folder)
+        self.model.recompute = self.stage.rows.recompute
         self.optimizer = Optimizer(self.model, self.stage.optim)
         start, totals = self._resume()
         with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
@@ -122,12 +124,10 @@ class Trainer:
                 raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
             lr = self.optimizer.step(step, self.stage.steps)
             load_LE = _total_load(results)
-            self.model.update_balance(load_LE, self.stage.balance.bias_speed)
+            if not adapters(self.model):  # a router's bias belongs to the base, which stays as it is
+                self.model.update_balance(load_LE, self.stage.balance.bias_speed)
             collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
-            with_mtp = self.terms.mtp_weight > 0
-            collected["train_flops"] += 3 * sum(
-                forward_flops(self.model.config, batch.lengths, with_mtp) for batch in batches
-            )
+            collected["train_flops"] += sum(map(self._flops, batches))
             for key, value in _means(results, load_LE).items():
                 collected[key] = collected.get(key, 0.0) + value / n_updates
             collected["grad_norm"] = collected.get("grad_norm", 0.0) + norm / n_updates
@@ -138,13 +138,23 @@ class Trainer:
         n_sequences = sum(batch.n_sequences for batch in batches)
         results = []
         for batch in batches:
-            result = batch_loss(self.model, batch, self.terms, batch.n_sequences / n_sequences)
+            with autocast(self.model, self.stage):
+                share = batch.n_sequences / n_sequences
+                result = batch_loss(self.model, batch.to(self.model.device), self.terms, share)
             if not torch.isfinite(result.loss):
                 raise Diverged(self._advice(step, f"the loss is {result.loss.item()}"))
             result.loss.backward()
             result.loss = result.loss.detach()
             results.append(result)
         return results
+
+    def _flops(self, batch: Batch) -> float:
+        """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
+        flops = 3 * forward_flops(self.model.config, batch.lengths, with_mtp=self.terms.mtp_weight > 0)
+        n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
+        if n_adapter:
+            flops += 2.0 * batch.n_tokens * (3 * n_adapter - parameters(self.model.config).multiplied)
+        return flops
 
     def _check_weights(self, step: int) -> None:
         """Raise Diverged rather than keep weights that are not finite."""
@@ -166,7 +176,8 @@ class Trainer:
         if self.look is None or not every or (step % every and step != self.stage.steps):
             return
         began = time.perf_counter()
-        metrics, flops = self.look(self.model, step)
+        with folded(self.model):
+            metrics, flops = self.look(self.model, step)
         totals["look_flops"] += flops
         self.log.metrics(step, {f"held_out/{key}": value for key, value in metrics.items()})
         totals["seconds"] += time.perf_counter() - began
@@ -184,6 +195,11 @@ class Trainer:
                 **parts,
             },
         )
+
+
+def autocast(model: Decoder, stage: ModelStage) -> torch.autocast:
+    """Matrix products in bfloat16 where the stage asks for them; the weights stay in fp32."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16")
 
 
 @contextlib.contextmanager

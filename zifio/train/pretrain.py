@@ -17,13 +17,14 @@ from zifio.train.batch import make_batches
 from zifio.train.config import PretrainStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model, prepare
 
 
 def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     """Train a new model and write it to `model/`; returns the stage's totals."""
     tokenizer = load_tokenizer(context.model_of(stage.tokenizer))
     model = new_model(stage.model, tokenizer, stream_seed(context.seed, "pretrain", stage.name))
+    prepare(model, stage, context)
     task = stage.task or context.task
     text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
 

@@ -23,6 +23,7 @@ from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
+from zifio.models.lora import bare, folded
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, conversation, play
@@ -31,9 +32,9 @@ from zifio.train.advantage import group_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
 from zifio.train.gate import check_gate
-from zifio.train.loop import StepData, Trainer
+from zifio.train.loop import StepData, Trainer, autocast
 from zifio.train.loss import LossTerms, token_logp
-from zifio.train.stage import Context, finish
+from zifio.train.stage import Context, finish, prepare
 
 
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
@@ -42,6 +43,7 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     Raises ConfigError when the gate finds nothing to learn from, or when the verifier breaks too often.
     """
     model, tokenizer = open_model(context.model_of(stage.from_))
+    prepare(model, stage, context)
     task = make_task(stage.task or context.task)
     terms = LossTerms(
         stage.clip_low, stage.clip_high, stage.sampling.temperature, balance_weight=stage.balance.loss_weight
@@ -51,7 +53,8 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     trainer = Trainer(model, stage, terms, context.folder, look, shown)
     rollouts = Rollouts(stage, context.seed, task, model, tokenizer)
     if stage.gate and not (context.folder / "checkpoints").exists():
-        check_gate(stage, rollouts.policy, task, context.seed, context.folder)
+        with folded(model):
+            check_gate(stage, rollouts.policy, task, context.seed, context.folder)
     totals = trainer.run(rollouts.step)
     finish(context, model, tokenizer)
     return totals
@@ -64,14 +67,17 @@ class Rollouts:
         self.stage, self.task, self.tokenizer = stage, task, tokenizer
         self.seed = stream_seed(seed, "rl", stage.name)
         self.policy = LocalPolicy(model, tokenizer, max_rows=stage.prompts * stage.group)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if stage.kl_weight else None
+        self.reference: Decoder | None = None
+        if stage.kl_weight:  # under adapters the starting model is still there
+            self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
 
     def step(self, step: int) -> StepData:
         """Sample, judge and weigh: a pure function of the model and the step."""
         stage, began = self.stage, time.perf_counter()
         first = step * stage.prompts
         problems = [self.task.problem("train", first + i, self.seed) for i in range(stage.prompts)]
-        episodes_P_G = play(self.policy, self.task, problems, stage.group, stage.sampling, self.seed, "step", step)
+        with folded(self.policy.model):
+            episodes_P_G = play(self.policy, self.task, problems, stage.group, stage.sampling, self.seed, "step", step)
         sample_s = time.perf_counter() - began
         reward_PG, counted_PG = self._rewards(episodes_P_G)
         advantage_PG = group_advantage(reward_PG, counted_PG, stage.advantage)
@@ -161,8 +167,10 @@ class Rollouts:
         """The batch with the starting model's log-probs, when there is a penalty for leaving it."""
         if self.reference is None:
             return batch
-        hidden = self.reference(batch.tokens_BT, batch.positions_BT).hidden_BTD
-        logp_BT = token_logp(self.reference.logits(hidden) / self.stage.sampling.temperature, batch.tokens_BT)
+        batch = batch.to(self.reference.device)
+        with bare(self.reference), autocast(self.reference, self.stage):
+            hidden = self.reference(batch.tokens_BT, batch.positions_BT).hidden_BTD
+            logp_BT = token_logp(self.reference.logits(hidden) / self.stage.sampling.temperature, batch.tokens_BT)
         return replace(batch, columns={**batch.columns, "reference_logp": logp_BT})
 
 
