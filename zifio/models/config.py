@@ -52,7 +52,7 @@ class Lora(Config):
     alpha: PositiveFloat = 32.0
     """The change is multiplied by alpha / rank."""
     targets: Annotated[list[str], Field(min_length=1)] | None = None
-    """Ends of the names of the layers to adapt, such as q_proj; nothing means all linear layers of all blocks."""
+    """Ends of names of layers, such as q_proj; nothing means all, or beside routed experts those of the attention."""
     use_dora: bool = False
     """Learn the lengths of the weight's rows apart from their directions (DoRA, arXiv:2402.09353)."""
     use_rslora: bool = False

@@ -13,8 +13,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as the input, in fp32 also where matrix products are in bfloat16."""
-        return super().forward(x.float())
+        """Same shape as the input, in the weight's precision also where matrix products are in bfloat16."""
+        return super().forward(x.to(self.weight.dtype))
 
 
 class FeedForward(nn.Module):

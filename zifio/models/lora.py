@@ -9,7 +9,9 @@ as it trains (the base frozen, adapters beside it), `folded` (a plain decoder th
 `bare` (the base alone, the reference of a KL penalty). The last two give everything back bit for bit.
 
 Traps: PEFT's rows are the weight's first axis, and its norm takes no part in the gradient (DoRA, section 4.3). Stacked
-experts are no linear layers and take no adapter; routers, norms, embeddings and the head stay as they are.
+experts are no linear layers and take no adapter; routers, norms, embeddings and the head stay as they are. In a model
+with routed experts PEFT takes gate_proj, up_proj and down_proj for the experts', wherever they stand, and has no name
+for the shared experts'. So by default such a model is adapted in its attention only, and PEFT opens what we write.
 
 Try it: `zifio sft recipes/quickstart.toml --stage cold-start steps=20 lora.rank=4 --out runs/try`
 """
@@ -54,7 +56,8 @@ class LoraLinear(nn.Module):
         first = torch.empty(config.rank, base.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(first.to(weight.device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=weight.device))
-        length = nn.Parameter(weight.float().norm(dim=1)) if config.use_dora else None
+        self.lora_magnitude_vector: nn.Parameter | None
+        length = nn.Parameter(weight.norm(dim=1)) if config.use_dora else None
         self.register_parameter("lora_magnitude_vector", length)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,6 +176,8 @@ def load_adapter(model: Decoder, folder: str | Path) -> None:
     state = _read_state(model, folder)
     names = sorted({name.removesuffix(f".{part}") for name in state for part in _PARTS.values() if name.endswith(part)})
     layers = _layers(model)
+    if not names:
+        raise ConfigError(f"{Path(folder) / TENSORS}: wanted LoRA tensors, came none. Write or download it again.")
     if unknown := [name for name in names if name not in layers]:
         raise ConfigError(
             f"{folder}: {unknown[0]} is no layer of this model that an adapter fits ({len(unknown)} in all). "
@@ -204,7 +209,7 @@ def _chosen(model: Decoder, config: Lora) -> list[str]:
     """Names of the layers that some target names, by itself or by its end after a dot, as PEFT matches."""
     layers = _layers(model)
     if config.targets is None:
-        return list(layers)
+        return [name for name in layers if ".self_attn." in name or not model.routers()]
     for target in config.targets:
         if not any(_matches(name, target) for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
@@ -229,7 +234,7 @@ def _wrap(model: Decoder, config: Lora, names: list[str], seed: int) -> None:
         model.set_submodule(name, LoraLinear(layers[name], config, generator))
 
 
-def _own(adapter: LoraLinear) -> dict[str, nn.Parameter]:
+def _own(adapter: LoraLinear) -> dict[str, Tensor]:
     """The adapter's parameters without the base's."""
     return dict(adapter.named_parameters(recurse=False))
 
@@ -285,7 +290,13 @@ def _read_state(model: Decoder, folder: str | Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path}: no such file. Wanted the adapter's weights beside {CONFIG}.") from None
     except SafetensorError as error:
         raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
-    return from_disk_names(model.config, {name.removeprefix(_PREFIX): tensor for name, tensor in disk.items()})
+    state = from_disk_names(model.config, {name.removeprefix(_PREFIX): tensor for name, tensor in disk.items()})
+    if len(state) < len(disk):  # names beyond the last layer mean nothing to a model without them
+        raise ConfigError(
+            f"{path}: {len(disk) - len(state)} of its tensors are for layers that this model does not have. "
+            "Give the model that the adapter was made for."
+        )
+    return state
 
 
 @torch.no_grad()

@@ -39,8 +39,14 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        moved = (tensor.to(device) for tensor in (self.tokens_BT, self.positions_BT, self.real_BT))
-        return Batch(*moved, columns, self.n_sequences, self.lengths)
+        return Batch(
+            self.tokens_BT.to(device),
+            self.positions_BT.to(device),
+            self.real_BT.to(device),
+            columns,
+            self.n_sequences,
+            self.lengths,
+        )
 
     @property
     def n_tokens(self) -> int:
