@@ -145,7 +145,7 @@ def base_digest(model: Decoder) -> str:
     with bare(model):
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:12]
 
 
