@@ -14,7 +14,8 @@ from zifio.data.pack import Sequence
 from zifio.models.config import DeepseekV3Config
 from zifio.models.decoder import Decoder
 from zifio.train.batch import Batch, make_batches
-from zifio.train.loss import LossTerms, batch_loss, token_logp
+from zifio.train.logp import token_logp
+from zifio.train.loss import LossTerms, batch_loss
 
 LENGTHS = (5, 9, 12, 3, 8)
 PROMPT = 2

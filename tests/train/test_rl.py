@@ -11,17 +11,17 @@ import pytest
 import torch
 from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_of, made, metrics, run, save_base
 
-import zifio.train.rl as rl_module
+import zifio.train.draw as draw_module
 from zifio.config import ConfigError, Sampling, build
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model
-from zifio.seed import stream_seed
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import RlStage
 from zifio.train.loop import StepData
 from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.rl import Rollouts, rollout_metrics
+from zifio.train.draw import rollout_metrics
+from zifio.train.rl import Rollouts
 
 TOKENIZER = characters()
 
@@ -52,7 +52,7 @@ BROKEN = {"outcome": "error"}
 
 def step_of(monkeypatch: pytest.MonkeyPatch, groups: list[list[Episode]], **changes: Any) -> StepData:
     """What Rollouts makes of these episodes."""
-    monkeypatch.setattr(rl_module, "play", lambda *args: groups)
+    monkeypatch.setattr(draw_module, "play", lambda *args: groups)
     config = stage(**{"prompts": len(groups), "group": len(groups[0]), "updates": 1, "most_errors": 1.0, **changes})
     return Rollouts(config, 1, Sevens(), tiny_model(), TOKENIZER).step(0)
 
@@ -289,7 +289,7 @@ def values(groups: list[list[Episode]]) -> dict[str, float]:
     reward = [[e.verdict.reward + e.verdict.parts.get("format", 0.0) for e in group] for group in groups]
     counted = [[e.verdict.outcome != "error" for e in group] for group in groups]
     reward_PG = torch.tensor(reward) * torch.tensor(counted)
-    return rollout_metrics(groups, reward_PG, torch.tensor(counted))
+    return rollout_metrics(stage(), groups, reward_PG, torch.tensor(counted))
 
 
 def test_what_is_reported_of_rollouts():
