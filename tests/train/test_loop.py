@@ -48,7 +48,8 @@ OPTIONS = {"advantage": "none", "aggregate": "constant", "clip_low": 0.1, "clip_
 
 
 @pytest.mark.parametrize(
-    "kind, steps, changes, name", [("pretrain", 30, {}, "pretrain"), ("rl", 5, {}, "rl"), ("rl", 5, OPTIONS, "rl-options")]
+    "kind, steps, changes, name",
+    [("pretrain", 30, {}, "pretrain"), ("rl", 5, {}, "rl"), ("rl", 5, OPTIONS, "rl-options")],
 )
 def test_golden_curve(kind: str, steps: int, changes: dict[str, Any], name: str, base: Path, tmp_path: Path):
     here(kind, tmp_path, base, steps=steps, **changes)
@@ -181,6 +182,34 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, kind: str, folder: Path,
         patch.setattr(Optimizer, "step", falling)
         with pytest.raises(Stop):
             here(kind, folder, base, **changes)
+
+
+ASYNC = {"asynchronous": True, "old_logps": "trainer", "correction": {}}
+CURRICULUM = {"curriculum": {"option": "max_terms", "start": 3, "low": 0.3, "high": 0.4}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [CURRICULUM, {"asynchronous": True}, ASYNC | CURRICULUM | {"max_rounds": 2},
+     {"loss": "rloo", "kl_weight": 0.05, "curriculum": CURRICULUM["curriculum"]}],
+    ids=lambda changes: "-".join(changes),
+)  # fmt: skip
+def test_what_a_stage_remembers_survives(changes: dict[str, Any], base: Path, tmp_path: Path, monkeypatch):
+    """Fallen over in the middle of a step between checkpoints and gone on: difficulty and pending rollouts are kept."""
+    here("rl", tmp_path / "whole", base, steps=8, **changes)
+    stop_at(monkeypatch, 4, "rl", tmp_path / "run", base, steps=8, **changes)
+    assert newest(tmp_path / "run").name == "step-000003"
+    stop_at(monkeypatch, 7, "rl", tmp_path / "run", base, steps=8, **changes)
+    assert newest(tmp_path / "run").name == "step-000006"
+    here("rl", tmp_path / "run", base, steps=8, **changes)
+    for file in FILES:
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    if "curriculum" in changes:
+        moves = [line["curriculum/max_terms"] for line in metrics(tmp_path / "whole")]
+        assert len(set(moves)) > 1, "it moved"
+        state = json.loads((newest(tmp_path / "run") / "state.json").read_text())["memory"]
+        pending = state["next"]["metrics"] if changes.get("asynchronous") else {}
+        assert pending == {} or pending["curriculum/max_terms"] == moves[6]
 
 
 def test_an_edited_checkpoint_is_named_and_the_one_before_used(base: Path, tmp_path: Path, monkeypatch, capfd):

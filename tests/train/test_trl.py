@@ -27,7 +27,11 @@ from zifio.train.config import RlStage
 from zifio.train.loss import token_loss
 from zifio.train.rl import Rollouts, loss_terms
 
+Found = tuple[float, Tensor]
+
 trl = pytest.importorskip("trl")
+# TRL's configs set an option that transformers is about to rename.
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 
 P, G, T = 3, 4, 6
 FIRST = 9  # the token that rollout 0 says all the time; rollout i says the i-th after it
@@ -58,7 +62,9 @@ class Rolled:
             verdict = Verdict("right" if self.reward[i] == 1 else "wrong", float(self.reward[i]), {"format": 0.0})
             finish = "length" if self.truncated[i] else "stop"
             flat.append(
-                Episode(Problem("id", "1+2", "3"), Reply([FIRST + i] * n, "", reported[i, :n].tolist(), finish), verdict)
+                Episode(
+                    Problem("id", "1+2", "3"), Reply([FIRST + i] * n, "", reported[i, :n].tolist(), finish), verdict
+                )
             )
         return [flat[p * G : (p + 1) * G] for p in range(P)]
 
@@ -72,7 +78,9 @@ def placed(values: Tensor, batch: Batch) -> Tensor:
     return values[rollout, place].where(counted_BT, 0.0)
 
 
-def ours(rolled: Rolled, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[RlStage, list[tuple[float, Tensor]]]:
+def ours(
+    rolled: Rolled, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[RlStage, list[tuple[float, Tensor]]]:
     """Loss and gradient of each update of our stage; the sampler reports its own log-probs or the old ones."""
     name = {"prompts": P, "group": G, "updates": 1, "sampling": {"max_new_tokens": T}, "rows": {
         "row_tokens": 20, "micro_tokens": 40}, "gate": False}  # fmt: skip
@@ -108,11 +116,11 @@ def group_advantages(stage: RlStage, reward: np.ndarray) -> Tensor:
 def config(stage: RlStage, folder: Path, n: int, kind: str, **more: Any) -> Any:
     """TRL's settings, every one that the loss reads said out loud."""
     return {"grpo": trl.GRPOConfig, "rloo": trl.RLOOConfig}[kind](
-        output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to=[],
         per_device_train_batch_size=n, gradient_accumulation_steps=1, steps_per_generation=1, num_iterations=1,
         num_generations=G, max_completion_length=T, temperature=1.0, beta=BETA if stage.kl_weight else 0.0,
-        epsilon=stage.clip_low, epsilon_high=stage.cap or stage.clip_high, mask_truncated_completions=stage.mask_truncated,
-        **more,
+        epsilon=stage.clip_low, epsilon_high=stage.cap or stage.clip_high,
+        mask_truncated_completions=stage.mask_truncated, **more,
     )  # fmt: skip
 
 
@@ -139,7 +147,7 @@ def stub(args: Any, now: Tensor, **more: Any) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def theirs(rolled: Rolled, stage: RlStage, folder: Path, part: slice = slice(None)) -> tuple[float, Tensor]:
+def theirs(rolled: Rolled, stage: RlStage, folder: Path, part: slice = slice(None)) -> Found:
     """TRL's GRPO loss and gradient of these rollouts."""
     loss_type = {"gspo": "grpo", None: "dapo"}.get(stage.loss, stage.loss)
     now = rolled.now.clone().requires_grad_()
@@ -184,7 +192,7 @@ def sampling_ratio(stage: RlStage, gap: Tensor) -> Tensor | None:
     return ratio.masked_fill((ratio < low) | (ratio > high), 0.0)
 
 
-def assert_same(one: tuple[float, Tensor], two: tuple[float, Tensor]) -> None:
+def assert_same(one: Found, two: Found) -> None:
     """Loss and gradient to 1e-6, and not for want of a gradient."""
     assert one[0] == pytest.approx(two[0], abs=1e-6)
     torch.testing.assert_close(one[1], two[1], atol=1e-6, rtol=0)
@@ -197,8 +205,9 @@ WIDE = {"clip_low": 0.2, "clip_high": 0.28}
 @pytest.mark.parametrize("kl", [None, "k3", "k3_corrected"])
 @pytest.mark.parametrize(
     "settings",
-    [{"loss": "grpo"}, {"loss": "dr_grpo"}, {"loss": "dapo"}, {"loss": "gspo"}, {"loss": "gspo"} | WIDE, {"loss": "cispo"},
-     {"loss": "cispo", "cap": 1.1}, {}, {"loss": "grpo", "ratio": "sequence", "advantage": "none"} | WIDE],
+    [{"loss": "grpo"}, {"loss": "dr_grpo"}, {"loss": "dapo"}, {"loss": "gspo"}, {"loss": "gspo"} | WIDE,
+     {"loss": "cispo"}, {"loss": "cispo", "cap": 1.1}, {},
+     {"loss": "grpo", "ratio": "sequence", "advantage": "none"} | WIDE],
     ids=str,
 )  # fmt: skip
 def test_losses(settings: dict[str, Any], kl: str | None, monkeypatch, tmp_path: Path):
@@ -211,7 +220,9 @@ def test_losses(settings: dict[str, Any], kl: str | None, monkeypatch, tmp_path:
 
 def test_losses_differ_from_each_other(monkeypatch):
     """So that the test above could tell them apart."""
-    found = [ours(Rolled(), monkeypatch, loss=name)[1][0][0] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo")]
+    found = [
+        ours(Rolled(), monkeypatch, loss=name)[1][0][0] for name in ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo")
+    ]
     assert len({round(value, 5) for value in found}) == 6
 
 

@@ -55,10 +55,7 @@ def make_batches(sequences: list[Sequence], row_tokens: int, micro_tokens: int, 
     lengths = [len(sequence.tokens) for sequence in sequences]
     rows = pack(lengths, row_tokens)
     per_batch = max(1, micro_tokens // max(row_tokens, 1))
-    return [
-        _batch(sequences, rows[start : start + per_batch], pad_id)
-        for start in range(0, len(rows), per_batch)
-    ]
+    return [_batch(sequences, rows[start : start + per_batch], pad_id) for start in range(0, len(rows), per_batch)]
 
 
 def _batch(all_sequences: list[Sequence], places: list[list[int]], pad_id: int) -> Batch:

@@ -268,13 +268,13 @@ class RlStage(ModelStage):
     """Soft punishment of length (DAPO, eq. 13): over the last so many tokens before sampling.max_new_tokens the reward
     falls by up to 1; 0 for none."""
     mask_truncated: bool = False
-    """Leave replies out of the loss that were cut at sampling.max_new_tokens; their rewards count in the group's mean."""
+    """Leave replies out of the loss that were cut at sampling.max_new_tokens; the group's mean still counts them."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] | None = None
-    """A paper's values for the options from here to kl_in; explicit ones override it. By default GRPO with the mean over
-    all tokens."""
+    """A paper's values for the options from here to kl_in; explicit ones override them. By default GRPO with the mean
+    over all tokens."""
     advantage: Literal["group", "none", "leave_one_out"] = "group"
-    """Reward minus the group's mean, over the group's deviation (GRPO) or not (none: Dr. GRPO); leave_one_out: minus the
-    mean of the others (RLOO)."""
+    """Reward minus the group's mean, over the group's deviation (GRPO) or not (none: Dr. GRPO); leave_one_out: minus
+    the mean of the others (RLOO)."""
     aggregate: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens, over sequences of their token means (GRPO as printed), or token sum over a constant."""
     ratio: Literal["token", "sequence", "product"] = "token"
@@ -288,7 +288,7 @@ class RlStage(ModelStage):
     """CISPO: log-probs under a weight of min(ratio, cap) that has no gradient; clip_low and clip_high are then idle."""
     kl: Literal["k1", "k2", "k3", "k3_corrected"] = "k3"
     """Estimator of the penalty. k3 has the gradient of the forward divergence; k2, and k3_corrected (k3 times the
-    ratio, DeepSeek-V3.2), that of the reverse one; k1 is for the reward: in the loss its gradient is nothing but noise."""
+    ratio, DeepSeek-V3.2), that of the reverse one; k1 is for the reward: in the loss its gradient is only noise."""
     kl_in: Literal["loss", "reward"] = "loss"
     """A term of the loss, or subtracted from the reward before advantages (k1 only)."""
     kl_weight: NonNegativeFloat = 0.0
@@ -332,7 +332,9 @@ class RlStage(ModelStage):
         if self.kl_in == "reward" and self.kl != "k1":
             raise ValueError(f'kl_in="reward" takes the log-ratio itself, came kl="{self.kl}"; set kl = "k1"')
         if self.correction and self.old_logps == "sampler":
-            raise ValueError('correction compares the trainer\'s log-probs with the sampler\'s; set old_logps = "trainer"')
+            raise ValueError(
+                "correction compares the trainer's log-probs with the sampler's; set old_logps = \"trainer\""
+            )
         return self
 
 

@@ -9,7 +9,6 @@ Try it alone: `pytest tests/train/test_curriculum.py`
 from __future__ import annotations
 
 from zifio.config import Config, ConfigError, build
-from zifio.tasks.catalog import make_task
 from zifio.tasks.task import Task
 from zifio.train.config import PassRateCurriculum
 
@@ -31,7 +30,7 @@ def full_value(task: Task, option: str, start: int, where: str) -> int:
 def task_with(task: Task, option: str, value: int, where: str) -> Task:
     """The task with the option at this value. Raises ConfigError where the task does not allow it."""
     assert isinstance(task, Config), "full_value has checked it"
-    return make_task(build(type(task), task.model_dump() | {option: value}, where))
+    return build(type(task), task.model_dump() | {option: value}, where)
 
 
 class Difficulty:

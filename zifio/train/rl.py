@@ -138,9 +138,7 @@ class Rollouts:
                 flops += sum(more for _, more in batches)
         return updates, metrics, flops
 
-    def _sequences(
-        self, episodes_P_G: list[list[Episode]], advantage_PG: Tensor, counted_PG: Tensor
-    ) -> list[Sequence]:
+    def _sequences(self, episodes_P_G: list[list[Episode]], advantage_PG: Tensor, counted_PG: Tensor) -> list[Sequence]:
         """Rollouts as sequences whose reply tokens carry weight, advantage and the sampler's log-probs.
 
         A rollout with advantage 0 has no gradient, so it is left out (its tokens still count in the mean), unless
