@@ -15,7 +15,7 @@ from zifio.engine.engine import Completion, Engine
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, save_model
-from zifio.train.loss import token_logp
+from zifio.train.logp import token_logp
 
 EOS = 2
 CASES = {

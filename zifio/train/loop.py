@@ -1,7 +1,8 @@
 """The one training loop: a stage says where step s's batches come from; everything else is here.
 
 A step is a pure function of (model, step): data and random numbers are named by the step, so a run that is killed and
-started again goes on bit for bit. Between steps a checkpoint holds the model, the optimizer and the running totals.
+started again goes on bit for bit. Between steps a checkpoint holds the model, the optimizer, the running totals and
+whatever little the stage has to remember.
 
 Numbers that repeat exactly go to metrics.jsonl; seconds, speed and memory to timing.jsonl.
 """
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +53,21 @@ class StepData:
 
 
 Source = Callable[[int], StepData]
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What a stage remembers from one step to the next beside the model; it goes into every checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON holds it without loss."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
 Look = Callable[[Decoder, int], tuple[dict[str, float], float]]
 """Evaluate on held-out problems: (model, step) -> (metrics, FLOPs)."""
 
@@ -66,6 +83,7 @@ class Trainer:
     look: Look | None = None
     shown: tuple[str, ...] = ("loss",)
     """Metrics that stand beside the progress bar."""
+    memory: Memory | None = None
 
     def run(self, batches: Source) -> dict[str, float]:
         """Train to the last step, going on from a checkpoint when there is one; returns the stage's totals.
@@ -106,12 +124,15 @@ class Trainer:
             return 0, {"flops": 0.0, "tokens": 0, "seconds": 0.0, "look_flops": 0.0}
         self.optimizer.load_state(resume.optimizer)
         self.log.truncate(resume.step)
+        if self.memory is not None:
+            self.memory.load_state(resume.state["memory"])
         return resume.step, resume.state["totals"]
 
     def _save(self, step: int, totals: dict[str, float]) -> None:
         self._check_weights(step - 1)
         folder = self.folder / "checkpoints"
-        save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals})
+        memory = {} if self.memory is None else {"memory": self.memory.state()}
+        save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals, **memory})
 
     def _updates(self, data: StepData, step: int) -> dict[str, float]:
         """All optimizer updates of one step; returns the means of their metrics."""
@@ -236,6 +257,8 @@ _PER_TOKEN = {
     "entropy": "entropy",
     "kl": "kl",
     "logp_gap": "sampling/sampling_logp_difference/mean",
+    "correction": "sampling/importance_sampling_ratio/mean",
+    "off_policy": "off_policy_mask_ratio",
 }
 
 
