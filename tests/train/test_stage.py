@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from tiny import (
@@ -26,9 +27,12 @@ from tiny import (
     save_base,
 )  # fmt: skip
 
+import zifio.train.rl as rl_module
 from zifio.config import ConfigError, build
 from zifio.data.pack import Sequence
 from zifio.data.sources import write_jsonl
+from zifio.engine.engine import Engine
+from zifio.engine.policy import LocalPolicy
 from zifio.models.config import Lora
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
@@ -36,7 +40,7 @@ from zifio.models.lora import adapters, apply, load_adapter, merge
 from zifio.models.weights import load_model, save_model
 from zifio.train.batch import make_batches
 from zifio.train.config import Optim, RlStage
-from zifio.train.loop import StepData
+from zifio.train.loop import Look, StepData
 from zifio.train.loss import LossTerms, batch_loss
 from zifio.train.optim import Optimizer
 from zifio.train.rl import Rollouts
@@ -146,6 +150,35 @@ def test_sampler_and_trainer_agree_on_an_adapted_policy(lora: dict[str, Any], ba
     assert len(lines) == 8 and all(line["clip_ratio"] == 0.0 for line in lines)
     assert max(line["sampling/sampling_logp_difference/max"] for line in lines) < 1e-5
     assert max(line["grad_norm"] for line in lines) > 1e-3
+
+
+def test_whoever_samples_finds_a_plain_decoder(base: Path, tmp_path: Path, monkeypatch):
+    """The gate, every step's rollouts and every look run at full speed, on weights that are the adapted ones."""
+    seen: list[float] = []
+    plain = Engine.generate
+
+    def generate(self: Engine, *args: Any) -> Any:
+        assert not adapters(self.model)
+        seen.append(self.model.state_dict()["layers.0.self_attn.o_proj.weight"].sum().item())
+        return plain(self, *args)
+
+    def look(*_: Any) -> Look:
+        def plain_only(model: Decoder, step: int) -> tuple[dict[str, float], float]:
+            assert not adapters(model)
+            return {"sum": model.state_dict()["layers.0.self_attn.o_proj.weight"].sum().item()}, 0.0
+
+        return plain_only
+
+    def gate(stage: RlStage, policy: LocalPolicy, *_: Any) -> None:
+        assert not adapters(policy.model)
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(tiny, "counting_look", look)
+    monkeypatch.setattr(rl_module, "check_gate", gate)
+    lines = metrics(here("rl", tmp_path, lora=LORA, gate=True, held_out={"every": 1}))
+    looks = [line["held_out/sum"] for line in lines if "held_out/sum" in line]
+    assert len(looks) == 7 and len(set(looks)) > 3 and len(set(seen)) > 3
+    assert set(seen) <= set(looks), "what a step draws from is what the look before it saw"
 
 
 def test_the_reference_is_the_base_under_the_adapters(base: Path, tmp_path: Path, monkeypatch):
