@@ -7,7 +7,7 @@ micro-batches, however they are cut.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,14 +42,12 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        columns = {name: column.to(device) for name, column in self.columns.items()}
-        return Batch(
-            self.tokens_BT.to(device),
-            self.positions_BT.to(device),
-            self.real_BT.to(device),
-            columns,
-            self.n_sequences,
-            self.lengths,
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT.to(device),
+            positions_BT=self.positions_BT.to(device),
+            real_BT=self.real_BT.to(device),
+            columns={name: column.to(device) for name, column in self.columns.items()},
         )
 
     @property
