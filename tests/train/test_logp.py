@@ -50,6 +50,25 @@ def test_equals_the_readable_form_with_all_gradients(chunk_tokens: int, temperat
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk_tokens", [4, 1000])
+def test_equals_the_readable_form_under_autocast(chunk_tokens: int):
+    """bfloat16 products within autocast, the backward pass outside of it; gradients in the weights' own type."""
+    model, tokens = made(llama()), tokens_like(3, 7)
+    found = []
+    for chunked in (True, False):
+        model.zero_grad()
+        hidden = hidden_of(model, tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            both = token_logp_entropy(model, hidden, tokens, chunk_tokens=chunk_tokens)
+            logp = both[0] if chunked else token_logp(model.logits(hidden), tokens)
+        logp.sum().backward()
+        found.append((logp.detach(), hidden.grad, model.lm_head.weight.grad))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=0)
+    for one, two in zip(found[0][1:], found[1][1:], strict=True):
+        assert one is not None and two is not None and one.dtype == torch.float32
+        torch.testing.assert_close(one, two, atol=0.02 * two.abs().max().item(), rtol=0)
+
+
 def test_only_counted_tokens_are_computed():
     """Zero elsewhere, in value and gradient; also with nothing counted, and never column 0."""
     model = made(llama())

@@ -460,6 +460,7 @@ def test_a_metric_that_cannot_be_computed_is_absent():
         ({"loss": "ppo"}, ("loss", "'grpo'", "'rloo'")),
         ({"kl_in": "reward"}, ('kl="k3"', 'set kl = "k1"')),
         ({"correction": {}}, ('set old_logps = "trainer"',)),
+        ({"correction": {"low": 2.0}, "old_logps": "trainer"}, ("low below high, came low=2.0 and high=2.0",)),
         ({"overlong_cache": 6}, ("overlong_cache=6", "sampling.max_new_tokens=6")),
         ({"max_rounds": 0}, ("max_rounds", "greater than 0")),
     ],

@@ -29,7 +29,6 @@ from zifio.train.rl import Rollouts, loss_terms
 
 Found = tuple[float, Tensor]
 
-trl = pytest.importorskip("trl")
 # TRL's configs set an option that transformers is about to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
 
@@ -115,6 +114,7 @@ def group_advantages(stage: RlStage, reward: np.ndarray) -> Tensor:
 
 def config(stage: RlStage, folder: Path, n: int, kind: str, **more: Any) -> Any:
     """TRL's settings, every one that the loss reads said out loud."""
+    trl = pytest.importorskip("trl")  # slow to import, so only where it is used
     return {"grpo": trl.GRPOConfig, "rloo": trl.RLOOConfig}[kind](
         output_dir=str(folder), use_cpu=True, bf16=False, report_to=[],
         per_device_train_batch_size=n, gradient_accumulation_steps=1, steps_per_generation=1, num_iterations=1,
@@ -149,6 +149,7 @@ def stub(args: Any, now: Tensor, **more: Any) -> SimpleNamespace:
 
 def theirs(rolled: Rolled, stage: RlStage, folder: Path, part: slice = slice(None)) -> Found:
     """TRL's GRPO loss and gradient of these rollouts."""
+    trl = pytest.importorskip("trl")
     loss_type = {"gspo": "grpo", None: "dapo"}.get(stage.loss, stage.loss)
     now = rolled.now.clone().requires_grad_()
     mask = (rolled.mask & ~torch.tensor(rolled.truncated & stage.mask_truncated)[:, None])[part]
@@ -265,6 +266,7 @@ def test_corrected_for_the_sampler(mode: str, level: str, loss: str, updates: in
 @pytest.mark.parametrize("kl_weight", [0.0, BETA])
 def test_rloo(kl_weight: float, monkeypatch, tmp_path: Path):
     """Baseline of the others, penalty in the reward, one ratio of the whole reply."""
+    trl = pytest.importorskip("trl")
     rolled = Rolled()
     stage, (found,) = ours(rolled, monkeypatch, loss="rloo", kl_weight=kl_weight)
     args = config(stage, tmp_path, P * G, "rloo", normalize_advantages=False)

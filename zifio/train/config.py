@@ -227,6 +227,12 @@ class Correction(Config):
     high: PositiveFloat = 2.0
     """Greatest ratio (about 2 in the papers on truncated importance sampling)."""
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Correction:
+        if self.low >= self.high:
+            raise ValueError(f"wanted low below high, came low={self.low} and high={self.high}. Lower low.")
+        return self
+
 
 LOSSES: dict[str, dict[str, Any]] = {
     # DeepSeekMath, eq. 3: every sequence counts the same.

@@ -65,6 +65,7 @@ class _Chunks(torch.autograd.Function):
     """(log-prob [N], entropy [N]) of targets under softmax(hidden @ head.T / temperature), a chunk of tokens at a time.
 
     Backwards, with g the gradient of a token's log-prob and p its softmax: d logits = g (onehot - p) / temperature.
+    Products are taken in autocast's type where it is on (also backwards, which runs outside of it), the rest in fp32.
     """
 
     @staticmethod
@@ -77,12 +78,15 @@ class _Chunks(torch.autograd.Function):
         with_entropy: bool,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(hidden_ND, head_VD, target_N)
+        device = head_VD.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.save_for_backward(hidden_ND, head_VD, target_N)
         logp_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
         entropy_N = torch.zeros_like(logp_N)
+        head_VD = head_VD.to(ctx.dtype)
         for part in _parts(len(hidden_ND), chunk_tokens):
-            logp_nV = _chunk_logp(hidden_ND[part], head_VD, temperature)
+            logp_nV = _chunk_logp(hidden_ND[part].to(ctx.dtype), head_VD, temperature)
             logp_N[part] = logp_nV.gather(1, target_N[part, None])[:, 0]
             if with_entropy:
                 entropy_N[part] = -logp_nV.exp().mul_(logp_nV).sum(dim=1)
@@ -96,15 +100,17 @@ class _Chunks(torch.autograd.Function):
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
         head_gradient = torch.zeros_like(head_VD) if wants_head else None
+        head_VD = head_VD.to(ctx.dtype)
         for part in _parts(len(hidden_ND), ctx.chunk_tokens):
-            weight_n1 = gradient_N[part, None] / ctx.temperature
-            logits_gradient = _chunk_logp(hidden_ND[part], head_VD, ctx.temperature).exp_().mul_(-weight_n1)
-            logits_gradient.scatter_add_(1, target_N[part, None], weight_n1)
-            logits_gradient = logits_gradient.to(head_VD.dtype)
+            hidden_nD, weight_n1 = hidden_ND[part].to(ctx.dtype), gradient_N[part, None] / ctx.temperature
+            logits_gradient = _chunk_logp(hidden_nD, head_VD, ctx.temperature).exp_().mul_(-weight_n1)
+            logits_gradient = logits_gradient.scatter_add_(1, target_N[part, None], weight_n1).to(ctx.dtype)
             if hidden_gradient is not None:
-                hidden_gradient[part] = logits_gradient @ head_VD
-            if head_gradient is not None:
-                head_gradient.addmm_(logits_gradient.T, hidden_ND[part])
+                hidden_gradient[part] = (logits_gradient @ head_VD).to(hidden_gradient.dtype)
+            if head_gradient is not None and head_gradient.dtype == ctx.dtype:
+                head_gradient.addmm_(logits_gradient.T, hidden_nD)
+            elif head_gradient is not None:
+                head_gradient += logits_gradient.T @ hidden_nD
         return hidden_gradient, head_gradient, None, None, None, None
 
 
