@@ -4,7 +4,8 @@
 
 A checkpoint is written beside its place, flushed to disk and renamed, so that it is there whole or not at all; the
 manifest holds every file's sha256, so that one that was torn or edited is noticed. The two newest are kept: when the
-newest is damaged the one before is used, and the damage is named.
+newest is damaged the one before is used, and the damage is named. Of a model with adapters only these are kept, with a
+digest of the weights under them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.decoder import Decoder
+from zifio.models.lora import adapters, base_digest, restore_adapter, save_adapter
 from zifio.models.weights import load_state, read_tensors, save_model, weight_files
 
 _KEPT = 2
@@ -50,7 +52,11 @@ def save_checkpoint(
 
 
 def _write(beside: Path, step: int, model: Decoder, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
-    save_model(model, beside)
+    if adapters(model):
+        save_adapter(model, beside)
+        state = {**state, "base": base_digest(model)}
+    else:
+        save_model(model, beside)
     save_file({name: tensor.contiguous() for name, tensor in optimizer.items()}, beside / "optimizer.safetensors")
     (beside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
 
@@ -58,15 +64,16 @@ def _write(beside: Path, step: int, model: Decoder, optimizer: dict[str, Tensor]
 def load_checkpoint(folder: Path, model: Decoder) -> Resume | None:
     """Load the newest whole checkpoint into `model`; None when there is none.
 
-    A damaged one is named on the terminal and the one before is tried. Raises ConfigError when all are damaged.
+    A damaged one is named on the terminal and the one before is tried. Raises ConfigError when all are damaged, or when
+    its adapters belong to other weights.
     """
     found = _steps(folder)
     for path in reversed(found):
         if fault := damage(path):
             say(f"{path}: {fault}; trying the checkpoint before it")
             continue
-        load_state(model, read_tensors(path), str(path))
         state = json.loads((path / "state.json").read_text())
+        _load_weights(path, model, state.pop("base", None))
         return Resume(state.pop("step"), load_file(path / "optimizer.safetensors"), state)
     if found:
         raise ConfigError(
@@ -74,6 +81,19 @@ def load_checkpoint(folder: Path, model: Decoder) -> Resume | None:
             "Start this stage over with --fresh."
         )
     return None
+
+
+def _load_weights(path: Path, model: Decoder, base: str | None) -> None:
+    """The checkpoint's weights into the model: all of them, or the adapters on the base of this digest."""
+    if not adapters(model):
+        load_state(model, read_tensors(path), str(path))
+        return
+    if base != (own := base_digest(model)):
+        raise ConfigError(
+            f"{path}: wanted adapters of the weights {own}, came adapters of {base}. The model that this stage starts "
+            "from has changed: start it over with --fresh."
+        )
+    restore_adapter(model, path)
 
 
 def with_manifest(place: Path, write: Any) -> None:

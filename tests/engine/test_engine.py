@@ -18,7 +18,7 @@ from zifio.kernels import operators as kernels
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, save_model
-from zifio.train.loss import token_logp
+from zifio.train.logp import token_logp
 
 EOS = 2
 CASES = {

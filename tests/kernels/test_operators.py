@@ -143,15 +143,14 @@ def test_experts() -> None:
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_token_logp(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_CHUNK_BYTES", 4 * 70 * 8)
     monkeypatch.setattr(kernels, "_KEPT_BYTES", 1e9 if kept else 0)
     hidden, weight, target = random(30, 12), random(70, 12), torch.randint(70, (30,))
 
     def plain(h: Tensor, w: Tensor) -> Tensor:
         return (F.linear(h, w) * 1.25).log_softmax(dim=-1).gather(1, target[:, None])[:, 0]
 
-    check(lambda h, w: kernels.token_logp(h, w, target, 1.25)[0], plain, hidden, weight)
-    _, entropy = kernels.token_logp(hidden, weight, target, 1.25, with_entropy=True)
+    check(lambda h, w: kernels.token_logp(h, w, target, 1.25, 8)[0], plain, hidden, weight)
+    _, entropy = kernels.token_logp(hidden, weight, target, 1.25, 8, with_entropy=True)
     logp = (F.linear(hidden, weight) * 1.25).log_softmax(dim=-1)
     torch.testing.assert_close(entropy, -(logp.exp() * logp).sum(dim=-1))
 

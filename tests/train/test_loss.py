@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from zifio.models.config import DeepseekV3Config
 from zifio.models.decoder import Decoder
 from zifio.models.moe import Experts
 from zifio.train.batch import Batch, make_batches
-from zifio.train.loss import LossTerms, batch_loss, token_logp
+from zifio.train.config import Correction
+from zifio.train.logp import token_logp
+from zifio.train.loss import LossTerms, batch_loss, correction_weight
 
 LENGTHS = (5, 9, 12, 3, 8)
 PROMPT = 2
@@ -206,19 +209,26 @@ def every_next_token(model: Decoder, reference: Decoder, begin: list[int]) -> tu
     return batch, logp, ref
 
 
-def test_k3_has_the_value_of_the_reverse_kl_and_the_gradient_of_the_forward_one():
-    """E[k3] = KL(pi || ref); as a loss on the policy's own tokens its gradient is that of KL(ref || pi)."""
+@pytest.mark.parametrize(
+    "kl, value, gradient",
+    [("k1", "reverse", "none"), ("k2", "other", "reverse"), ("k3", "reverse", "forward"),
+     ("k3_corrected", "reverse", "reverse")],
+)  # fmt: skip
+def test_values_and_gradients_of_the_estimators(kl: Any, value: str, gradient: str):
+    """By exact expectation over all next tokens: reverse is KL(pi || ref), forward KL(ref || pi)."""
     model, reference = made(llama()), made(llama(), seed=7)
     batch, logp, ref = every_next_token(model, reference, [3, 1, 4])
-    reverse = (logp.exp() * (logp - ref)).sum().item()
+    reverse = (logp.exp() * (logp - ref)).sum()
+    divergence = {"reverse": reverse, "forward": (ref.exp() * (ref - logp)).sum(), "none": 0 * logp.sum()}[gradient]
     model.zero_grad()
-    (ref.exp() * (ref - logp)).sum().backward()
+    divergence.backward()
     wanted = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    loss, found = gradients(model, [batch], LossTerms())
+    loss, found = gradients(model, [batch], LossTerms(kl=kl))
     assert reverse > 0.1
-    assert loss == pytest.approx(reverse, rel=1e-4)
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-3)
+    expected = reverse.item() if value == "reverse" else (logp.exp() * (logp - ref).square()).sum().item() / 2
+    assert loss == pytest.approx(expected, rel=1e-4)
+    for name, one in found.items():
+        torch.testing.assert_close(one, wanted[name], atol=1e-5, rtol=1e-3)
 
 
 def test_the_penalty_vanishes_with_its_gradient_at_the_reference():
@@ -228,9 +238,17 @@ def test_the_penalty_vanishes_with_its_gradient_at_the_reference():
     assert abs(loss) < 1e-6 and all(gradient.abs().max() < 1e-6 for gradient in found.values())
 
 
-def all_terms(mtp_weight: float = 0.3) -> LossTerms:
+def all_terms(mtp_weight: float = 0.3, **changes: Any) -> LossTerms:
     """Every term at once."""
-    return LossTerms(clip_high=0.3, temperature=0.7, mtp_weight=mtp_weight, balance_weight=0.05)
+    return LossTerms(clip_high=0.3, temperature=0.7, mtp_weight=mtp_weight, balance_weight=0.05, **changes)
+
+
+LEVELS: dict[str, dict[str, Any]] = {
+    "gspo": {"ratio": "sequence", "kl": "k3_corrected"},
+    "rloo": {"ratio": "product", "kl": "k2"},
+    "cispo": {"cap": 1.2, "kl": "k1", "correction": Correction(level="sequence", high=1.1), "off_policy_delta": 0.05},
+    "icepop": {"correction": Correction(mode="mask", low=0.8, high=1.2), "off_policy_delta": 0.1},
+}
 
 
 MODELS: dict[str, Any] = {
@@ -270,6 +288,74 @@ def test_micro_batches_add_up_to_one_batch(name: str):
         parts = make_batches(sequences, 17, micro_tokens, 0)
         assert len(parts) == n_batches
         assert_equal(gradients(model, parts, all_terms()), whole)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_packing_and_micro_batches_leave_sequences_whole(level: str):
+    """Ratios, corrections and masks of whole sequences do not depend on what stands beside them."""
+    model = model_named("llama")
+    sequences = [with_sampler(s) for s in rollouts(model)]
+    terms = all_terms(0.0, **LEVELS[level])
+    padded = gradients(model, make_batches(sequences, 12, 1000, 0), terms)
+    for row_tokens, micro_tokens in ((17, 1000), (37, 1000), (17, 17)):
+        assert_equal(gradients(model, make_batches(sequences, row_tokens, micro_tokens, 0), terms), padded)
+    assert_differs(padded, gradients(model, make_batches(sequences, 12, 1000, 0), all_terms(0.0)))
+
+
+def with_sampler(sequence: Sequence) -> Sequence:
+    """With log-probs of a sampler that is a little off."""
+    old = np.array(sequence.columns["old_logp"])
+    shifted = old + np.random.default_rng(len(old)).normal(0, 0.3, len(old))
+    return replace(sequence, columns=sequence.columns | {"sampler_logp": shifted.tolist()})
+
+
+def assert_differs(one: tuple[float, dict[str, Tensor]], two: tuple[float, dict[str, Tensor]]) -> None:
+    """Some gradient differs clearly."""
+    assert any((gradient - two[1][name]).abs().max() > 1e-4 for name, gradient in one[1].items())
+
+
+def test_gspo_on_policy_is_grpo():
+    """One ratio per sequence has the gradient of the mean over its tokens: the same up to where weights stand."""
+    model = made(llama())
+    sequences = []
+    for s in rollouts(model):
+        old = np.concatenate([np.zeros(PROMPT), logp_of(model, s.tokens)[PROMPT - 1 :]]).tolist()
+        n, counted = len(s.tokens) - PROMPT, np.arange(len(s.tokens)) >= PROMPT
+        columns = {"policy_weight": counted / (n * len(LENGTHS)), "advantage": counted * (0.3 + n / 10)}
+        columns = {name: values.tolist() for name, values in columns.items()} | {"old_logp": old}
+        sequences.append(Sequence(s.tokens, [0.0] * len(s.tokens), columns))
+    batches = make_batches(sequences, 40, 1000, 0)
+    grpo = gradients(model, batches, LossTerms())
+    assert_equal(gradients(model, batches, LossTerms(ratio="sequence")), grpo)
+    assert_differs(gradients(model, batches, LossTerms(ratio="product")), grpo)
+
+
+def test_the_sampler_is_corrected_for_without_a_gradient():
+    """Weights min(pi_trainer / pi_sampler, C), or the ratio within a range and else nothing; by hand."""
+    gap_BT = torch.tensor([[0.0, 1.0, -1.0, 0.2, 0.0, 0.1, 0.3]], requires_grad=True)
+    positions_BT = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    e = np.exp
+
+    def weights(**settings: Any) -> list[float]:
+        return correction_weight(gap_BT.detach(), positions_BT, Correction(**settings))[0].tolist()
+
+    assert weights(high=2.0) == pytest.approx([1, 2, e(-1), e(0.2), 1, e(0.1), e(0.3)])
+    assert weights(low=0.5, high=2.0) == pytest.approx([1, 2, 0.5, e(0.2), 1, e(0.1), e(0.3)])
+    assert weights(mode="mask", low=0.5, high=2.0) == pytest.approx([1, 0, 0, e(0.2), 1, e(0.1), e(0.3)])
+    assert weights(level="sequence", high=1.3) == pytest.approx([e(0.2)] * 4 + [1.3] * 3)
+    assert weights(level="sequence", mode="mask", high=1.3) == pytest.approx([e(0.2)] * 4 + [0.0] * 3)
+
+
+def test_a_sampler_that_is_exact_needs_no_correction():
+    """Weights of 1, reported as such; and the distance that is reported is that of trainer and sampler."""
+    model = made(llama())
+    sequences = rollouts(model)
+    plain = gradients(model, make_batches(sequences, 40, 1000, 0), LossTerms())
+    exact = [replace(s, columns=s.columns | {"sampler_logp": s.columns["old_logp"]}) for s in sequences]
+    terms = LossTerms(correction=Correction())
+    assert_equal(gradients(model, make_batches(exact, 40, 1000, 0), terms), plain)
+    sums = batch_loss(model, make_batches(exact, 40, 1000, 0)[0], terms, 1.0).sums
+    assert sums["correction"] == sums["n_policy_tokens"] and sums["logp_gap"] == 0
 
 
 def test_padding_tokens_do_not_matter():

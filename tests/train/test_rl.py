@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,17 @@ import pytest
 import torch
 from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_of, made, metrics, run, save_base
 
-import zifio.train.rl as rl_module
+import zifio.train.draw as draw_module
 from zifio.config import ConfigError, Sampling, build
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model
-from zifio.seed import stream_seed
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.task import Problem, Verdict
-from zifio.train.config import RlStage
+from zifio.train.config import LOSSES, RlStage
+from zifio.train.draw import rollout_metrics
 from zifio.train.loop import StepData
-from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.rl import Rollouts, rollout_metrics
+from zifio.train.loss import LossTerms, batch_loss, policy_logp
+from zifio.train.rl import Rollouts
 
 TOKENIZER = characters()
 
@@ -52,7 +53,7 @@ BROKEN = {"outcome": "error"}
 
 def step_of(monkeypatch: pytest.MonkeyPatch, groups: list[list[Episode]], **changes: Any) -> StepData:
     """What Rollouts makes of these episodes."""
-    monkeypatch.setattr(rl_module, "play", lambda *args: groups)
+    monkeypatch.setattr(draw_module, "play", lambda *args: groups)
     config = stage(**{"prompts": len(groups), "group": len(groups[0]), "updates": 1, "most_errors": 1.0, **changes})
     return Rollouts(config, 1, Sevens(), tiny_model(), TOKENIZER).step(0)
 
@@ -175,7 +176,7 @@ def test_the_loss_of_a_step_is_trls_grpo(temperature: float, monkeypatch):
     reference, model = tiny_model(), tiny_model(seed=4)
     expected, n_tokens = 0.0, sum(len(e.reply.tokens) for group in groups for e in group)
     for p, rewards in enumerate(([2.0, 0.0, None], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0])):
-        question = Sevens().problem("train", p, stream_seed(1, "rl", "tiny")).prompt
+        question = groups[p][0].problem.prompt
         prompt = TOKENIZER.encode(f"<｜begin▁of▁sentence｜><｜User｜>{question}<｜Assistant｜>")
         counted = [r for r in rewards if r is not None]
         advantage = iter(advantages(counted, "group") if len(set(counted)) > 1 else np.zeros(len(counted)))
@@ -218,6 +219,127 @@ def test_sampler_and_trainer_agree_and_every_step_says_so(temperature: float, tm
         assert 0 <= line["sampling/sampling_logp_difference/mean"] < 1e-5
         assert line["sampling/sampling_logp_difference/max"] < 1e-5
         assert line["clip_ratio"] == 0.0
+
+
+def test_asynchronous_rollouts_come_from_the_weights_before_the_update(tmp_path: Path):
+    """Steps 0 and 1 are drawn by the starting model; then each step by the model of one update before."""
+    config = stage(asynchronous=True, updates=1, steps=4)
+    model = tiny_model()
+    rollouts = Rollouts(config, 1, Sevens(), model, TOKENIZER)
+    plain = Rollouts(stage(updates=1), 1, Sevens(), tiny_model(), TOKENIZER)
+    drawn, generator = [], torch.Generator().manual_seed(1)
+    for step in range(4):
+        drawn.append(rollouts.step(step).metrics)
+        with torch.no_grad():  # an update, beside the drawing
+            model.lm_head.weight.add_(torch.randn(model.lm_head.weight.shape, generator=generator))
+        if step == 0:
+            second = copy.deepcopy(model.state_dict())
+    assert drawn[0] == plain.step(0).metrics and drawn[1] == plain.step(1).metrics
+    plain.policy.model.load_state_dict(second)
+    assert drawn[2] == plain.step(2).metrics
+    plain.policy.model.load_state_dict(model.state_dict())
+    assert drawn[2] != plain.step(2).metrics
+    assert rollouts.next is None, "nothing is drawn beyond the last step"
+
+
+def test_asynchronous_runs_report_how_far_behind_the_sampler_was(tmp_path: Path):
+    """On policy in the first step only; the correction's mean weight is reported."""
+    base = save_base(tmp_path / "base", deepseek())
+    settings = {"updates": 1, "steps": 4, "asynchronous": True, "old_logps": "trainer", "correction": {"high": 1.5}}
+    run("rl", RL | settings, context(tmp_path / "run", Sevens(), base=base))
+    lines = metrics(tmp_path / "run")
+    gaps = [line["sampling/sampling_logp_difference/mean"] for line in lines]
+    assert gaps[0] < 1e-5 and min(gaps[1:]) > 1e-5
+    assert lines[0]["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
+    assert all(line["clip_ratio"] == 0 for line in lines), "the ratio starts from the trainer's own log-probs"
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_old_log_probs_of_the_trainer_are_those_before_the_step(updates: int, monkeypatch):
+    """A forward pass of its own only where a later update needs them; the sampler's stand beside them."""
+    groups = [[episode(1.0, 4), episode(0.0, 6)], [episode(0.0, 3), episode(1.0, 5)]]
+    data = step_of(monkeypatch, groups, old_logps="trainer", updates=updates)
+    plain = step_of(monkeypatch, groups, updates=updates)
+    assert (data.flops > plain.flops) == (updates == 2)
+    assert len(data.updates) == updates
+    for batches in data.updates:
+        for batch in batches:
+            assert ("old_logp" in batch.columns) == (updates == 2)
+            counted = batch.columns["policy_weight"] != 0
+            assert (batch.columns["sampler_logp"][counted] < 0).all()
+            if updates == 2:
+                expected = policy_logp(tiny_model(), batch, 0.7)
+                torch.testing.assert_close(batch.columns["old_logp"], expected)
+
+
+def test_the_penalty_in_the_reward_is_the_log_ratio_of_the_whole_reply(monkeypatch):
+    """RLOO: beta times the sum of sampler minus reference, subtracted before the others' mean."""
+    groups = [[episode(1.0, 4), episode(0.0, 6)], [episode(0.0, 3), episode(0.0, 5)]]
+    sampling = {"max_new_tokens": 6, "temperature": 0.7}
+    data = step_of(monkeypatch, groups, loss="rloo", kl_weight=0.1, sampling=sampling)
+    found = {tuple(one["tokens"].tolist()): one for one in replies(data)}
+    prompt, penalties = TOKENIZER.encode("<｜begin▁of▁sentence｜><｜User｜>1+2<｜Assistant｜>"), []
+    for e in (e for group in groups for e in group):
+        tokens = torch.tensor([prompt + e.reply.tokens])
+        with torch.no_grad():
+            table = (logits_of(tiny_model(), tokens) / 0.7).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        reference = table.gather(1, torch.tensor(e.reply.tokens)[:, None]).sum().item()
+        penalties.append(sum(e.reply.logps) - reference)
+    assert data.metrics["kl"] == pytest.approx(sum(penalties) / 18, rel=1e-4)
+    worth = [1 - 0.1 * penalties[0], -0.1 * penalties[1], -0.1 * penalties[2], -0.1 * penalties[3]]
+    for i, e in enumerate(e for group in groups for e in group):
+        one = found[tuple(e.reply.tokens)]
+        np.testing.assert_allclose(one["advantage"], worth[i] - worth[i ^ 1], rtol=1e-3, atol=1e-4)
+        assert "kl_weight" not in one and "reference_logp" not in one
+
+
+def test_truncated_replies_are_left_out_but_count_in_the_groups_mean(monkeypatch):
+    groups = [[episode(1.0, 4), episode(0.0, 6, finish="length"), episode(0.0, 3)]]
+    one, two = (replies(step_of(monkeypatch, groups, mask_truncated=masked)) for masked in (True, False))
+    assert len(one) == 2 and len(two) == 3
+    kept = {tuple(r["tokens"].tolist()): r for r in one}
+    for r in two:
+        if tuple(r["tokens"].tolist()) in kept:
+            same = kept[tuple(r["tokens"].tolist())]
+            np.testing.assert_allclose(same["advantage"], r["advantage"])
+            np.testing.assert_allclose(same["policy_weight"], 1 / 7)
+            np.testing.assert_allclose(r["policy_weight"], 1 / 13)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_named_loss_stands_for_options_that_explicit_ones_override(name: str):
+    named = stage(loss=name)
+    assert {option: getattr(named, option) for option in LOSSES[name]} == LOSSES[name]
+    assert stage(loss=name, clip_high=0.5, aggregate="constant").clip_high == 0.5
+    assert stage(loss=name, aggregate="constant").aggregate == "constant"
+    again = build(RlStage, named.model_dump(by_alias=True, exclude_none=True), "test")
+    assert again == named and again.digest() == named.digest()
+
+
+def test_without_a_name_nothing_is_new():
+    """The options as they have always been."""
+    now = stage()
+    assert (now.advantage, now.aggregate, now.ratio, now.clip_low, now.clip_high) == (
+        "group",
+        "token",
+        "token",
+        0.2,
+        0.2,
+    )
+    assert (now.cap, now.kl, now.kl_in, now.old_logps, now.asynchronous) == (None, "k3", "loss", "sampler", False)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_named_loss_trains(name: str, tmp_path: Path):
+    """With all that goes together: several updates, penalty, dynamic sampling, length, correction."""
+    base = save_base(tmp_path / "base", deepseek())
+    options = {
+        "loss": name, "steps": 2, "kl_weight": 0.01, "max_rounds": 2, "overlong_cache": 2, "mask_truncated": True,
+        "old_logps": "trainer", "correction": {"mode": "mask", "low": 0.5, "high": 5.0}, "off_policy_delta": 0.5,
+    }  # fmt: skip
+    run("rl", RL | options, context(tmp_path / "run", Sevens(), base=base))
+    for line in metrics(tmp_path / "run"):
+        assert np.isfinite(line["loss"]) and line["grad_norm"] > 0 and "kl" in line and line["rollouts/rounds"] <= 2
 
 
 def test_reward_rises(tmp_path: Path):
@@ -289,7 +411,7 @@ def values(groups: list[list[Episode]]) -> dict[str, float]:
     reward = [[e.verdict.reward + e.verdict.parts.get("format", 0.0) for e in group] for group in groups]
     counted = [[e.verdict.outcome != "error" for e in group] for group in groups]
     reward_PG = torch.tensor(reward) * torch.tensor(counted)
-    return rollout_metrics(groups, reward_PG, torch.tensor(counted))
+    return rollout_metrics(stage(), groups, reward_PG, torch.tensor(counted))
 
 
 def test_what_is_reported_of_rollouts():
@@ -335,6 +457,12 @@ def test_a_metric_that_cannot_be_computed_is_absent():
         ({"aggregate": "mean"}, ("aggregate", "'token', 'sequence' or 'constant'")),
         ({"clip_low": -0.2}, ("clip_low", "greater than 0")),
         ({"from": None}, ("from",)),
+        ({"loss": "ppo"}, ("loss", "'grpo'", "'rloo'")),
+        ({"kl_in": "reward"}, ('kl="k3"', 'set kl = "k1"')),
+        ({"correction": {}}, ('set old_logps = "trainer"',)),
+        ({"correction": {"low": 2.0}, "old_logps": "trainer"}, ("low below high, came low=2.0 and high=2.0",)),
+        ({"overlong_cache": 6}, ("overlong_cache=6", "sampling.max_new_tokens=6")),
+        ({"max_rounds": 0}, ("max_rounds", "greater than 0")),
     ],
     ids=str,
 )

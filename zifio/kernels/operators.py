@@ -27,7 +27,7 @@ Packed = tuple[Tensor, Tensor]
 
 def native(x: Tensor) -> bool:
     """Whether the C form serves this tensor."""
-    return x.dtype is torch.float32 and x.is_cpu and library() is not None
+    return x.dtype is torch.float32 and x.is_cpu and library() is not None and not torch.is_autocast_enabled("cpu")
 
 
 def _lib() -> Any:
@@ -375,48 +375,52 @@ def draw(logits_BV: Tensor, scale_B: Tensor, uniform_B: Tensor) -> tuple[Tensor,
 
 
 _KEPT_BYTES = 256 * 2**20  # of logits that are kept for the gradient; beyond, they are computed again
-_CHUNK_BYTES = 64 * 2**20  # of logits that exist at a time
 
 
 def token_logp(
-    hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, scale: float, *, with_entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """log softmax(hidden weight^T * scale)[target], and the entropy of every row (without gradient).
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    target_N: Tensor,
+    scale: float,
+    chunk_tokens: int,
+    *,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(hidden weight^T * scale)[target], and the entropy of every row (no gradient; zeros if not wanted).
 
     The logits exist a chunk of rows at a time, so memory does not grow with rows times vocabulary. Only for `native`
     tensors.
     """
-    return _TokenLogp.apply(hidden_ND, weight_VD, target_N, scale, with_entropy)
+    return _TokenLogp.apply(hidden_ND, weight_VD, target_N, scale, chunk_tokens, with_entropy)
 
 
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, scale: float, with_entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, scale: float, chunk: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         hidden, target, (vocab, _) = hidden.contiguous(), target.contiguous(), weight.shape
         n = len(hidden)
-        logp, lse = hidden.new_empty(n), hidden.new_empty(n)
-        entropy = hidden.new_empty(n) if with_entropy else None
-        ctx.scale, ctx.chunk = scale, max(1, _CHUNK_BYTES // (4 * vocab))
+        logp, lse, entropy = hidden.new_empty(n), hidden.new_empty(n), hidden.new_zeros(n)
+        ctx.scale, ctx.chunk = scale, chunk
         kept = []
         for at in range(0, n, ctx.chunk):
             logits = _linear(hidden[at : at + ctx.chunk], weight)
-            out = (target[at:], logp[at:], lse[at:]) + (() if entropy is None else (entropy[at:],))
-            where = [x.data_ptr() for x in out] + [0] * (4 - len(out))
+            where = [x[at:].data_ptr() for x in (target, logp, lse, entropy)]
+            where = where if with_entropy else [*where[:3], 0]
             _lib().token_logp(len(logits), vocab, logits.data_ptr(), vocab, scale, *where)
             kept += [logits] if 4 * n * vocab <= _KEPT_BYTES else []
         ctx.save_for_backward(hidden, weight, target, lse)
         ctx.logits = kept if any(ctx.needs_input_grad) else []
-        if entropy is not None:
-            ctx.mark_non_differentiable(entropy)
+        ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
-    def backward(ctx: Any, d_logp: Tensor, _: Any) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, d_logp: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, target, lse = ctx.saved_tensors
         (n, d), vocab, d_logp = hidden.shape, len(weight), d_logp.contiguous()
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for place, at in enumerate(range(0, n, ctx.chunk)):
             rows = hidden[at : at + ctx.chunk]
             logits = ctx.logits[place] if ctx.logits else _linear(rows, weight)  # turned into its gradient in place
@@ -424,6 +428,7 @@ class _TokenLogp(torch.autograd.Function):
             _lib().token_logp_backward(len(rows), vocab, logits.data_ptr(), vocab, ctx.scale, *where)
             at_rows, out = (logits.data_ptr(), vocab), d_hidden[at:].data_ptr()
             _lib().matmul(len(rows), d, vocab, *at_rows, 1, weight.data_ptr(), d, 1, out, d, 0)
-            _lib().matmul_transposed(len(rows), vocab, d, *at_rows, rows.data_ptr(), d, d_weight.data_ptr(), d, 1)
+            if d_weight is not None:
+                _lib().matmul_transposed(len(rows), vocab, d, *at_rows, rows.data_ptr(), d, d_weight.data_ptr(), d, 1)
         ctx.logits = []
-        return d_hidden, d_weight, None, None, None
+        return d_hidden, d_weight, None, None, None, None

@@ -19,7 +19,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from zifio.config import Config, ConfigError, build
 from zifio.models.families import (
@@ -33,6 +33,22 @@ from zifio.models.families import (
     Qwen3MoeConfig,
     Yarn,
 )
+
+
+class Lora(Config):
+    """Adapters on frozen weights: LoRA (arXiv:2106.09685) and its kin; `models/lora.py` has the formulas."""
+
+    rank: PositiveInt = 16
+    """Rank of the change that every adapted weight can undergo."""
+    alpha: PositiveFloat = 32.0
+    """The change is multiplied by alpha / rank."""
+    targets: Annotated[list[str], Field(min_length=1)] | None = None
+    """Ends of names of layers, such as q_proj; nothing means all, or beside routed experts those of the attention."""
+    use_dora: bool = False
+    """Learn the lengths of the weight's rows apart from their directions (DoRA, arXiv:2402.09353)."""
+    use_rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, arXiv:2312.03732)."""
+
 
 AnyConfig = DeepseekV3Config | LlamaConfig | Qwen2Config | Qwen3Config | Qwen3MoeConfig | DeepseekV2Config
 

@@ -14,11 +14,13 @@ Try it:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zifio.kernels import operators as kernels
 from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, spans_of
@@ -101,6 +103,8 @@ class Decoder(nn.Module):
         super().__init__()
         assert config.vocab_size is not None, "the tokenizer sets vocab_size before a model is made"
         self.config = config
+        self.recompute = False
+        """Whether a training pass keeps only what enters each block; `rows.recompute` sets it."""
         d = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
@@ -148,13 +152,14 @@ class Decoder(nn.Module):
         x_BTD = self.embed_tokens(tokens_BT)
         routing: list[Routing] = []
         for layer in self.layers:
-            x_BTD, went = layer(x_BTD, geometry, cache)
+            x_BTD, went = self._run(layer, x_BTD, geometry, cache)
             routing += [went] if went is not None else []
         hidden_BTD = self.norm(x_BTD)
         mtp_hidden = None
         if with_mtp and self.mtp:
             shorter = self._geometry(positions_BT[:, :-1], None, absorb)
-            mtp_hidden, went = self.mtp[0](self.embed_tokens(tokens_BT[:, 1:]), hidden_BTD[:, :-1], shorter)
+            embedded_BTD = self.embed_tokens(tokens_BT[:, 1:])
+            mtp_hidden, went = self._run(self.mtp[0], embedded_BTD, hidden_BTD[:, :-1], shorter)
             routing += [went] if went is not None else []
         return Output(hidden_BTD, mtp_hidden, tuple(routing))
 
@@ -166,6 +171,16 @@ class Decoder(nn.Module):
         The module attends to its own layer of the cache, which was told the same positions.
         """
         return self.mtp[0](self.embed_tokens(next_BT), hidden_BTD, self._geometry(positions_BT, cache, None), cache)[0]
+
+    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Routing | None]:
+        """block(*inputs); with `recompute`, what the gradient needs of it is computed again when it is needed.
+
+        "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174). Nothing here is random, so the second
+        pass repeats the first to the bit, and what a block returns comes from the first alone.
+        """
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, from hidden states of any leading shape."""
@@ -202,6 +217,11 @@ class Decoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear | Experts):
                 module.packed = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where tokens must be."""
+        return self.norm.weight.device
 
     def routers(self) -> list[Router]:
         """The routers in the order of `Output.routing`."""

@@ -41,8 +41,8 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as the input."""
-        return kernels.rms_norm(x, self.weight, self.eps or 0.0)
+        """Same shape as the input, in the weight's precision also where matrix products are in bfloat16."""
+        return kernels.rms_norm(x.to(self.weight.dtype), self.weight, self.eps or 0.0)
 
 
 class FeedForward(nn.Module):

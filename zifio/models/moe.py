@@ -47,8 +47,10 @@ class Router(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Routing:
         """Choose by score plus bias, weigh by score (equations 13-16)."""
-        shape, logits_NE = self.shape, kernels.linear(x_ND.float(), self.weight.float())
-        scores_NE = kernels.sigmoid(logits_NE) if shape.score == "sigmoid" else kernels.softmax(logits_NE)
+        shape = self.shape
+        with torch.autocast(x_ND.device.type, enabled=False):
+            logits_NE = kernels.linear(x_ND.float(), self.weight.float())
+            scores_NE = kernels.sigmoid(logits_NE) if shape.score == "sigmoid" else kernels.softmax(logits_NE)
         choice_NE = scores_NE.detach()
         if self.e_score_correction_bias is not None:
             choice_NE = choice_NE + self.e_score_correction_bias

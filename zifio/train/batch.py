@@ -7,14 +7,16 @@ micro-batches, however they are cut.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from zifio.data.pack import Sequence, pack
 
-COLUMNS = ("cross_entropy_weight", "policy_weight", "advantage", "old_logp", "kl_weight", "reference_logp")
+COLUMNS = (
+    "cross_entropy_weight", "policy_weight", "advantage", "old_logp", "sampler_logp", "kl_weight", "reference_logp",
+)  # fmt: skip
 """Per-token values that a sequence may bring; an absent one is 0 everywhere."""
 
 
@@ -30,11 +32,23 @@ class Batch:
     """[B, T] each, by the names in `COLUMNS`; only those that some sequence brought."""
     n_sequences: int
     lengths: tuple[int, ...]
-    """Tokens of each sequence, for the FLOP ledger."""
+    """Tokens of each sequence, in the order in which they stand; for the FLOP ledger."""
+    order: tuple[int, ...] = ()
+    """Place of each sequence in the list that the batches were made from."""
 
     def column(self, name: str) -> Tensor | None:
         """A column, or None when no sequence brought it, so that its term need not be computed."""
         return self.columns.get(name)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT.to(device),
+            positions_BT=self.positions_BT.to(device),
+            real_BT=self.real_BT.to(device),
+            columns={name: column.to(device) for name, column in self.columns.items()},
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -51,13 +65,11 @@ def make_batches(sequences: list[Sequence], row_tokens: int, micro_tokens: int, 
     lengths = [len(sequence.tokens) for sequence in sequences]
     rows = pack(lengths, row_tokens)
     per_batch = max(1, micro_tokens // max(row_tokens, 1))
-    return [
-        _batch([[sequences[i] for i in row] for row in rows[start : start + per_batch]], pad_id)
-        for start in range(0, len(rows), per_batch)
-    ]
+    return [_batch(sequences, rows[start : start + per_batch], pad_id) for start in range(0, len(rows), per_batch)]
 
 
-def _batch(rows: list[list[Sequence]], pad_id: int) -> Batch:
+def _batch(all_sequences: list[Sequence], places: list[list[int]], pad_id: int) -> Batch:
+    rows = [[all_sequences[i] for i in row] for row in places]
     width = max(sum(len(sequence.tokens) for sequence in row) for row in rows)
     names = {name for row in rows for sequence in row for name in sequence.columns}
     assert names <= set(COLUMNS), f"unknown columns {sorted(names - set(COLUMNS))}"
@@ -81,6 +93,7 @@ def _batch(rows: list[list[Sequence]], pad_id: int) -> Batch:
         {name: torch.tensor(values) for name, values in columns.items()},
         len(sequences),
         tuple(len(sequence.tokens) for sequence in sequences),
+        tuple(i for row in places for i in row),
     )
 
 

@@ -5,13 +5,13 @@ A stage's `from`, `data` and `teacher` name an earlier stage of the recipe, or a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, Sampling
 from zifio.data.tokenizer import TokenizerConfig
-from zifio.models.config import ModelConfig
+from zifio.models.config import Lora, ModelConfig
 from zifio.tasks.catalog import TaskConfig
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -63,6 +63,8 @@ class Rows(Config):
     """Length of a packed row; no sequence may be longer."""
     micro_tokens: PositiveInt = 8192
     """Tokens of one forward and backward pass; gradients add up over the step."""
+    recompute: bool = False
+    """Keep only what enters a block and compute the rest again for the gradient: less memory, a third more time."""
 
 
 class Held(Config):
@@ -88,6 +90,10 @@ class ModelStage(Stage):
 
     steps: PositiveInt
     """Optimizer steps (in RL: batches of rollouts)."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where the model trains; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products of training in bfloat16; weights, norms, routers and the optimizer stay in fp32."""
     optim: Optim = Optim()
     """The optimizer."""
     balance: Balance = Balance()
@@ -154,6 +160,8 @@ class Conversations(ModelStage):
     """Conversations per step; the data is walked through in a new order every epoch."""
     short_first: Share = 0.0
     """Share of the steps over which ever longer conversations join, beginning with the shortest tenth."""
+    lora: Lora | None = None
+    """Train adapters and leave the rest as it is, routers and their balance too; nothing means all weights train."""
 
 
 class SftStage(Conversations):
@@ -181,11 +189,73 @@ class DistillStage(Conversations):
     def _one_start(self) -> DistillStage:
         if (self.from_ is None) == (self.model is None):
             raise ValueError("wanted either `from` (a base to start from) or `model` (a shape), not both or neither")
+        if self.lora is not None and self.from_ is None:
+            raise ValueError("wanted a base under the adapters of `lora`, came random weights; give `from`")
         return self
 
 
+class PassRateCurriculum(Config):
+    """Problems that follow the model: a whole-number option of the task moves by one after every step whose rollouts
+    were right too often or too seldom, because a group that is all right or all wrong teaches nothing."""
+
+    option: str
+    """Option of the task that moves, such as max_terms; its value in the task is the hardest."""
+    start: PositiveInt
+    """Its value at the first step."""
+    low: Share = 0.2
+    """Easier after a step of which a smaller share of the rollouts was right."""
+    high: Share = 0.8
+    """Harder after a step of which a larger share of the rollouts was right."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> PassRateCurriculum:
+        if self.low >= self.high:
+            raise ValueError(f"wanted low below high, came low={self.low} and high={self.high}. Lower low.")
+        return self
+
+
+class Correction(Config):
+    """Weights pi_trainer / pi_sampler on tokens, for a sampler whose log-probs are not quite the trainer's."""
+
+    mode: Literal["truncate", "mask"] = "truncate"
+    """truncate: the ratio is clamped to [low, high] (truncated importance sampling); mask: it counts as it is within
+    [low, high] and is 0 outside (IcePop: 0.5 to 5)."""
+    level: Literal["token", "sequence"] = "token"
+    """Whether the ratio is that of each token or of the whole reply."""
+    low: NonNegativeFloat = 0.0
+    """Least ratio."""
+    high: PositiveFloat = 2.0
+    """Greatest ratio (about 2 in the papers on truncated importance sampling)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Correction:
+        if self.low >= self.high:
+            raise ValueError(f"wanted low below high, came low={self.low} and high={self.high}. Lower low.")
+        return self
+
+
+LOSSES: dict[str, dict[str, Any]] = {
+    # DeepSeekMath, eq. 3: every sequence counts the same.
+    "grpo": {"advantage": "group", "aggregate": "sequence", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2},
+    # arXiv:2503.20783: neither the length of a reply nor the deviation of its group divides.
+    "dr_grpo": {"advantage": "none", "aggregate": "constant", "ratio": "token", "clip_low": 0.2, "clip_high": 0.2},
+    # arXiv:2503.14476: every token counts the same. Its other two parts are max_rounds and overlong_cache.
+    "dapo": {"advantage": "group", "aggregate": "token", "ratio": "token", "clip_low": 0.2, "clip_high": 0.28},
+    # arXiv:2507.18071: one ratio per sequence, the geometric mean of its tokens'.
+    "gspo": {"advantage": "group", "aggregate": "sequence", "ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    # arXiv:2506.13585: REINFORCE under a capped ratio; no token loses its gradient.
+    "cispo": {"advantage": "group", "aggregate": "token", "ratio": "token", "cap": 5.0},
+    # arXiv:2402.14740: REINFORCE with the mean of the others as baseline, on the log-prob of the whole reply.
+    "rloo": {
+        "advantage": "leave_one_out", "aggregate": "sequence", "ratio": "product", "clip_low": 0.2, "clip_high": 0.2,
+        "kl": "k1", "kl_in": "reward",
+    },
+}  # fmt: skip
+"""What the names of losses stand for: values of RlStage's own options, which explicit ones override."""
+
+
 class RlStage(ModelStage):
-    """GRPO with verifiable rewards: R1-Zero from a base, or R1's reasoning stage from a cold start."""
+    """GRPO and its kin with verifiable rewards: R1-Zero from a base, or R1's reasoning stage from a cold start."""
 
     kind: Literal["rl"]
     """Names the kind."""
@@ -193,6 +263,8 @@ class RlStage(ModelStage):
     """Model to start from."""
     task: TaskConfig | None = None
     """By default the recipe's task."""
+    lora: Lora | None = None
+    """Train adapters and leave the rest as it is; nothing means all weights train."""
     balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
     """Expert balance; off, so that the policy moves for no other reason than the reward."""
     prompts: PositiveInt = 32
@@ -201,24 +273,64 @@ class RlStage(ModelStage):
     """Rollouts per problem (DeepSeek-R1: 16)."""
     updates: PositiveInt = 1
     """Optimizer updates per batch of rollouts, each on its own share of the problems (DeepSeek-R1: 16)."""
+    max_rounds: PositiveInt | None = None
+    """Dynamic sampling (DAPO): keep only groups with unequal rewards and draw further problems until there are
+    `prompts` of them, in at most so many rounds; by default groups are taken as they come."""
+    curriculum: PassRateCurriculum | None = None
+    """Let the difficulty follow the pass rate; nothing means the same task from first to last."""
     accuracy_weight: NonNegativeFloat = 1.0
     """Worth of a right answer."""
     format_weight: NonNegativeFloat = 1.0
     """Worth of the agreed shape (DeepSeek-R1: equal to accuracy)."""
-    advantage: Literal["group", "none"] = "group"
-    """Divide by the group's deviation (GRPO), or not (Dr. GRPO)."""
+    overlong_cache: NonNegativeInt = 0
+    """Soft punishment of length (DAPO, eq. 13): over the last so many tokens before sampling.max_new_tokens the reward
+    falls by up to 1; 0 for none."""
+    mask_truncated: bool = False
+    """Leave replies out of the loss that were cut at sampling.max_new_tokens; the group's mean still counts them."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] | None = None
+    """A paper's values for the options from here to kl_in; explicit ones override them. By default GRPO with the mean
+    over all tokens."""
+    advantage: Literal["group", "none", "leave_one_out"] = "group"
+    """Reward minus the group's mean, over the group's deviation (GRPO) or not (none: Dr. GRPO); leave_one_out: minus
+    the mean of the others (RLOO)."""
     aggregate: Literal["token", "sequence", "constant"] = "token"
     """Mean over all tokens, over sequences of their token means (GRPO as printed), or token sum over a constant."""
+    ratio: Literal["token", "sequence", "product"] = "token"
+    """The importance ratio of each token, of its sequence as the geometric mean over tokens (GSPO), or of its whole
+    sequence (RLOO)."""
     clip_low: PositiveFloat = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: PositiveFloat = 0.2
     """The ratio is clipped above 1 + clip_high (DeepSeek-R1: 10)."""
+    cap: PositiveFloat | None = None
+    """CISPO: log-probs under a weight of min(ratio, cap) that has no gradient; clip_low and clip_high are then idle."""
+    kl: Literal["k1", "k2", "k3", "k3_corrected"] = "k3"
+    """Estimator of the penalty. k3 has the gradient of the forward divergence; k2, and k3_corrected (k3 times the
+    ratio, DeepSeek-V3.2), that of the reverse one; k1 is for the reward: in the loss its gradient is only noise."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or subtracted from the reward before advantages (k1 only)."""
     kl_weight: NonNegativeFloat = 0.0
-    """Weight beta of the k3 penalty towards the starting model (DeepSeek-R1: 0.001)."""
+    """Weight beta of the penalty for leaving the starting model (DeepSeek-R1: 0.001)."""
+    old_logps: Literal["sampler", "trainer"] = "sampler"
+    """Whose log-probs the ratio starts from: those the sampler reported, or the trainer's own of the same weights."""
+    correction: Correction | None = None
+    """Weigh tokens for the difference between sampler and trainer; wants old_logps = "trainer"."""
+    off_policy_delta: PositiveFloat | None = None
+    """Leave out replies with a negative advantage whose tokens the policy finds less likely than the sampler did, by
+    more than this in the mean log-prob (DeepSeek-V3.2)."""
+    asynchronous: bool = False
+    """Draw the rollouts of the next step while this one trains, with the weights from before its update."""
     gate: bool = True
     """Before the first step, check that the starting model leaves something to learn and can be rewarded at all."""
     most_errors: Share = 0.1
     """Stop when the verifier breaks on more than this share of a step's rollouts."""
+
+    @model_validator(mode="after")
+    def _named_loss(self) -> RlStage:
+        """Values of the named loss where none is given (a validator that runs before would lose TOML's strictness)."""
+        preset = LOSSES[self.loss] if self.loss else {}
+        missing = {name: value for name, value in preset.items() if name not in self.model_fields_set}
+        return self.model_copy(update=missing) if missing else self
 
     @model_validator(mode="after")
     def _possible(self) -> RlStage:
@@ -231,6 +343,17 @@ class RlStage(ModelStage):
             )
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature=0 draws the same reply every time, so no group has an advantage")
+        if self.overlong_cache >= self.sampling.max_new_tokens:
+            raise ValueError(
+                f"overlong_cache={self.overlong_cache} must be below sampling.max_new_tokens="
+                f"{self.sampling.max_new_tokens}, or every reply would be punished; lower it"
+            )
+        if self.kl_in == "reward" and self.kl != "k1":
+            raise ValueError(f'kl_in="reward" takes the log-ratio itself, came kl="{self.kl}"; set kl = "k1"')
+        if self.correction and self.old_logps == "sampler":
+            raise ValueError(
+                "correction compares the trainer's log-probs with the sampler's; set old_logps = \"trainer\""
+            )
         return self
 
 

@@ -1,7 +1,8 @@
 """The one training loop: a stage says where step s's batches come from; everything else is here.
 
 A step is a pure function of (model, step): data and random numbers are named by the step, so a run that is killed and
-started again goes on bit for bit. Between steps a checkpoint holds the model, the optimizer and the running totals.
+started again goes on bit for bit. Between steps a checkpoint holds the model, the optimizer, the running totals and
+whatever little the stage has to remember.
 
 Numbers that repeat exactly go to metrics.jsonl; seconds, speed and memory to timing.jsonl.
 """
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,8 +25,9 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops
+from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
+from zifio.models.lora import adapters, folded
 from zifio.train.batch import Batch
 from zifio.train.config import ModelStage
 from zifio.train.loss import LossResult, LossTerms, batch_loss
@@ -50,6 +53,21 @@ class StepData:
 
 
 Source = Callable[[int], StepData]
+
+
+@runtime_checkable
+class Memory(Protocol):
+    """What a stage remembers from one step to the next beside the model; it goes into every checkpoint."""
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON holds it without loss."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
 Look = Callable[[Decoder, int], tuple[dict[str, float], float]]
 """Evaluate on held-out problems: (model, step) -> (metrics, FLOPs)."""
 
@@ -65,6 +83,7 @@ class Trainer:
     look: Look | None = None
     shown: tuple[str, ...] = ("loss",)
     """Metrics that stand beside the progress bar."""
+    memory: Memory | None = None
 
     def run(self, batches: Source) -> dict[str, float]:
         """Train to the last step, going on from a checkpoint when there is one; returns the stage's totals.
@@ -72,6 +91,7 @@ class Trainer:
         Raises Diverged when the loss is not finite; the last checkpoint stays.
         """
         self.log = RunFolder(self.folder)
+        self.model.recompute = self.stage.rows.recompute
         self.optimizer = Optimizer(self.model, self.stage.optim)
         start, totals = self._resume()
         with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
@@ -104,12 +124,15 @@ class Trainer:
             return 0, {"flops": 0.0, "tokens": 0, "seconds": 0.0, "look_flops": 0.0}
         self.optimizer.load_state(resume.optimizer)
         self.log.truncate(resume.step)
+        if self.memory is not None:
+            self.memory.load_state(resume.state["memory"])
         return resume.step, resume.state["totals"]
 
     def _save(self, step: int, totals: dict[str, float]) -> None:
         self._check_weights(step - 1)
         folder = self.folder / "checkpoints"
-        save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals})
+        memory = {} if self.memory is None else {"memory": self.memory.state()}
+        save_checkpoint(folder, step, self.model, self.optimizer.state(), {"totals": totals, **memory})
 
     def _updates(self, data: StepData, step: int) -> dict[str, float]:
         """All optimizer updates of one step; returns the means of their metrics."""
@@ -122,12 +145,10 @@ class Trainer:
                 raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
             lr = self.optimizer.step(step, self.stage.steps)
             load_LE = _total_load(results)
-            self.model.update_balance(load_LE, self.stage.balance.bias_speed)
+            if not adapters(self.model):  # a router's bias belongs to the base, which stays as it is
+                self.model.update_balance(load_LE, self.stage.balance.bias_speed)
             collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
-            with_mtp = self.terms.mtp_weight > 0
-            collected["train_flops"] += 3 * sum(
-                forward_flops(self.model.config, batch.lengths, with_mtp) for batch in batches
-            )
+            collected["train_flops"] += sum(map(self._flops, batches))
             for key, value in _means(results, load_LE).items():
                 collected[key] = collected.get(key, 0.0) + value / n_updates
             collected["grad_norm"] = collected.get("grad_norm", 0.0) + norm / n_updates
@@ -138,13 +159,23 @@ class Trainer:
         n_sequences = sum(batch.n_sequences for batch in batches)
         results = []
         for batch in batches:
-            result = batch_loss(self.model, batch, self.terms, batch.n_sequences / n_sequences)
+            with autocast(self.model, self.stage):
+                share = batch.n_sequences / n_sequences
+                result = batch_loss(self.model, batch.to(self.model.device), self.terms, share)
             if not torch.isfinite(result.loss):
                 raise Diverged(self._advice(step, f"the loss is {result.loss.item()}"))
             result.loss.backward()
             result.loss = result.loss.detach()
             results.append(result)
         return results
+
+    def _flops(self, batch: Batch) -> float:
+        """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
+        flops = 3 * forward_flops(self.model.config, batch.lengths, with_mtp=self.terms.mtp_weight > 0)
+        n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
+        if n_adapter:
+            flops += 2.0 * batch.n_tokens * (3 * n_adapter - parameters(self.model.config).multiplied)
+        return flops
 
     def _check_weights(self, step: int) -> None:
         """Raise Diverged rather than keep weights that are not finite."""
@@ -166,7 +197,8 @@ class Trainer:
         if self.look is None or not every or (step % every and step != self.stage.steps):
             return
         began = time.perf_counter()
-        metrics, flops = self.look(self.model, step)
+        with folded(self.model):
+            metrics, flops = self.look(self.model, step)
         totals["look_flops"] += flops
         self.log.metrics(step, {f"held_out/{key}": value for key, value in metrics.items()})
         totals["seconds"] += time.perf_counter() - began
@@ -184,6 +216,11 @@ class Trainer:
                 **parts,
             },
         )
+
+
+def autocast(model: Decoder, stage: ModelStage) -> torch.autocast:
+    """Matrix products in bfloat16 where the stage asks for them; the weights stay in fp32."""
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16")
 
 
 @contextlib.contextmanager
@@ -220,6 +257,8 @@ _PER_TOKEN = {
     "entropy": "entropy",
     "kl": "kl",
     "logp_gap": "sampling/sampling_logp_difference/mean",
+    "correction": "sampling/importance_sampling_ratio/mean",
+    "off_policy": "off_policy_mask_ratio",
 }
 
 

@@ -1,29 +1,40 @@
 """The one loss: three terms under per-token weights, plus what keeps the model healthy (MTP, expert balance).
 
-    sum_t  w_policy  * -min(r A, clip(r, 1-low, 1+high) A)      r = exp(logp - old_logp)      (GRPO, DeepSeekMath eq. 3)
-         + w_ce      * -logp                                                                  (pretraining, SFT)
-         + w_kl      * (exp(ref - logp) - (ref - logp) - 1)                                   (k3, DeepSeekMath eq. 4)
-         + mtp       * sum_t w_ce(t) * -logp_mtp(t)                                           (DeepSeek-V3 eq. 24, 25)
-         + balance   * sequence-wise balance loss                                             (DeepSeek-V3 eq. 17)
+    sum_t  w_policy  * c * -min(r A, clip(r, 1-low, 1+high) A)                               (GRPO, DeepSeekMath eq. 3)
+      or   w_policy  * c * -sg(min(r, cap)) A logp                                           (CISPO, arXiv:2506.13585)
+         + w_ce      * -logp                                                                 (pretraining, SFT)
+         + w_kl      * k                                                                     (penalty for leaving ref)
+         + mtp       * sum_t w_ce(t) * -logp_mtp(t)                                          (DeepSeek-V3 eq. 24, 25)
+         + balance   * sequence-wise balance loss                                            (DeepSeek-V3 eq. 17)
 
-Weights carry the normalisation (one over the tokens of the whole step, say), so micro-batches simply add up.
+The ratio r = exp(logp - old) is a token's, or its sequence's: exp of the mean over its counted tokens (GSPO,
+arXiv:2507.18071) or of their sum (RLOO, arXiv:2402.14740). c corrects for the sampler and has no gradient. Weights
+carry the normalisation (one over the tokens of the whole step, say), so micro-batches simply add up.
+
+With d = logp - ref the estimators are k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1 (DeepSeekMath eq. 4) and
+k3_corrected = r k3 (DeepSeek-V3.2, arXiv:2512.02556). On the policy's own tokens k1, k3 and k3_corrected have the
+value KL(pi || ref); as losses k2 and k3_corrected have its gradient, k3 has that of KL(ref || pi), and k1 has none in
+expectation, since E[grad logp] = 0: it belongs into the reward.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zifio.models.decoder import Decoder, Output, balance
+from zifio.models.decoder import Decoder, Output, balance, sequence_ids
 from zifio.train.batch import Batch
+from zifio.train.config import Correction
+from zifio.train.logp import token_logp_entropy
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What a stage chooses of the loss, apart from the per-token weights."""
+    """What a stage chooses of the loss, apart from the per-token weights; `train.config.RlStage` explains each."""
 
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -31,6 +42,11 @@ class LossTerms:
     """Log-probs are those of logits / temperature: the policy that was sampled from."""
     mtp_weight: float = 0.0
     balance_weight: float = 0.0
+    ratio: Literal["token", "sequence", "product"] = "token"
+    cap: float | None = None
+    kl: Literal["k1", "k2", "k3", "k3_corrected"] = "k3"
+    correction: Correction | None = None
+    off_policy_delta: float | None = None
 
 
 @dataclass
@@ -43,35 +59,45 @@ class LossResult:
     """Tokens per expert and MoE layer, for the loss-free balance."""
 
 
-def token_logp(logits_BTV: Float[Tensor, "B T V"], tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """Log-probability of each token given those before it; column 0 has nothing before it and is 0.
-
-    The one place where prediction and target are shifted against each other. In a packed row the first token of
-    each later sequence gets a meaningless value, which no weight may count.
-    """
-    logp_BTV = logits_BTV[:, :-1].float().log_softmax(dim=-1)
-    shifted = logp_BTV.gather(2, tokens_BT[:, 1:, None])[..., 0]
-    return torch.nn.functional.pad(shifted, (1, 0))
-
-
 def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
     """The loss of a micro-batch that holds `share_of_step` of the step's sequences."""
     with_mtp = terms.mtp_weight > 0
     output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp)
-    logits_BTV = model.logits(output.hidden_BTD)
-    if terms.temperature != 1:
-        logits_BTV = logits_BTV / terms.temperature
-    logp_BT = token_logp(logits_BTV, batch.tokens_BT)
-    result = LossResult(logp_BT.new_zeros(()))
-    _cross_entropy(result, logp_BT, batch)
-    _policy_gradient(result, logp_BT, logits_BTV, batch, terms)
-    _reference_kl(result, logp_BT, batch)
+    counted_BT = torch.zeros_like(batch.real_BT)
+    for name in ("cross_entropy_weight", "policy_weight", "kl_weight"):
+        weight_BT = batch.column(name)
+        counted_BT = counted_BT if weight_BT is None else counted_BT | (weight_BT != 0)
+    with_entropy = batch.column("policy_weight") is not None
+    logp_BT, entropy_BT = token_logp_entropy(
+        model, output.hidden_BTD, batch.tokens_BT, terms.temperature, counted_BT, with_entropy
+    )
+    result = token_loss(logp_BT, entropy_BT, batch, terms)
     if with_mtp:
         _multi_token(result, model, output, batch, terms.mtp_weight)
     if output.routing:
         balance_loss, result.load_LE = balance(output, batch.positions_BT, batch.real_BT)
         result.loss = result.loss + terms.balance_weight * share_of_step * balance_loss
         result.sums["balance_loss"] = share_of_step * balance_loss.item()
+    return result
+
+
+@torch.no_grad()
+def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tensor, "B T"]:
+    """Log-probs under `model` of the tokens that have a policy weight, 0 elsewhere; no gradient."""
+    weight_BT = batch.column("policy_weight")
+    assert weight_BT is not None, "a batch of rollouts"
+    hidden_BTD = model(batch.tokens_BT, batch.positions_BT).hidden_BTD
+    return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0)[0]
+
+
+def token_loss(
+    logp_BT: Float[Tensor, "B T"], entropy_BT: Float[Tensor, "B T"] | None, batch: Batch, terms: LossTerms
+) -> LossResult:
+    """The three terms of the loss that follow from the tokens' log-probs; the module's docstring has the formulas."""
+    result = LossResult(logp_BT.new_zeros(()))
+    _cross_entropy(result, logp_BT, batch)
+    _policy_gradient(result, logp_BT, entropy_BT, batch, terms)
+    _reference_kl(result, logp_BT, batch, terms)
     return result
 
 
@@ -84,40 +110,108 @@ def _cross_entropy(result: LossResult, logp_BT: Tensor, batch: Batch) -> None:
     result.sums["cross_entropy"] = term.item()
 
 
-def _policy_gradient(result: LossResult, logp_BT: Tensor, logits_BTV: Tensor, batch: Batch, terms: LossTerms) -> None:
-    weight_BT, advantage_BT, old_BT = (batch.column(c) for c in ("policy_weight", "advantage", "old_logp"))
-    if weight_BT is None or advantage_BT is None or old_BT is None:
+def _policy_gradient(
+    result: LossResult, logp_BT: Tensor, entropy_BT: Tensor | None, batch: Batch, terms: LossTerms
+) -> None:
+    weight_BT, advantage_BT = batch.column("policy_weight"), batch.column("advantage")
+    if weight_BT is None or advantage_BT is None:
         return
     counted_BT = weight_BT != 0
-    gap_BT = (logp_BT - old_BT).where(counted_BT, 0.0)
-    ratio_BT = gap_BT.exp()
-    clipped_BT = ratio_BT.clamp(1 - terms.clip_low, 1 + terms.clip_high)
-    surrogate_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+    ratio_BT = _ratio(logp_BT, batch, terms, counted_BT)
+    if terms.cap is None:
+        clipped_BT = ratio_BT.clamp(1 - terms.clip_low, 1 + terms.clip_high)
+        surrogate_BT = torch.minimum(ratio_BT * advantage_BT, clipped_BT * advantage_BT)
+        is_clipped_BT = ((ratio_BT < 1 - terms.clip_low) & (advantage_BT < 0)) | (
+            (ratio_BT > 1 + terms.clip_high) & (advantage_BT > 0)
+        )
+    else:
+        surrogate_BT = ratio_BT.detach().clamp(max=terms.cap) * advantage_BT * logp_BT
+        is_clipped_BT = (ratio_BT > terms.cap) & (advantage_BT > 0)
+    surrogate_BT = surrogate_BT * _sampler_weight(result, logp_BT.detach(), batch, terms, counted_BT)
     term = -(weight_BT * surrogate_BT).sum()
     result.loss = result.loss + term
-    with torch.no_grad():
-        below = (ratio_BT < 1 - terms.clip_low) & (advantage_BT < 0)
-        above = (ratio_BT > 1 + terms.clip_high) & (advantage_BT > 0)
-        logp_all = logits_BTV[:, :-1].log_softmax(dim=-1)
-        entropy_BT = -(logp_all.exp() * logp_all).sum(dim=-1)
-        result.sums |= {
-            "policy": term.item(),
-            "n_policy_tokens": counted_BT.sum().item(),
-            "clipped": ((below | above) & counted_BT).sum().item(),
-            "entropy": entropy_BT[counted_BT[:, 1:]].sum().item(),
-            "logp_gap": gap_BT.abs().sum().item(),
-            "logp_gap_max": gap_BT.abs().max().item(),
-        }
+    result.sums |= {
+        "policy": term.item(),
+        "n_policy_tokens": counted_BT.sum().item(),
+        "clipped": (is_clipped_BT & counted_BT).sum().item(),
+    }
+    if entropy_BT is not None:
+        result.sums["entropy"] = entropy_BT[counted_BT].sum().item()
 
 
-def _reference_kl(result: LossResult, logp_BT: Tensor, batch: Batch) -> None:
+def _ratio(logp_BT: Tensor, batch: Batch, terms: LossTerms, counted_BT: Tensor) -> Tensor:
+    """pi / pi_old at the level that the terms name, 1 where nothing counts; without old log-probs they are today's."""
+    old_BT = batch.column("old_logp")
+    gap_BT = (logp_BT - (logp_BT.detach() if old_BT is None else old_BT)).where(counted_BT, 0.0)
+    if terms.ratio == "token":
+        return gap_BT.exp()
+    total_BT = sequence_sum(gap_BT, batch.positions_BT)
+    if terms.ratio == "product":
+        return total_BT.exp()
+    return (total_BT / sequence_sum(counted_BT.to(gap_BT), batch.positions_BT).clamp(min=1)).exp()
+
+
+def _sampler_weight(
+    result: LossResult, logp_BT: Tensor, batch: Batch, terms: LossTerms, counted_BT: Tensor
+) -> Tensor | float:
+    """Weight of each token for how far the sampler was from the trainer; reports the distance."""
+    old_BT, sampler_BT = batch.column("old_logp"), batch.column("sampler_logp")
+    if sampler_BT is None:  # then old log-probs are the sampler's
+        trainer_BT, sampler_BT = logp_BT, (logp_BT if old_BT is None else old_BT)
+    else:
+        trainer_BT = logp_BT if old_BT is None else old_BT
+    gap_BT = (trainer_BT - sampler_BT).where(counted_BT, 0.0)
+    result.sums |= {"logp_gap": gap_BT.abs().sum().item(), "logp_gap_max": gap_BT.abs().max().item()}
+    weight: Tensor | float = 1.0
+    if terms.correction is not None:
+        weight = correction_weight(gap_BT, batch.positions_BT, terms.correction)
+        result.sums["correction"] = weight[counted_BT].sum().item()
+    if terms.off_policy_delta is not None:
+        drift_BT = sequence_sum((sampler_BT - logp_BT).where(counted_BT, 0.0), batch.positions_BT)
+        drift_BT = drift_BT / sequence_sum(counted_BT.to(drift_BT), batch.positions_BT).clamp(min=1)
+        advantage_BT = batch.columns["advantage"]
+        left_out_BT = (advantage_BT < 0) & (drift_BT > terms.off_policy_delta)
+        weight = weight * (~left_out_BT).to(logp_BT)
+        result.sums["off_policy"] = (left_out_BT & counted_BT).sum().item()
+    return weight
+
+
+def correction_weight(
+    gap_BT: Float[Tensor, "B T"], positions_BT: Int[Tensor, "B T"], correction: Correction
+) -> Float[Tensor, "B T"]:
+    """pi_trainer / pi_sampler, truncated to [low, high] or masked outside it; `gap_BT` is the log of a token's.
+
+    `gap_BT` must be 0 on tokens that do not count.
+    """
+    ratio_BT = (sequence_sum(gap_BT, positions_BT) if correction.level == "sequence" else gap_BT).exp()
+    if correction.mode == "truncate":
+        return ratio_BT.clamp(correction.low, correction.high)
+    return ratio_BT.where((ratio_BT >= correction.low) & (ratio_BT <= correction.high), 0.0)
+
+
+def sequence_sum(values_BT: Float[Tensor, "B T"], positions_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """At every token the sum over its whole sequence; a sequence begins wherever the position is 0."""
+    ids_BT = sequence_ids(positions_BT)
+    totals = values_BT.new_zeros(len(ids_BT), int(ids_BT.max()) + 1).scatter_add(1, ids_BT, values_BT)
+    return totals.gather(1, ids_BT)
+
+
+def _reference_kl(result: LossResult, logp_BT: Tensor, batch: Batch, terms: LossTerms) -> None:
     weight_BT, reference_BT = batch.column("kl_weight"), batch.column("reference_logp")
     if weight_BT is None or reference_BT is None:
         return
-    log_ratio_BT = (reference_BT - logp_BT).where(weight_BT != 0, 0.0)
-    k3_BT = log_ratio_BT.exp() - log_ratio_BT - 1
-    result.loss = result.loss + (weight_BT * k3_BT).sum()
-    result.sums["kl"] = k3_BT.detach().sum().item()
+    counted_BT = weight_BT != 0
+    gap_BT = (logp_BT - reference_BT).where(counted_BT, 0.0)
+    if terms.kl == "k1":
+        estimate_BT = gap_BT
+    elif terms.kl == "k2":
+        estimate_BT = gap_BT.square() / 2
+    else:
+        estimate_BT = (-gap_BT).exp() + gap_BT - 1
+        if terms.kl == "k3_corrected":
+            estimate_BT = estimate_BT * _ratio(logp_BT, batch, terms, counted_BT)
+    result.loss = result.loss + (weight_BT * estimate_BT).sum()
+    result.sums["kl"] = estimate_BT.detach()[counted_BT].sum().item()
 
 
 def _multi_token(result: LossResult, model: Decoder, output: Output, batch: Batch, mtp_weight: float) -> None:
@@ -126,9 +220,8 @@ def _multi_token(result: LossResult, model: Decoder, output: Output, batch: Batc
     if weight_BT is None or output.mtp_hidden_BTD is None:
         return
     # Entry t of the MTP output has seen token t+1, so shifted by one it predicts the next token like the main model.
-    logits_BTV = model.logits(output.mtp_hidden_BTD)
-    logp_BT = token_logp(logits_BTV, batch.tokens_BT[:, 1:])
-    has_two_before = batch.positions_BT[:, 1:] >= 2
-    term = -(weight_BT[:, 1:] * logp_BT).where(has_two_before, 0.0).sum()
+    counted_BT = (weight_BT[:, 1:] != 0) & (batch.positions_BT[:, 1:] >= 2)
+    logp_BT, _ = token_logp_entropy(model, output.mtp_hidden_BTD, batch.tokens_BT[:, 1:], counted_BT=counted_BT)
+    term = -(weight_BT[:, 1:] * logp_BT).sum()
     result.loss = result.loss + mtp_weight * term
     result.sums["mtp_cross_entropy"] = term.item()

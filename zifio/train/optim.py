@@ -86,7 +86,8 @@ class Optimizer:
             if kind == "momentum":
                 self.momentum[name].copy_(value)
             else:
-                self.adamw.state[self.named[name]][kind] = value.clone()
+                parameter = self.named[name]
+                self.adamw.state[parameter][kind] = value.to(parameter.device, copy=True)
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:

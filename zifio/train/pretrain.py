@@ -8,22 +8,23 @@ Run alone: `zifio pretrain recipes/quickstart.toml --stage base steps=50 --out r
 
 from __future__ import annotations
 
-from zifio.config import ConfigError, build
 from zifio.data.tokenizer import load_tokenizer
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.task import Task, shows_working
 from zifio.train.batch import make_batches
 from zifio.train.config import PretrainStage
+from zifio.train.curriculum import full_value, task_with
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model, prepare
 
 
 def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     """Train a new model and write it to `model/`; returns the stage's totals."""
     tokenizer = load_tokenizer(context.model_of(stage.tokenizer))
     model = new_model(stage.model, tokenizer, stream_seed(context.seed, "pretrain", stage.name))
+    prepare(model, stage, context)
     task = stage.task or context.task
     text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
 
@@ -57,11 +58,6 @@ def task_at(stage: PretrainStage, task: TaskConfig, step: int) -> Task:
     if stage.curriculum is None:
         return make_task(task)
     option, start = stage.curriculum.option, stage.curriculum.start
-    full = getattr(task, option, None) if option in type(task).model_fields else None
-    if not isinstance(full, int) or start > full:
-        raise ConfigError(
-            f"{stage.name}: curriculum: wanted a whole-number option of {task.name} that starts at most at its full "
-            f"value, came {option!r} from {start} to {full!r}. Name another option or lower start."
-        )
+    full = full_value(task, option, start, stage.name)
     share = min(1.0, step / (stage.curriculum.until * stage.steps))
-    return make_task(build(type(task), task.model_dump() | {option: start + round(share * (full - start))}, stage.name))
+    return task_with(task, option, start + round(share * (full - start)), stage.name)

@@ -1,9 +1,10 @@
-"""Reinforcement learning with verifiable rewards: GRPO (DeepSeekMath, section 4.1; R1, section 2.2).
+"""Reinforcement learning with verifiable rewards: GRPO (DeepSeekMath, section 4.1; R1, section 2.2) and its kin.
 
-One step: draw `group` replies to each of `prompts` problems, let the task judge them, reward right answers and the
-agreed shape, subtract each group's mean, and push the log-probs of the replies' tokens along the result. Where this
-departs from the papers: rollouts are on policy up to the `updates` of one step; no reference model unless `kl_weight`
-is set; replies whose check broke are left out and never count as wrong.
+One step: draw `group` replies to each of `prompts` problems, let the task judge them (`draw.py`), reward right answers
+and the agreed shape, subtract each group's mean (`advantage.py`), and push the log-probs of the replies' tokens along
+the result (`loss.py`). Where this departs from the papers: rollouts are on policy up to the `updates` of one step, or
+one step behind when drawn beside the training; no reference model unless `kl_weight` is set; replies whose check broke
+are left out and never count as wrong.
 
 Run alone: `zifio rl recipes/quickstart.toml --stage r1-zero steps=20 --out runs/try`
 """
@@ -11,29 +12,30 @@ Run alone: `zifio rl recipes/quickstart.toml --stage r1-zero steps=20 --out runs
 from __future__ import annotations
 
 import copy
-import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
-from zifio.seed import stream_seed
+from zifio.models.lora import bare, folded
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import Episode, conversation, play
+from zifio.tasks.episode import Episode, conversation
 from zifio.tasks.task import Task
 from zifio.train.advantage import group_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
+from zifio.train.draw import Drawing, Drawn, rewards
 from zifio.train.gate import check_gate
-from zifio.train.loop import StepData, Trainer
-from zifio.train.loss import LossTerms, token_logp
-from zifio.train.stage import Context, finish
+from zifio.train.loop import StepData, Trainer, autocast
+from zifio.train.loss import LossTerms, policy_logp
+from zifio.train.stage import Context, finish, prepare
 
 
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
@@ -42,156 +44,179 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     Raises ConfigError when the gate finds nothing to learn from, or when the verifier breaks too often.
     """
     model, tokenizer = open_model(context.model_of(stage.from_))
+    prepare(model, stage, context)
     task = make_task(stage.task or context.task)
-    terms = LossTerms(
-        stage.clip_low, stage.clip_high, stage.sampling.temperature, balance_weight=stage.balance.loss_weight
-    )
+    rollouts = Rollouts(stage, context.seed, task, model, tokenizer)
     shown = ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy")
     look = context.look(stage, tokenizer, task)
-    trainer = Trainer(model, stage, terms, context.folder, look, shown)
-    rollouts = Rollouts(stage, context.seed, task, model, tokenizer)
+    trainer = Trainer(model, stage, loss_terms(stage), context.folder, look, shown, rollouts)
     if stage.gate and not (context.folder / "checkpoints").exists():
-        check_gate(stage, rollouts.policy, task, context.seed, context.folder)
+        with folded(model):
+            check_gate(stage, rollouts.policy, rollouts.drawing.task(), context.seed, context.folder)
     totals = trainer.run(rollouts.step)
     finish(context, model, tokenizer)
     return totals
 
 
+def loss_terms(stage: RlStage) -> LossTerms:
+    """What the stage's settings mean for the loss."""
+    return LossTerms(
+        stage.clip_low,
+        stage.clip_high,
+        stage.sampling.temperature,
+        balance_weight=stage.balance.loss_weight,
+        ratio=stage.ratio,
+        cap=stage.cap,
+        kl=stage.kl,
+        correction=stage.correction,
+        off_policy_delta=stage.off_policy_delta,
+    )
+
+
 class Rollouts:
-    """Where an RL step's batches come from."""
+    """Where an RL step's batches come from; implements `loop.Memory`."""
 
     def __init__(self, stage: RlStage, seed: int, task: Task, model: Decoder, tokenizer: ChatTokenizer) -> None:
-        self.stage, self.task, self.tokenizer = stage, task, tokenizer
-        self.seed = stream_seed(seed, "rl", stage.name)
+        """Raises ConfigError when the task cannot follow the stage's curriculum."""
+        self.stage, self.tokenizer = stage, tokenizer
+        self.drawing = Drawing(stage, seed, task)
         self.policy = LocalPolicy(model, tokenizer, max_rows=stage.prompts * stage.group)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if stage.kl_weight else None
+        self.reference: Decoder | None = None
+        if stage.kl_weight:  # under adapters the starting model is still there
+            self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
+        self.background = ThreadPoolExecutor(1) if stage.asynchronous else None
+        self.next: Future[Drawn] | None = None
+        """The rollouts of the step to come, when they are drawn beside the training."""
 
     def step(self, step: int) -> StepData:
-        """Sample, judge and weigh: a pure function of the model and the step."""
-        stage, began = self.stage, time.perf_counter()
-        first = step * stage.prompts
-        problems = [self.task.problem("train", first + i, self.seed) for i in range(stage.prompts)]
-        episodes_P_G = play(self.policy, self.task, problems, stage.group, stage.sampling, self.seed, "step", step)
-        sample_s = time.perf_counter() - began
-        reward_PG, counted_PG = self._rewards(episodes_P_G)
+        """Draw and weigh: a pure function of the model, the step and what `state` tells.
+
+        With `asynchronous` the rollouts come from the weights before the last step's updates; those of the next step
+        are begun here, before this one's updates.
+        """
+        drawn = self._drawn(step)
+        updates, metrics, flops = self._weighed(drawn.episodes_P_G)
+        return StepData(updates, drawn.metrics | metrics, {"sample_s": drawn.seconds}, drawn.flops + flops)
+
+    def state(self) -> dict[str, Any]:
+        """The difficulty, and the rollouts of the next step where they are drawn already (waits for them)."""
+        drawn = self.next.result().to_json() if self.next else None
+        difficulty = self.drawing.difficulty
+        return {"next": drawn, "difficulty": difficulty.value if difficulty else None}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        if state["next"] is not None:
+            self.next = Future()
+            self.next.set_result(Drawn.from_json(state["next"]))
+        if self.drawing.difficulty:
+            self.drawing.difficulty.value = state["difficulty"]
+
+    def _drawn(self, step: int) -> Drawn:
+        if self.background is None:
+            return self.drawing.draw(step, self.policy)
+        drawn = self.next.result() if self.next else self.drawing.draw(step, self.policy)
+        self.next = None
+        if step + 1 < self.stage.steps:
+            before = LocalPolicy(copy.deepcopy(self.policy.model), self.tokenizer, self.policy.engine.max_rows)
+            self.next = self.background.submit(self.drawing.draw, step + 1, before)
+        return drawn
+
+    def _weighed(self, episodes_P_G: list[list[Episode]]) -> tuple[list[list[Batch]], dict[str, float], float]:
+        """(updates, metrics, FLOPs) that follow from rollouts: rewards, advantages, weights, log-probs to compare."""
+        stage = self.stage
+        reward_PG, counted_PG = rewards(stage, episodes_P_G)
+        metrics, flops = {}, 0.0
+        if self.reference is not None and stage.kl_in == "reward" and episodes_P_G:
+            kl_PG, flops = self._reward_kl(episodes_P_G)
+            metrics["kl"] = kl_PG.sum().item() / sum(len(e.reply.tokens) for group in episodes_P_G for e in group)
+            reward_PG = reward_PG - stage.kl_weight * kl_PG
         advantage_PG = group_advantage(reward_PG, counted_PG, stage.advantage)
-        metrics = rollout_metrics(episodes_P_G, reward_PG, counted_PG)
-        prompts = [self.policy.prompt(conversation(problem)) for problem in problems]
-        flops = sum(
-            forward_flops(self.policy.model.config, [len(prompt) + len(e.reply.tokens) for e in group])
-            for prompt, group in zip(prompts, episodes_P_G, strict=True)
-        )
         per_update = stage.prompts // stage.updates
         updates = []
-        for start in range(0, stage.prompts, per_update):
+        for start in range(0, len(episodes_P_G), per_update):
             part = slice(start, start + per_update)
-            sequences = self._sequences(prompts[part], episodes_P_G[part], advantage_PG[part], counted_PG[part])
+            sequences = self._sequences(episodes_P_G[part], advantage_PG[part], counted_PG[part])
             if sequences:
-                rows = stage.rows
-                batches = make_batches(sequences, rows.row_tokens, rows.micro_tokens, self.tokenizer.pad_id)
-                updates.append([self._with_reference(batch) for batch in batches])
-        if self.reference is not None:
-            flops += sum(forward_flops(self.reference.config, b.lengths) for batches in updates for b in batches)
-        return StepData(updates, metrics, {"sample_s": sample_s}, flops)
+                batches = [self._with_logps(batch) for batch in self._batches(sequences)]
+                updates.append([batch for batch, _ in batches])
+                flops += sum(more for _, more in batches)
+        return updates, metrics, flops
 
-    def _rewards(self, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:
-        """Reward of every rollout, and whether its check worked at all."""
-        stage = self.stage
-        reward_PG = torch.zeros(len(episodes_P_G), stage.group)
-        counted_PG = torch.ones(len(episodes_P_G), stage.group, dtype=torch.bool)
-        broken = []
-        for p, group in enumerate(episodes_P_G):
-            for g, episode in enumerate(group):
-                verdict = episode.verdict
-                if verdict.outcome == "error":
-                    counted_PG[p, g] = False
-                    broken.append(verdict.reason)
-                    continue
-                worth = stage.accuracy_weight * verdict.reward
-                reward_PG[p, g] = worth + stage.format_weight * verdict.parts.get("format", 0.0)
-        if len(broken) > stage.most_errors * counted_PG.numel():
-            raise ConfigError(
-                f"{stage.name}: the verifier of {self.task.name} broke on {len(broken)} of {counted_PG.numel()} "
-                f"rollouts, more than most_errors = {stage.most_errors:g} allows; for example: {broken[0]}. "
-                "Mend the verifier; the last checkpoint is kept."
-            )
-        return reward_PG, counted_PG
-
-    def _sequences(
-        self,
-        prompts: list[list[int]],
-        episodes_P_G: list[list[Episode]],
-        advantage_PG: Tensor,
-        counted_PG: Tensor,
-    ) -> list[Sequence]:
+    def _sequences(self, episodes_P_G: list[list[Episode]], advantage_PG: Tensor, counted_PG: Tensor) -> list[Sequence]:
         """Rollouts as sequences whose reply tokens carry weight, advantage and the sampler's log-probs.
 
         A rollout with advantage 0 has no gradient, so it is left out (its tokens still count in the mean), unless
         the reference penalty wants it.
         """
         stage = self.stage
-        lengths_P_G = [[len(episode.reply.tokens) for episode in group] for group in episodes_P_G]
-        n_tokens = sum(map(sum, lengths_P_G))
-        n_rollouts = sum(map(len, lengths_P_G))
+        in_loss = stage.kl_weight if stage.kl_in == "loss" else 0.0
+        taking_part_P_G = [
+            [not (stage.mask_truncated and e.reply.finish == "length") for e in group] for group in episodes_P_G
+        ]
+        rollouts = [(p, g, e) for p, group in enumerate(episodes_P_G) for g, e in enumerate(group)]
+        n_tokens = sum(len(e.reply.tokens) for p, g, e in rollouts if taking_part_P_G[p][g])
         sequences = []
-        for p, (prompt, group) in enumerate(zip(prompts, episodes_P_G, strict=True)):
-            for g, episode in enumerate(group):
-                advantage, length = float(advantage_PG[p, g]), len(episode.reply.tokens)
-                if not counted_PG[p, g] or (advantage == 0 and not stage.kl_weight):
-                    continue
-                weight = {
-                    "token": 1 / n_tokens,
-                    "sequence": 1 / (n_rollouts * length),
-                    "constant": 1 / (n_rollouts * stage.sampling.max_new_tokens),
-                }[stage.aggregate]
-                given = [0.0] * len(prompt)
-                columns = {
-                    "policy_weight": given + [weight] * length,
-                    "advantage": given + [advantage] * length,
-                    "old_logp": given + episode.reply.logps,
-                }
-                if stage.kl_weight:
-                    columns["kl_weight"] = given + [weight * stage.kl_weight] * length
-                tokens = prompt + episode.reply.tokens
-                sequences.append(Sequence(tokens, [0.0] * len(tokens), columns))
+        for p, g, episode in rollouts:
+            advantage, length = float(advantage_PG[p, g]), len(episode.reply.tokens)
+            if not counted_PG[p, g] or not taking_part_P_G[p][g] or (advantage == 0 and not in_loss):
+                continue
+            weight = {
+                "token": 1 / n_tokens,
+                "sequence": 1 / (len(rollouts) * length),
+                "constant": 1 / (len(rollouts) * stage.sampling.max_new_tokens),
+            }[stage.aggregate]
+            columns = {"policy_weight": [weight] * length, "advantage": [advantage] * length}
+            if in_loss:
+                columns["kl_weight"] = [weight * in_loss] * length
+            sequences.append(self._sequence(episode, columns))
         return sequences
 
-    @torch.no_grad()
-    def _with_reference(self, batch: Batch) -> Batch:
-        """The batch with the starting model's log-probs, when there is a penalty for leaving it."""
-        if self.reference is None:
-            return batch
-        hidden = self.reference(batch.tokens_BT, batch.positions_BT).hidden_BTD
-        logp_BT = token_logp(self.reference.logits(hidden) / self.stage.sampling.temperature, batch.tokens_BT)
-        return replace(batch, columns={**batch.columns, "reference_logp": logp_BT})
+    def _sequence(self, episode: Episode, columns: dict[str, list[float]]) -> Sequence:
+        """A rollout with these values on its reply's tokens, and the sampler's log-probs."""
+        prompt = self.policy.prompt(conversation(episode.problem))
+        name = "old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"
+        given = [0.0] * len(prompt)
+        columns = {key: given + values for key, values in {**columns, name: episode.reply.logps}.items()}
+        tokens = prompt + episode.reply.tokens
+        return Sequence(tokens, [0.0] * len(tokens), columns)
 
+    def _batches(self, sequences: list[Sequence]) -> list[Batch]:
+        rows = self.stage.rows
+        batches = make_batches(sequences, rows.row_tokens, rows.micro_tokens, self.tokenizer.pad_id)
+        return [batch.to(self.policy.model.device) for batch in batches]
 
-def rollout_metrics(episodes_P_G: list[list[Episode]], reward_PG: Tensor, counted_PG: Tensor) -> dict[str, float]:
-    """What to report of a step's rollouts, under TRL's names where it has them; means over checks that worked."""
-    episodes = [e for group in episodes_P_G for e in group if e.verdict.outcome != "error"]
-    out: dict[str, float] = {"n_verifier_errors": int((~counted_PG).sum())}
-    if not episodes:
-        return out
-    n = len(episodes)
-    lengths = {"right": [], "wrong": []}
-    for episode in episodes:
-        lengths[episode.verdict.outcome].append(len(episode.reply.tokens))
-    for outcome, values in lengths.items():
-        if values:
-            out[f"completions/mean_length_{outcome}"] = sum(values) / len(values)
-    for part in sorted({name for e in episodes for name in e.verdict.parts}):
-        out[f"rewards/{part}/mean"] = sum(e.verdict.parts.get(part, 0.0) for e in episodes) / n
-    rewards = reward_PG[counted_PG]
-    lowest_P = reward_PG.masked_fill(~counted_PG, float("inf")).amin(dim=1)
-    highest_P = reward_PG.masked_fill(~counted_PG, float("-inf")).amax(dim=1)
-    right_PG = torch.tensor([[e.verdict.outcome == "right" for e in group] for group in episodes_P_G])
-    if n > 1:
-        out["reward_std"] = rewards.std().item()
-    return out | {
-        "reward": rewards.mean().item(),
-        "frac_reward_zero_std": (highest_P <= lowest_P).float().mean().item(),
-        "pass_at_1": right_PG[counted_PG].float().mean().item(),
-        "pass_at_group": right_PG.any(dim=1).float().mean().item(),
-        "completions/mean_length": sum(map(sum, lengths.values())) / n,
-        "completions/clipped_ratio": sum(e.reply.finish == "length" for e in episodes) / n,
-    }
+    def _with_logps(self, batch: Batch) -> tuple[Batch, float]:
+        """The batch with log-probs that take a forward pass of their own, and the FLOPs of that.
+
+        The starting model's, when the loss has a penalty for leaving it; the trainer's own, when the ratio starts from
+        them and a later update can no longer tell them from its own (in a single update they are the same).
+        """
+        stage, temperature, columns, flops = self.stage, self.stage.sampling.temperature, {}, 0.0
+        if self.reference is not None and stage.kl_in == "loss":
+            columns["reference_logp"] = self._reference_logp(batch)
+        if stage.old_logps == "trainer" and stage.updates > 1:
+            with autocast(self.policy.model, stage):
+                columns["old_logp"] = policy_logp(self.policy.model, batch, temperature)
+        flops = len(columns) * forward_flops(self.policy.model.config, batch.lengths)
+        return replace(batch, columns={**batch.columns, **columns}), flops
+
+    def _reference_logp(self, batch: Batch) -> Tensor:
+        """Log-probs of the starting model, which under adapters is the model without them."""
+        assert self.reference is not None
+        with bare(self.reference), autocast(self.reference, self.stage):
+            return policy_logp(self.reference, batch, self.stage.sampling.temperature)
+
+    def _reward_kl(self, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, float]:
+        """([P, G], FLOPs): each rollout's log-prob under the sampler minus that under the starting model (k1)."""
+        assert self.reference is not None
+        episodes = [episode for group in episodes_P_G for episode in group]
+        sequences = [self._sequence(e, {"policy_weight": [1.0] * len(e.reply.tokens)}) for e in episodes]
+        kl, flops = torch.zeros(len(episodes)), 0.0
+        for batch in self._batches(sequences):
+            sampler_BT = batch.columns["old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"]
+            gap_BT = sampler_BT - self._reference_logp(batch)
+            pieces = gap_BT[batch.real_BT].split(list(batch.lengths))
+            kl[list(batch.order)] = torch.stack([piece.sum() for piece in pieces]).cpu()
+            flops += forward_flops(self.reference.config, batch.lengths)
+        return kl.view(len(episodes_P_G), -1), flops

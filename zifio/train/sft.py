@@ -23,7 +23,7 @@ from zifio.train.batch import make_batches
 from zifio.train.config import Conversations, DistillStage, SftStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, prepare
 
 
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
@@ -41,6 +41,7 @@ def fine_tune(
     context: Context,
 ) -> dict[str, float]:
     """The training that `sft` and `distill` share."""
+    prepare(model, stage, context)
     sequences = [conversation_sequence(tokenizer, row["prompt"], row["response"]) for row in rows]
     sequences.sort(key=lambda sequence: len(sequence.tokens))
     check_context(model, len(sequences[-1].tokens), "a conversation of the data")

@@ -6,17 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from zifio.checkpoint import with_manifest
+from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import save_tokenizer
 from zifio.engine.policy import check_fit
+from zifio.log import say
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
+from zifio.models.lora import adapters, apply, merge, save_adapter
 from zifio.models.weights import save_model
+from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig
 from zifio.tasks.task import Task
-from zifio.train.config import ModelStage
+from zifio.train.config import Conversations, ModelStage, RlStage
 from zifio.train.loop import Look
 
 
@@ -51,8 +57,32 @@ def new_model(config: AnyConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder
     return model
 
 
+def prepare(model: Decoder, stage: ModelStage, context: Context) -> None:
+    """Put adapters round the model's layers where the stage asks for them, and the model where it is to train.
+
+    Raises ConfigError when an adapter's target matches no layer, or when there is no such device.
+    """
+    if isinstance(stage, Conversations | RlStage) and stage.lora is not None:
+        apply(model, stage.lora, stream_seed(context.seed, "lora", stage.name))
+        total = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        say(f"{stage.name}: adapters on {len(adapters(model))} layers; {trained:,} of {total:,} weights train")
+    device = stage.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f'{stage.name}: device: wanted a GPU that torch can use, came none. Set device = "cpu".')
+    model.to(device)
+
+
 def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
-    """Write the stage's result as `model/`, a folder that transformers opens."""
+    """Write the stage's result as `model/`, a folder that transformers opens.
+
+    Adapters are written beside it, as `adapter/` in PEFT's format, and merged.
+    """
+    if adapters(model):
+        with_manifest(context.folder / "adapter", lambda beside: save_adapter(model, beside))
+        merge(model)
 
     def write(beside: Path) -> None:
         save_model(model, beside)

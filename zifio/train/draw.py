@@ -1,0 +1,169 @@
+"""Drawing a step's rollouts: which problems, how hard, how many rounds, and what the replies are worth.
+
+Dynamic sampling is DAPO's (arXiv:2503.14476, section 3.2), overlong shaping its section 3.4.
+
+Try it alone: `pytest tests/train/test_draw.py`
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zifio.config import ConfigError
+from zifio.engine.policy import LocalPolicy
+from zifio.models.count import forward_flops
+from zifio.models.lora import folded
+from zifio.seed import stream_seed
+from zifio.tasks.episode import Episode, Reply, conversation, play
+from zifio.tasks.task import Problem, Task, Verdict
+from zifio.train.advantage import is_informative, overlong_punishment
+from zifio.train.config import RlStage
+from zifio.train.curriculum import Difficulty
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The rollouts that one step trains on, and what drawing them was like."""
+
+    episodes_P_G: list[list[Episode]]
+    metrics: dict[str, float]
+    flops: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON holds it without loss."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(plain: dict[str, Any]) -> Drawn:
+        """What `to_json` gave."""
+        groups = [
+            [Episode(Problem(**e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"])) for e in group]
+            for group in plain["episodes_P_G"]
+        ]
+        return Drawn(groups, plain["metrics"], plain["flops"], plain["seconds"])
+
+
+class Drawing:
+    """Draws the rollouts of a step: a pure function of the policy, the step and the difficulty so far."""
+
+    def __init__(self, stage: RlStage, seed: int, task: Task) -> None:
+        """Raises ConfigError when the task cannot follow the stage's curriculum."""
+        self.stage, self.full_task = stage, task
+        self.seed = stream_seed(seed, "rl", stage.name)
+        self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
+
+    def task(self) -> Task:
+        """The task as hard as it is now."""
+        return self.difficulty.task() if self.difficulty else self.full_task
+
+    def draw(self, step: int, policy: LocalPolicy) -> Drawn:
+        """Sample and judge, in as many rounds as the stage wants, and let the difficulty follow.
+
+        Raises ConfigError when the verifier breaks too often.
+        """
+        stage, task, began = self.stage, self.task(), time.perf_counter()
+        n_rounds = stage.max_rounds or 1
+        kept: list[list[Episode]] = []
+        drawn: list[list[Episode]] = []
+        for number in range(step * n_rounds, (step + 1) * n_rounds):
+            indices = range(number * stage.prompts, (number + 1) * stage.prompts)
+            problems = [task.problem("train", index, self.seed) for index in indices]
+            with folded(policy.model):
+                groups = play(policy, task, problems, stage.group, stage.sampling, self.seed, "step", step)
+            drawn += groups
+            if stage.max_rounds is not None:
+                informative = is_informative(*rewards(stage, groups)).tolist()
+                groups = [group for group, keep in zip(groups, informative, strict=True) if keep]
+            kept = (kept + groups)[: stage.prompts]
+            if len(kept) == stage.prompts:
+                break
+        check_verifier(stage, task, drawn)
+        metrics = rollout_metrics(stage, drawn, *rewards(stage, drawn))
+        if stage.max_rounds is not None:
+            metrics["rollouts/rounds"] = len(drawn) // stage.prompts
+            metrics["rollouts/dropped_groups"] = len(drawn) - len(kept)
+        if self.difficulty is not None:
+            metrics[f"curriculum/{self.difficulty.curriculum.option}"] = self.difficulty.value
+            if "pass_at_1" in metrics:
+                self.difficulty.follow(metrics["pass_at_1"])
+        flops = _flops(policy, drawn)
+        return Drawn(kept, metrics, flops, time.perf_counter() - began)
+
+
+def _flops(policy: LocalPolicy, groups: list[list[Episode]]) -> float:
+    """Of sampling: one forward pass over every prompt with its reply."""
+    total = 0.0
+    for group in groups:
+        n_prompt = len(policy.prompt(conversation(group[0].problem)))
+        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
+    return total
+
+
+def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:
+    """(reward, counted), [P, G] each: what every rollout is worth, 0 and False where its check broke."""
+    reward_PG = torch.zeros(len(episodes_P_G), stage.group)
+    counted_PG = torch.ones(len(episodes_P_G), stage.group, dtype=torch.bool)
+    for p, group in enumerate(episodes_P_G):
+        for g, episode in enumerate(group):
+            verdict = episode.verdict
+            if verdict.outcome == "error":
+                counted_PG[p, g] = False
+                continue
+            worth = stage.accuracy_weight * verdict.reward
+            reward_PG[p, g] = worth + stage.format_weight * verdict.parts.get("format", 0.0) + _length(stage, episode)
+    return reward_PG, counted_PG
+
+
+def _length(stage: RlStage, episode: Episode) -> float:
+    return overlong_punishment(len(episode.reply.tokens), stage.sampling.max_new_tokens, stage.overlong_cache)
+
+
+def check_verifier(stage: RlStage, task: Task, episodes_P_G: list[list[Episode]]) -> None:
+    """Raise ConfigError when the verifier broke on more rollouts than `most_errors` allows."""
+    broken = [e.verdict.reason for group in episodes_P_G for e in group if e.verdict.outcome == "error"]
+    n_rollouts = sum(map(len, episodes_P_G))
+    if len(broken) > stage.most_errors * n_rollouts:
+        raise ConfigError(
+            f"{stage.name}: the verifier of {task.name} broke on {len(broken)} of {n_rollouts} "
+            f"rollouts, more than most_errors = {stage.most_errors:g} allows; for example: {broken[0]}. "
+            "Mend the verifier; the last checkpoint is kept."
+        )
+
+
+def rollout_metrics(
+    stage: RlStage, episodes_P_G: list[list[Episode]], reward_PG: Tensor, counted_PG: Tensor
+) -> dict[str, float]:
+    """What to report of a step's rollouts, under TRL's names where it has them; means over checks that worked."""
+    episodes = [e for group in episodes_P_G for e in group if e.verdict.outcome != "error"]
+    out: dict[str, float] = {"n_verifier_errors": int((~counted_PG).sum())}
+    if not episodes:
+        return out
+    n = len(episodes)
+    lengths = {"right": [], "wrong": []}
+    for episode in episodes:
+        lengths[episode.verdict.outcome].append(len(episode.reply.tokens))
+    for outcome, values in lengths.items():
+        if values:
+            out[f"completions/mean_length_{outcome}"] = sum(values) / len(values)
+    for part in sorted({name for e in episodes for name in e.verdict.parts}):
+        out[f"rewards/{part}/mean"] = sum(e.verdict.parts.get(part, 0.0) for e in episodes) / n
+    if stage.overlong_cache:
+        out["rewards/overlong/mean"] = sum(_length(stage, e) for e in episodes) / n
+    counted = reward_PG[counted_PG]
+    right_PG = torch.tensor([[e.verdict.outcome == "right" for e in group] for group in episodes_P_G])
+    if n > 1:
+        out["reward_std"] = counted.std().item()
+    return out | {
+        "reward": counted.mean().item(),
+        "frac_reward_zero_std": (~is_informative(reward_PG, counted_PG)).float().mean().item(),
+        "pass_at_1": right_PG[counted_PG].float().mean().item(),
+        "pass_at_group": right_PG.any(dim=1).float().mean().item(),
+        "completions/mean_length": sum(map(sum, lengths.values())) / n,
+        "completions/clipped_ratio": sum(e.reply.finish == "length" for e in episodes) / n,
+    }
