@@ -31,6 +31,7 @@ from rich.table import Table
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
+from zifio.models.hub import is_name, resolve
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
 
@@ -88,11 +89,11 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):
-            if name not in earlier and not Path(name).exists():
+            if name not in earlier and not Path(name).exists() and not is_name(name):
                 later = " It comes later: move it up." if recipe.named(name) else ""
                 hint = later or f" {suggestion(name, earlier)}" if earlier else ""
                 raise ConfigError(
-                    f"{path}: stage {stage.name}: wanted an earlier stage or a path that exists, came {name!r}.{hint}"
+                    f"{path}: stage {stage.name}: wanted an earlier stage, a path that exists or a model's name, came {name!r}.{hint}"
                 )
         earlier.append(stage.name)
     return recipe
@@ -163,7 +164,7 @@ class Run:
 
     def _result(self, name: str, result: str, inside: str | None) -> Path:
         stage = self.recipe.named(name)
-        path = self.place(name) / result if stage is not None else Path(name)
+        path = self.place(name) / result if stage is not None else _given(name)
         wanted = path / inside if inside else path
         if wanted.exists() and (path / "manifest.json").exists():
             from zifio.checkpoint import damage
@@ -190,7 +191,7 @@ class Run:
     def _input_digest(self, name: str) -> str:
         stage = self.recipe.named(name)
         if stage is None:
-            return _path_digest(Path(name))
+            return _path_digest(_given(name))
         done = self.place(name) / "done.json"
         return _read_mark(done, ("digest",))["digest"] if done.exists() else self.digest(stage)
 
@@ -387,6 +388,11 @@ def _plan(run: Run, fresh: bool, only: str | None = None) -> dict[str, Any]:
 
 def _makes_model(stage: AnyStage | None) -> bool:
     return stage is not None and not isinstance(stage, TokenizerStage)
+
+
+def _given(name: str) -> Path:
+    """The path that a reference to no stage means; a model's name is looked up."""
+    return resolve(name) if is_name(name) else Path(name)
 
 
 def _path_digest(path: Path) -> str:

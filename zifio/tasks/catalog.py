@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, build
+from zifio.tasks.gym import Gym
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
-TaskConfig = Annotated[ChainSum | ChainMod | Splits, Field(discriminator="name")]
+TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym, Field(discriminator="name")]
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -154,14 +154,22 @@ class PretrainStage(ModelStage):
 class Conversations(ModelStage):
     """What the stages share that learn from given conversations."""
 
-    data: str
+    data: str | None = None
     """A `sample` stage, or a JSONL file with `prompt` and `response`."""
+    documents: PositiveInt | None = None
+    """Instead of data: so many problems of the task, answered with their working."""
     sequences: PositiveInt = 64
     """Conversations per step; the data is walked through in a new order every epoch."""
     short_first: Share = 0.0
     """Share of the steps over which ever longer conversations join, beginning with the shortest tenth."""
     lora: Lora | None = None
     """Train adapters and leave the rest as it is, routers and their balance too; nothing means all weights train."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Conversations:
+        if (self.data is None) == (self.documents is None):
+            raise ValueError("wanted either `data` (a stage or file) or `documents` (a number), not both or neither")
+        return self
 
 
 class SftStage(Conversations):
@@ -184,6 +192,12 @@ class DistillStage(Conversations):
     """The student's base; or leave it out and give `model`."""
     model: ModelConfig | None = None
     """Shape of a student that starts from random weights."""
+
+    @model_validator(mode="after")
+    def _has_traces(self) -> DistillStage:
+        if self.data is None:
+            raise ValueError("data: wanted the teacher's traces, came nothing. Name a `sample` stage or a JSONL file")
+        return self
 
     @model_validator(mode="after")
     def _one_start(self) -> DistillStage:

@@ -23,6 +23,7 @@ from zifio.train.stage import Context, new_model
 def distill(stage: DistillStage, context: Context) -> dict[str, float]:
     """Train the student on the teacher's traces and write it to `model/`; returns the stage's totals."""
     teacher = context.model_of(stage.teacher)
+    assert stage.data is not None, "the config's validator wants traces"
     path = context.data_of(stage.data)
     rows = read_conversations(path)
     _check_provenance(rows, teacher, path)

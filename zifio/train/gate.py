@@ -34,7 +34,7 @@ def check_gate(stage: RlStage, policy: Policy, task: Task, seed: int, folder: Pa
             f"the gate; for example: {broken[0]}. Mend the verifier."
         )
     right = sum(e.verdict.outcome == "right" for group in episodes_P_G for e in group) / n
-    worked_P_G = [[e.verdict.parts.get("process", 0.0) for e in group] for group in episodes_P_G]
+    worked_P_G = [[e.verdict.parts.get("process", e.verdict.reward) for e in group] for group in episodes_P_G]
     worked = sum(map(sum, worked_P_G)) / n
     worked_once = sum(any(group) for group in worked_P_G) / _PROBLEMS
     found = {

@@ -17,7 +17,7 @@ from zifio.data.sources import read_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import open_model
 from zifio.models.decoder import Decoder
-from zifio.seed import stream
+from zifio.seed import stream, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import make_batches
 from zifio.train.config import Conversations, DistillStage, SftStage
@@ -29,8 +29,7 @@ from zifio.train.stage import Context, conversation_sequence, finish, mean_weigh
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
     """Fine-tune the model of `from` on `data` and write it to `model/`; returns the stage's totals."""
     model, tokenizer = open_model(context.model_of(stage.from_))
-    rows = read_conversations(context.data_of(stage.data))
-    return fine_tune(model, tokenizer, rows, stage, context)
+    return fine_tune(model, tokenizer, conversations(stage, context), stage, context)
 
 
 def fine_tune(
@@ -59,6 +58,16 @@ def fine_tune(
     totals = trainer.run(batches)
     finish(context, model, tokenizer)
     return totals
+
+
+def conversations(stage: Conversations, context: Context) -> list[dict[str, Any]]:
+    """What the stage learns from: its data, or documents of the recipe's task with their working."""
+    if stage.data is not None:
+        return read_conversations(context.data_of(stage.data))
+    task = make_task(context.task)
+    seed = stream_seed(context.seed, "sft", stage.name)
+    problems = [task.problem("train", i, seed) for i in range(stage.documents or 0)]
+    return [{"prompt": one.prompt, "response": task.document(one, shows_working=True)} for one in problems]
 
 
 def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int) -> list[Sequence]:

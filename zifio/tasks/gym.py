@@ -1,0 +1,121 @@
+"""Problems of reasoning-gym, put in its own words, with the answer wanted inside tags: for models that speak English.
+
+Only families whose answers are checked exactly here are offered; for now `chain_sum`: one-line sums and differences.
+reasoning-gym draws the problem (pip install reasoning-gym); the check is ours, an integer and nothing else, because its
+own gives part marks when the right answer merely occurs somewhere.
+
+Try it alone:
+
+    python -c "from zifio.tasks.gym import Gym; print(Gym().problem('train', 0, seed=1))"
+"""
+
+import random
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from zifio.config import Config, ConfigError
+from zifio.tasks.task import Problem, Split, Verdict, address, draw
+
+_ASK = "Work it out step by step, then give the number alone between <answer> and </answer>."
+_EXPRESSION = re.compile(r"-?[0-9]+(?: [+-] [0-9]+)+", re.ASCII)
+_INTEGER = re.compile(r"-?[1-9][0-9]{0,31}|0", re.ASCII)  # bounded, and never handed to int()
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_QUOTED = 40  # characters of a stranger's text that a reason repeats
+
+
+class Gym(Config):
+    """A config that is also the task."""
+
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    """Which task this is."""
+    family: Literal["chain_sum"] = "chain_sum"
+    """The family of reasoning-gym."""
+    min_terms: int = Field(default=2, ge=2, le=100)
+    """Fewest terms of a sum."""
+    max_terms: int = Field(default=4, ge=2, le=100)
+    """Most terms of a sum."""
+    min_digits: int = Field(default=1, ge=1, le=12)
+    """Fewest digits of a term."""
+    max_digits: int = Field(default=1, ge=1, le=12)
+    """Most digits of a term."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Gym":
+        for key in ("terms", "digits"):
+            least, most = getattr(self, f"min_{key}"), getattr(self, f"max_{key}")
+            if least > most:
+                raise ValueError(f"wanted min_{key} at most max_{key}, came {least} and {most}. Raise max_{key}.")
+        return self
+
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        """The problem at this address: a pure function; train and held-out share no prompt.
+
+        Raises ConfigError when reasoning-gym is not installed.
+        """
+        prompt = draw(self.name, split, index, seed, self._prompt)
+        steps = _steps(prompt)
+        working = ", ".join(f"{before} {sign} {term} = {total}" for before, sign, term, total in steps)
+        return Problem(address(self.name, split, index, seed), prompt, str(steps[-1][-1]), working)
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        """A right reply: the running totals, if wanted, and the answer between its tags."""
+        working = f"{problem.working}. " if shows_working else ""
+        return f"{working}{_OPEN}{problem.gold}{_CLOSE}"
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        """Right when the response ends with the answer between the one pair of tags, an integer as one writes it.
+
+        Raises ValueError when the problem is broken.
+        """
+        gold = str(_steps(problem.prompt)[-1][-1])
+        fault = _format_fault(response)
+        if fault:
+            return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0}, fault)
+        answer = response[response.index(_OPEN) + len(_OPEN) : response.index(_CLOSE)].strip()
+        if not _INTEGER.fullmatch(answer):
+            return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 1.0}, f"no integer: {answer[:_QUOTED]!r}")
+        right = answer == gold
+        reason = "" if right else f"the answer is {gold}, not {answer}"
+        return Verdict("right" if right else "wrong", float(right), {"accuracy": float(right), "format": 1.0}, reason)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        """The verdict on the problem's own answer; anything but right is a bug of the task."""
+        return self.score(problem, self.document(problem, shows_working=True))
+
+    def _prompt(self, rng: random.Random) -> str:
+        """A problem in reasoning-gym's words, and how to answer. Each has a seed of its own: neighbouring seeds of
+        reasoning-gym repeat one another's problems."""
+        try:
+            from reasoning_gym import create_dataset
+        except ImportError:
+            raise ConfigError(
+                "task reasoning_gym: wanted the library of that name, came none. pip install reasoning-gym"
+            ) from None
+        sizes = {key: getattr(self, key) for key in ("min_terms", "max_terms", "min_digits", "max_digits")}
+        drawn = create_dataset(self.family, seed=rng.getrandbits(48), size=1, **sizes)[0]
+        return f"{drawn['question']}\n{_ASK}"
+
+
+def _format_fault(response: str) -> str:
+    """What keeps the response from being an answer between one pair of tags at its end; empty when nothing does."""
+    if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
+        return "not one pair of answer tags"
+    if response.index(_CLOSE) < response.index(_OPEN) or not response.rstrip().endswith(_CLOSE):
+        return "the answer's tags are not the end"
+    return ""
+
+
+def _steps(prompt: str) -> list[tuple[int, str, int, int]]:
+    """(total before, sign, term, total after) of the sum in the prompt. Raises ValueError when there is none."""
+    found = _EXPRESSION.search(prompt)
+    if found is None:
+        raise ValueError(f"no sum in {prompt[:_QUOTED]!r}")
+    first, *rest = found[0].split(" ")
+    total, steps = int(first), []
+    for sign, term in zip(rest[::2], map(int, rest[1::2]), strict=True):
+        after = total + term if sign == "+" else total - term
+        steps.append((total, sign, term, after))
+        total = after
+    return steps
