@@ -75,7 +75,7 @@ def read_config(folder: str | Path) -> AnyConfig:
     mathematics we do not implement.
     """
     raw, path = _read_json(folder)
-    family = FAMILIES.get(raw.get("model_type") or "")
+    family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise ConfigError(
             f"{path}: model_type = {raw.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}."
@@ -158,8 +158,7 @@ def _flat_rope(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """`rope_parameters` of newer files, and `rope_scaling` with either spelling of its type, as our two fields."""
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0
-    raw = {**raw, "rope_theta": theta, "rope_scaling": None}
+    raw = {**raw, "rope_theta": rope.pop("rope_theta", raw.get("rope_theta")), "rope_scaling": None}
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
         raise ConfigError(f"{path}: rope of its own for {nested[0]!r} layers is not supported; wanted one for all.")
     for key, neutral in _NEUTRAL_ROPE.items():

@@ -214,19 +214,27 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 class _Shards(Mapping[str, Tensor]):
-    """Tensors of several files by name; each is read when it is asked for, and not kept."""
+    """Tensors of several files by name, file by file; each is read when it is asked for, and not kept.
+
+    Only the file of the last tensor stays open, since the pages of an open one that were read count as our memory.
+    """
 
     def __init__(self, files: list[Path]) -> None:
-        self._file_of = {}
+        self._file_of: dict[str, Path] = {}
         for path in files:
-            try:
-                file = safe_open(path, framework="pt", device="cpu")
-            except SafetensorError as error:
-                raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
-            self._file_of |= dict.fromkeys(file.keys(), file)
+            self._open(path)
+            self._file_of |= dict.fromkeys(self._tensors.keys(), path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            self._path, self._tensors = path, safe_open(path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise ConfigError(f"{path}: torn or not safetensors ({error}). Write or download it again.") from None
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+        if self._path != self._file_of[name]:
+            self._open(self._file_of[name])
+        return self._tensors.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._file_of
@@ -269,8 +277,8 @@ def load_state(
             f"{where}: {unknown[0]} is not part of this architecture, {config.architecture} "
             f"({len(unknown)} tensors in all)."
         )
-    for name, target in expected.items():
-        tensor = disk[name]
+    for name in (name for name in disk if name in expected):  # in the order of the files
+        tensor, target = disk[name], expected[name]
         if tensor.shape != target.shape:
             raise ConfigError(
                 f"{where}: {name} has shape {list(tensor.shape)}, config.json asks for {list(target.shape)}."
