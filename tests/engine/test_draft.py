@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny import deepseek, llama, made, tokens_like
@@ -26,9 +24,8 @@ def trained() -> Decoder:
     """A model, MTP module too, that has learnt a round of seven tokens well, though not by heart."""
     model = Decoder(CONFIG, seed=1)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    positions = torch.arange(60).expand(7, -1)
-    tokens = torch.tensor([(PERIOD[shift:] + PERIOD[:shift]) * 8 + PERIOD[shift : shift + 4] for shift in range(4)] * 2)
-    tokens = tokens[:7, :60] if tokens.shape[1] >= 60 else tokens
+    tokens = torch.tensor([(PERIOD * 9)[shift : shift + 56] for shift in range(7)])
+    positions = torch.arange(56).expand(7, -1)
     for _ in range(60):
         output = model(tokens, positions, with_mtp=True)
         loss = -token_logp(model.logits(output.hidden_BTD), tokens)[:, 1:].mean()
@@ -110,7 +107,7 @@ def test_the_module_sees_what_it_saw_in_training(n_prompt: int, chunk_tokens: in
     settings = EngineConfig(speculate=True, chunk_tokens=chunk_tokens)
     prompt = tokens_like(n_prompt, seed=9).tolist()
     Engine(model, -1, settings=settings).generate([prompt], [[1, 2]], Sampling(max_new_tokens=12))
-    assert len(told) == 22 or len(told) > 15
+    assert len(told) > 15
     for tokens, draft in told:
         whole = torch.tensor([tokens])
         with torch.no_grad():
@@ -135,7 +132,7 @@ def test_draft_equals_the_training_form_in_chunks():
     torch.testing.assert_close(torch.cat(parts, dim=1), output.mtp_hidden_BTD, atol=1e-5, rtol=0)
 
 
-def test_a_model_without_the_module_is_told(tmp_path: Path):
+def test_a_model_without_the_module_is_told():
     for config in (deepseek(), llama()):
         with pytest.raises(ConfigError, match="num_nextn_predict_layers"):
             Engine(made(config), -1, settings=DRAFTS)

@@ -40,4 +40,4 @@ def test_experts_are_the_trainers(way: dict):
 def test_off_by_default_and_refused_without_experts():
     assert Engine(made(CONFIG), -1).generate([[1]], [[1]], Sampling(max_new_tokens=2))[0][0].experts_NLA is None
     with pytest.raises(ConfigError, match="record_routing"):
-        Engine(made(llama()), -1, settings=EngineConfig(record_routing=True)).generate([[1]], [[1]], Sampling())
+        Engine(made(llama()), -1, settings=EngineConfig(record_routing=True))
