@@ -126,6 +126,17 @@ def made(config: AnyConfig, seed: int = 1) -> Decoder:
     return model
 
 
+def lively(config: DeepseekV3Config | LlamaConfig, eos_id: int, seed: int = 1, push: float = 1.4) -> Decoder:
+    """A model that ends its replies now and then: the end token has about `push` more logits than others."""
+    model = made(config, seed)
+    tokens = tokens_like(4, 20)
+    with torch.no_grad():
+        mean_D = model(tokens, torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
+        model.lm_head.weight *= 0.5
+        model.lm_head.weight[eos_id] += push * mean_D / mean_D.square().sum()
+    return model
+
+
 def logits_of(model: Decoder, tokens_BT: Tensor) -> Tensor:
     """Logits of whole sequences, one a row, without cache."""
     positions_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)

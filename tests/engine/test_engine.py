@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import deepseek, llama, logits_of, made, save_base, tokens_like
+from tiny import deepseek, lively, llama, logits_of, made, save_base, tokens_like
 
 from zifio.config import ConfigError, Sampling
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page, entry_of
@@ -27,17 +27,6 @@ CASES = {
     "llama": llama(),
 }
 PROMPTS = [tokens_like(n, seed=n).tolist() for n in (1, 9, 4, 17, 4)]
-
-
-def lively(config: DeepseekV3Config | LlamaConfig, seed: int = 1, push: float = 1.4) -> Decoder:
-    """A model that ends its replies now and then: the end token has about `push` more logits than others."""
-    model = made(config, seed)
-    tokens = tokens_like(4, 20)
-    with torch.no_grad():
-        mean_D = model(tokens, torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
-        model.lm_head.weight *= 0.5
-        model.lm_head.weight[EOS] += push * mean_D / mean_D.square().sum()
-    return model
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -60,7 +49,7 @@ def test_greedy_tokens_equal_transformers_generate(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", CASES)
 def test_log_probs_equal_the_trainers(name: str, temperature: float):
     """Also for rows that went on after others had left the batch."""
-    model = lively(CASES[name])
+    model = lively(CASES[name], EOS)
     sampling = Sampling(temperature=temperature, max_new_tokens=30)
     done = Engine(model, EOS).generate(PROMPTS, [[10 * p + g for g in range(4)] for p in range(5)], sampling)
     lengths = {len(completion.tokens) for group in done for completion in group}
@@ -76,7 +65,7 @@ def test_log_probs_equal_the_trainers(name: str, temperature: float):
 @pytest.mark.parametrize("name", ["deepseek", "llama"])
 def test_a_reply_depends_on_its_prompt_and_seed_alone(name: str):
     """Not on its neighbours, their number or order, nor on how the rows are cut into waves."""
-    model = lively(CASES[name])
+    model = lively(CASES[name], EOS)
     sampling = Sampling(max_new_tokens=20)
     seeds = [[100 * p + g for g in range(3)] for p in range(5)]
     together = Engine(model, EOS).generate(PROMPTS, seeds, sampling)
@@ -118,7 +107,7 @@ FORMS = [(name, form) for name in ROOMY for form in forms(ROOMY[name])]
 def plain() -> dict[str, list[list[Completion]]]:
     """What every case says to LONG when nothing is in the way."""
     return {
-        name: Engine(lively(config, push=-1.0), EOS).generate(LONG, LONG_SEEDS, LONG_SAMPLING)
+        name: Engine(lively(config, EOS, push=-1.0), EOS).generate(LONG, LONG_SEEDS, LONG_SAMPLING)
         for name, config in ROOMY.items()
     }
 
@@ -126,7 +115,7 @@ def plain() -> dict[str, list[list[Completion]]]:
 @pytest.mark.parametrize("name, form", FORMS)
 def test_how_it_is_computed_does_not_show(name: str, form: str, plain: dict[str, list[list[Completion]]]):
     settings = forms(ROOMY[name])[form]
-    engine = Engine(lively(ROOMY[name], push=-1.0), EOS, settings=settings)
+    engine = Engine(lively(ROOMY[name], EOS, push=-1.0), EOS, settings=settings)
     found = engine.generate(LONG, LONG_SEEDS, LONG_SAMPLING)
     for ours, theirs in zip(found, plain[name], strict=True):
         for one, other in zip(ours, theirs, strict=True):
@@ -181,7 +170,7 @@ def test_a_larger_limit_only_lengthens_a_reply():
 
 
 def test_the_end_token_ends_a_reply_and_belongs_to_it():
-    model = lively(CASES["deepseek"])
+    model = lively(CASES["deepseek"], EOS)
     done = Engine(model, EOS).generate([PROMPTS[1]], [list(range(40))], Sampling(max_new_tokens=16))[0]
     assert {completion.finish for completion in done} == {"stop", "length"}
     for completion in done:

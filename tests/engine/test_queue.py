@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny import deepseek, llama, made, tokens_like
+from tiny import deepseek, lively, llama, made, tokens_like
 
 from zifio.config import Sampling
 from zifio.engine.cache import PAGE, bytes_per_page
@@ -18,7 +18,7 @@ PROMPT = tokens_like(40, seed=1).tolist()
 
 
 def run(engine: Engine) -> dict[int, Completion]:
-    """Step until all is done; what events told must add up to the completions."""
+    """Step until all is done; what events tell from here on must be the ends of the completions."""
     told: dict[int, list[int]] = {}
     done: dict[int, Completion] = {}
     while engine.has_work:
@@ -27,7 +27,8 @@ def run(engine: Engine) -> dict[int, Completion]:
             if event.completion is not None:
                 assert event.id not in done
                 done[event.id] = event.completion
-                assert told[event.id] == event.completion.tokens
+                tokens = event.completion.tokens
+                assert told[event.id] == tokens[len(tokens) - len(told[event.id]) :]
     return done
 
 
@@ -39,12 +40,12 @@ def held(engine: Engine) -> int:
 
 def test_a_queue_says_what_generate_says():
     model, sampling = made(deepseek()), Sampling(max_new_tokens=20)
-    batch = Engine(model, EOS).generate([PROMPT, PROMPT[:5]], [[1, 2], [3]], sampling)
-    engine = Engine(model, EOS)
+    batch = Engine(model, -1).generate([PROMPT, PROMPT[:5]], [[1, 2], [3]], sampling)
+    engine = Engine(model, -1)
     first = engine.submit(Request(PROMPT, sampling, (1, 2)))
-    engine.step()
-    engine.step()
+    events = engine.step()
     second = engine.submit(Request(PROMPT[:5], sampling, (3,)))
+    assert [event.completion for event in events] == [None, None]
     done = run(engine)
     assert [done[id].tokens for id in first + second] == [c.tokens for group in batch for c in group]
     assert not engine.has_work and held(engine) == 0
@@ -74,7 +75,7 @@ def test_requests_of_many_kinds_stand_side_by_side():
 def test_cancelling_frees_pages_at_once_and_leaves_the_rest_alone(when: int):
     """While it waits, while its prompt is computed (in two chunks), and while it is decoded."""
     model, sampling = made(llama()), Sampling(max_new_tokens=20)
-    engine = Engine(model, 39, settings=EngineConfig(chunk_tokens=30))
+    engine = Engine(model, -1, settings=EngineConfig(chunk_tokens=30))
     ids = engine.submit(Request(PROMPT, sampling, (1, 2)))
     (other,) = engine.submit(Request(PROMPT[:3], sampling, (3,)))
     for _ in range(when):
@@ -91,7 +92,7 @@ def test_cancelling_frees_pages_at_once_and_leaves_the_rest_alone(when: int):
         ids[0]: "cancelled", ids[1]: "cancelled", other: "length",
     }  # fmt: skip
     assert len(done[ids[0]].tokens) == max(0, when - 1)
-    ((alone,),) = Engine(model, 39).generate([PROMPT[:3]], [[3]], sampling)
+    ((alone,),) = Engine(model, -1).generate([PROMPT[:3]], [[3]], sampling)
     assert done[other].tokens == alone.tokens and held(engine) == 0
     engine.cancel(other)
     engine.cancel(12345)
@@ -159,7 +160,7 @@ def test_weights_that_change_under_a_reply_leave_no_stale_prefix():
 
 def test_what_a_reply_left_is_a_prefix_for_what_follows_it():
     """The next turn of a conversation begins with the last one and its reply."""
-    engine = Engine(made(llama()), 39)
+    engine = Engine(made(llama()), -1)
     (id,) = engine.submit(Request(PROMPT, Sampling(max_new_tokens=30), (1,)))
     reply = run(engine)[id].tokens
     before = engine.stats.prefill_tokens
@@ -171,18 +172,21 @@ def test_what_a_reply_left_is_a_prefix_for_what_follows_it():
 SIZES = "abcdefghijklmnopqrstuvwxyz0123456789+-=."
 
 
-@pytest.mark.parametrize("kind", ["llama", "deepseek", "deepseek with drafts"])
+@pytest.mark.parametrize("kind", ["llama", "deepseek with drafts"])
 def test_fault_run(kind: str):
     """500 requests: cancelled at random, over-long, with stop strings, of all samplings, on few pages.
 
     No leak: all pages are free in the end. No hang: the steps are bounded by the tokens. Nobody is forgotten.
     """
     draw = random.Random(7)
-    config = llama() if kind == "llama" else deepseek(num_nextn_predict_layers=int("drafts" in kind))
-    settings = EngineConfig(
-        memory_gb=14 * bytes_per_page(config, False) / 1e9, max_rows=12, chunk_tokens=40, speculate="drafts" in kind
+    context = {"max_position_embeddings": 160}
+    config = (
+        llama(**context) if kind == "llama" else deepseek(num_nextn_predict_layers=int("drafts" in kind), **context)
     )
-    model = made(config)
+    settings = EngineConfig(
+        memory_gb=20 * bytes_per_page(config, False) / 1e9, max_rows=32, chunk_tokens=40, speculate="drafts" in kind
+    )
+    model = lively(config, EOS, push=-0.5)
     engine = Engine(model, EOS, settings=settings, text_of=lambda ids: "".join(SIZES[id] for id in ids))
     stems = [tokens_like(n, seed=n).tolist() for n in (40, 33, 20)]
     asked: dict[int, Request] = {}
@@ -190,11 +194,11 @@ def test_fault_run(kind: str):
     cancelled: set[int] = set()
     n_requests = n_steps = 0
     while n_requests < 500 or engine.has_work:
-        for _ in range(draw.choice([0, 0, 1, 3, 6]) if n_requests < 500 else 0):
+        for _ in range(draw.choice([0, 3, 9]) if n_requests < 500 else 0):
             request = some_request(draw, stems)
             asked.update((id, request) for id in engine.submit(request))
             n_requests += 1
-        for id in draw.sample(sorted(asked), min(len(asked), draw.choice([0, 0, 0, 1, 2]))):
+        for id in draw.sample(sorted(asked), min(len(asked), draw.choice([0, 0, 1, 2]))):
             engine.cancel(id)
             cancelled.add(id)
         for event in engine.step():
@@ -204,7 +208,7 @@ def test_fault_run(kind: str):
         n_steps += 1
         assert n_steps < 20000, "no hang"
     assert done.keys() == asked.keys()
-    assert held(engine) == 0 and engine.stats.peak_pages <= 14
+    assert held(engine) == 0 and engine.stats.peak_pages <= 20
     for id, completion in done.items():
         check(asked[id], completion, id in cancelled)
     finishes = [completion.finish for completion in done.values()]
@@ -230,11 +234,11 @@ def some_request(draw: random.Random, stems: list[list[int]]) -> Request:
     elif fault < 0.16:
         prompt = [*prompt, 40]
     sampling = Sampling(
-        temperature=draw.choice([0.0, 0.7, 1.0, 1.5]), max_new_tokens=draw.choice([1, 2, 10, 40]),
+        temperature=draw.choice([0.0, 0.7, 1.0, 1.5]), max_new_tokens=draw.choice([1, 6, 80]),
         top_p=draw.choice([1.0, 1.0, 0.8]), top_k=draw.choice([0, 0, 5]), min_p=draw.choice([0.0, 0.0, 0.1]),
         repetition_penalty=draw.choice([1.0, 1.0, 1.2]), stop=draw.choice([(), (), ("a",), ("zz", "b1")]),
     )  # fmt: skip
-    return Request(prompt, sampling, tuple(draw.randrange(1000) for _ in range(draw.choice([1, 1, 1, 4]))))
+    return Request(prompt, sampling, tuple(draw.randrange(1000) for _ in range(draw.choice([1, 1, 1, 1, 1, 1, 4]))))
 
 
 def seed_of(asked: dict[int, Request], id: int) -> int:
@@ -251,7 +255,7 @@ def check(request: Request, completion: Completion, was_cancelled: bool) -> None
     assert len(completion.tokens) == len(completion.logps) <= request.sampling.max_new_tokens
     assert completion.reason
     if completion.finish == "refused":
-        assert not request.prompt or len(request.prompt) + request.sampling.max_new_tokens > 96 or 40 in request.prompt
+        assert not request.prompt or len(request.prompt) + request.sampling.max_new_tokens > 130 or 40 in request.prompt
         assert not completion.tokens
     elif completion.finish == "cancelled":
         assert was_cancelled

@@ -70,7 +70,7 @@ def test_replies_are_cut_where_the_text_says(policy: LocalPolicy):
         assert not any(word in one.text for word in ("1-", "=", "</think>"))
         assert other.text.startswith(one.text)
         if one.text == other.text:
-            assert one == other
+            assert (one.tokens, one.finish) == (other.tokens, other.finish)
         else:
             n_cut += 1
             assert one.finish == "stop"

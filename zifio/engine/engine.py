@@ -103,7 +103,7 @@ class Engine:
     ) -> None:
         """`eos_id` are the tokens that end a reply; `max_rows` goes before the settings'; stop strings want `text_of`.
 
-        Raises ConfigError when the settings want the MTP module and the model has none.
+        Raises ConfigError when the settings want the MTP module or experts, and the model has none.
         """
         self.model, self.text_of = model, text_of
         self.settings = settings or EngineConfig()
@@ -115,6 +115,8 @@ class Engine:
                 "speculate: wanted a model with a multi-token prediction module (num_nextn_predict_layers = 1), came "
                 "one without. Set speculate = false."
             )
+        if self.settings.record_routing and not model.routers():
+            raise ConfigError("record_routing: wanted a model with experts, came one without. Set it to false.")
         self._cache: PagedCache | None = None
         self._n_pages = 0  # of the cache
         self._scheduler: Scheduler | None = None
@@ -224,7 +226,7 @@ class Engine:
             self._cache, self._n_pages = None, 0  # before the memory is looked at
             n = n_pages(wanted, page_bytes, settings.memory_gb)
             self._cache, self._n_pages = PagedCache(config, n, settings.latent_cache), n
-            self._routing = RoutingStore(self.model, n) if settings.record_routing else None
+            self._routing = RoutingStore(n) if settings.record_routing else None
         rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
         pages = Pages(n, PAGE)
         self._scheduler = Scheduler(pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page)

@@ -123,17 +123,15 @@ def kept(x_BV: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     As many candidates are looked at as it takes until the last of every row is dropped.
     """
     n_vocab = x_BV.shape[1]
-    width = min(_CANDIDATES, n_vocab)
+    has_top_k_B1 = (settings.top_k_B > 0)[:, None]
+    top_k_B1 = settings.top_k_B.clamp(min=1, max=n_vocab)[:, None]
+    width = min(max(_CANDIDATES, int(settings.top_k_B.max()) + 1), n_vocab)
     total_B1 = x_BV.logsumexp(dim=-1, keepdim=True)
-    top_k_B1 = torch.where(settings.top_k_B > 0, settings.top_k_B, n_vocab).clamp(max=n_vocab)[:, None]
     while True:
         value_BK, token_BK = x_BV.topk(width, dim=-1)
-        least_B1 = value_BK.gather(1, (top_k_B1 - 1).clamp(max=width - 1))
-        keep_BK = (value_BK >= least_B1) | (top_k_B1 > width)
-        all_B1 = torch.where(
-            top_k_B1 < n_vocab, value_BK.masked_fill(~keep_BK, -torch.inf).logsumexp(-1, keepdim=True), total_B1
-        )
-        p_BK = (value_BK - all_B1).exp().double()
+        keep_BK = ~has_top_k_B1 | (value_BK >= value_BK.gather(1, top_k_B1 - 1))
+        left_B1 = value_BK.masked_fill(~keep_BK, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        p_BK = (value_BK - torch.where(has_top_k_B1, left_B1, total_B1)).exp().double()
         before_BK = p_BK.cumsum(dim=-1) - p_BK
         keep_BK &= (before_BK < settings.top_p_B[:, None]) | (settings.top_p_B[:, None] >= 1)
         keep_BK &= p_BK >= settings.min_p_B[:, None] * p_BK[:, :1]

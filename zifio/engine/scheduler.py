@@ -205,11 +205,12 @@ class Scheduler:
     def _how_many(self, n_samples: int, n_fresh: int) -> int:
         """How many of a group may start, when the prompt takes `n_fresh` pages.
 
-        Everybody who runs shall find one more page; a sample beside the first needs a copy of the last page too.
+        Half of the rows, and everybody who begins, shall find one more page; a sample beside the first needs a copy of
+        the last page too. More in reserve would idle where replies end early, less would send back too many.
         """
         n_free, n_rows = self._n_free_rows(), len(self.rows)
         n_in_jobs = self.rows.max_rows - n_rows - n_free
-        spare = self.pages.n_available - n_fresh - n_rows - 2 * n_in_jobs
+        spare = self.pages.n_available - n_fresh - n_rows // 2 - 2 * n_in_jobs
         if not self.rows.samples and not self.jobs:
             spare = max(spare, 1)
             assert self.pages.n_available >= n_fresh, "what cannot run alone is refused beforehand"
