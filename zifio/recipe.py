@@ -93,7 +93,8 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
                 later = " It comes later: move it up." if recipe.named(name) else ""
                 hint = later or f" {suggestion(name, earlier)}" if earlier else ""
                 raise ConfigError(
-                    f"{path}: stage {stage.name}: wanted an earlier stage, a path that exists or a model's name, came {name!r}.{hint}"
+                    f"{path}: stage {stage.name}: wanted an earlier stage, a path that exists or a model's name, "
+                    f"came {name!r}.{hint}"
                 )
         earlier.append(stage.name)
     return recipe

@@ -50,7 +50,8 @@ def _in_package(name: str) -> Path:
 def resolve(reference: str | Path) -> Path:
     """The folder of a model: `reference` itself when it exists, else the hub's model of that name, fetched if need be.
 
-    `package:NAME` is the GGUF file of an installed package. Raises ConfigError when it is neither, or the hub has no such model, wants a licence accepted, or is out of reach.
+    `package:NAME` is the GGUF file of an installed package. Raises ConfigError when it is none of these, or the hub
+    has no such model, wants a licence accepted, or is out of reach.
     """
     if Path(reference).exists():
         return Path(reference)
