@@ -106,7 +106,7 @@ def test_attention(heads: int, key_heads: int, d_key: int, d_value: int) -> None
     whole = kernels.attention(q, k, v, spans, scale)
     start = sum(LENGTHS[:3])
     alone = slice(start, start + LENGTHS[3])
-    one = torch.tensor([[0, LENGTHS[3], 0]])
+    one = torch.tensor([[0, LENGTHS[3], 0, 0]])
     assert torch.equal(kernels.attention(q[alone], k[alone], v[alone], one, scale), whole[alone])
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import pytest
 import torch
-from tiny import tokens_like
+from tiny import deepseek, llama, made, tokens_like
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
+from zifio.kernels import operators as kernels
 from zifio.train.batch import COLUMNS, make_batches
+from zifio.train.loss import LossTerms, batch_loss
 
 
 def sequences() -> list[Sequence]:
@@ -84,3 +89,41 @@ def test_nothing_gives_nothing():
 def test_batches_are_deterministic():
     one, two = make_batches(sequences(), 10, 20, 0), make_batches(sequences(), 10, 20, 0)
     assert all(torch.equal(a.tokens_BT, b.tokens_BT) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek"])
+@pytest.mark.parametrize("native", [True, False])
+def test_replies_behind_one_copy_of_their_prompt_learn_what_they_learn_alone(
+    name: str, native: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Loss, metrics and all gradients; rows too short for a whole group repeat the prompt."""
+    model = made({"llama": llama, "deepseek": deepseek}[name]())
+    if not native:
+        monkeypatch.setattr(kernels, "native", lambda x: False)
+    rng = random.Random(4)
+
+    def replies(prompt: list[int]) -> list[Sequence]:
+        out = []
+        for _ in range(3):
+            n = rng.randint(1, 6)
+            tokens, given = prompt + rng.choices(range(40), k=n), [0.0] * len(prompt)
+            columns = {"policy_weight": given + [0.1] * n, "advantage": given + [rng.uniform(-1, 1)] * n}
+            columns["old_logp"] = given + [rng.uniform(-4, -3) for _ in range(n)]
+            out.append(Sequence(tokens, [0.0] * len(tokens), columns, len(prompt)))
+        return out
+
+    together = replies([1, 5, 9, 11]) + replies([2, 3])
+    alone = [replace(sequence, n_prefix=0) for sequence in together]
+    found = {}
+    for label, sequences, row_tokens in (("alone", alone, 40), ("together", together, 40), ("cut", together, 12)):
+        model.zero_grad()
+        batches = make_batches(sequences, row_tokens, 1000, 0)
+        results = [batch_loss(model, batch, LossTerms(ratio="sequence"), 1.0) for batch in batches]
+        sum((result.loss for result in results), torch.zeros(())).backward()
+        sums = {key: sum(result.sums[key] for result in results) for key in ("policy", "entropy", "n_policy_tokens")}
+        found[label] = (sum(batch.n_tokens for batch in batches), sums, [p.grad.clone() for p in model.parameters()])
+    assert found["together"][0] < found["cut"][0] < found["alone"][0]
+    for label in ("together", "cut"):
+        assert found[label][1] == pytest.approx(found["alone"][1], rel=1e-5)
+        for one, other in zip(found[label][2], found["alone"][2], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

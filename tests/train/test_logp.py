@@ -38,7 +38,7 @@ def test_equals_the_readable_form_with_all_gradients(chunk_tokens: int, temperat
         model.zero_grad()
         hidden = hidden_of(model, tokens)
         if chunked:
-            logp, entropy = token_logp_entropy(model, hidden, tokens, temperature, None, True, chunk_tokens)
+            logp, entropy = token_logp_entropy(model, hidden, tokens, temperature, None, None, True, chunk_tokens)
             assert entropy is not None and not entropy.requires_grad
         else:
             logits = model.logits(hidden) / temperature

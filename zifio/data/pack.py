@@ -21,6 +21,8 @@ class Sequence:
     """How much each token counts in the loss; 0 for what is given."""
     columns: dict[str, list[float]] = field(default_factory=dict)
     """Further values per token (advantage, old log-prob ...), by name."""
+    n_prefix: int = 0
+    """Leading tokens that may be shared with sequences that begin with the same: a prompt, which has no weight."""
 
     def __post_init__(self) -> None:
         for name, values in (("weight", self.weight), *self.columns.items()):

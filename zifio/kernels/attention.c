@@ -146,11 +146,20 @@ API void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 
         }
 }
 
-/* One span's keys and values of head j as pages in the thread's memory. */
-static void fill_pages(const Shape *s, i64 n, i64 j, const float *k, const float *v, float *keys, float *values) {
-    for (i64 t = 0; t < n; t++) {
-        put_key(s, k + (t * s->n_key_heads + j) * s->d_key, keys + t / PAGE * s->d_key * PAGE, t % PAGE);
-        put_value(s, v + (t * s->n_key_heads + j) * s->d_value, values + t / PAGE * value_width(s) * PAGE, t % PAGE);
+/* A span: `count` tokens in a row from token `start` on, that continue the `n_prefix` tokens from `prefix` on. */
+typedef struct {
+    i64 start, count, prefix, n_prefix;
+} Span;
+
+/* Token t of a span with its prefix, among all tokens. */
+INLINE i64 token_of(const Span *p, i64 t) { return t < p->n_prefix ? p->prefix + t : p->start + t - p->n_prefix; }
+
+/* A span's keys and values of head j, its prefix first, as pages in the thread's memory. */
+static void fill_pages(const Shape *s, const Span *p, i64 j, const float *k, const float *v, float *keys, float *values) {
+    for (i64 t = 0; t < p->n_prefix + p->count; t++) {
+        i64 at = token_of(p, t) * s->n_key_heads + j;
+        put_key(s, k + at * s->d_key, keys + t / PAGE * s->d_key * PAGE, t % PAGE);
+        put_value(s, v + at * s->d_value, values + t / PAGE * value_width(s) * PAGE, t % PAGE);
     }
 }
 
@@ -160,25 +169,27 @@ static int32_t *counting(i64 n) {
     return table;
 }
 
-/* Causal attention within each span (start, count, _) of N flattened tokens; q [N, H, K], k [N, J, K], v [N, J, X]. */
-API void zifio_attend_spans(i64 n_spans, const i64 *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
+/* Causal attention within each span, its prefix included; q [N, H, K], k [N, J, K], v [N, J, X]. */
+API void zifio_attend_spans(i64 n_spans, const Span *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
                             float scale, const float *q, const float *k, const float *v, float *out, float *lse) {
     Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
     i64 group = n_heads / n_key_heads, wide = value_width(&s);
 #pragma omp parallel for schedule(dynamic) collapse(2)
     for (i64 m = 0; m < n_spans; m++)
         for (i64 j = 0; j < n_key_heads; j++) {
-            i64 start = spans[3 * m], n = spans[3 * m + 1], n_pages = (n + PAGE - 1) / PAGE;
+            const Span *p = spans + m;
+            i64 n_pages = (p->n_prefix + p->count + PAGE - 1) / PAGE;
             float *keys = scratch(5, n_pages * d_key * PAGE), *values = scratch(6, n_pages * wide * PAGE);
             int32_t *table = counting(n_pages);
-            fill_pages(&s, n, j, k + start * n_key_heads * d_key, v + start * n_key_heads * d_value, keys, values);
-            for (i64 first = 0; first < n * group; first += MR) {
+            fill_pages(&s, p, j, k, v, keys, values);
+            for (i64 first = 0; first < p->count * group; first += MR) {
                 Row rows[MR];
-                i64 count = least(MR, n * group - first);
+                i64 count = least(MR, p->count * group - first);
                 for (i64 r = 0; r < count; r++) {
                     i64 token = (first + r) / group, head = j * group + (first + r) % group;
-                    i64 at = (start + token) * n_heads + head;
-                    rows[r] = (Row){q + at * d_key, out + at * d_value, lse ? lse + at : 0, table, token + 1};
+                    i64 at = (p->start + token) * n_heads + head;
+                    i64 n_keys = p->n_prefix + token + 1;
+                    rows[r] = (Row){q + at * d_key, out + at * d_value, lse ? lse + at : 0, table, n_keys};
                 }
                 attend_tile(&s, rows, count, keys, d_key * PAGE, values, wide * PAGE);
             }
@@ -187,49 +198,74 @@ API void zifio_attend_spans(i64 n_spans, const i64 *spans, i64 n_heads, i64 n_ke
 
 #define QUERIES 96 /* query rows whose scores the backward pass holds at a time */
 
-/* Gradients of `zifio_attend_spans`. With P the attention weights and dP = dO V^T:
- * dq is written, dk and dv are added to.
- *     dV = P^T dO    dS = P (dP - sum(dO O))    dQ = dS K scale    dK = dS^T Q scale      (FlashAttention, algorithm 4) */
-API void zifio_attend_spans_backward(i64 n_spans, const i64 *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
+typedef struct {
+    const float *q, *k, *v, *out, *lse, *d_out;
+    float *dq, *dk, *dv;
+} Tensors;
+
+/* One span and key/value head. Keys and values are gathered first, and their gradients added to their places last. */
+static void span_backward(const Shape *s, const Span *p, i64 j, const Tensors *x) {
+    i64 group = s->n_heads / s->n_key_heads, n = p->n_prefix + p->count, n_rows = p->count * group;
+    i64 d_key = s->d_key, d_value = s->d_value, wide = up(n, VL);
+    float *query = scratch(1, QUERIES * d_key), *d_query = scratch(2, QUERIES * d_key);
+    float *d_rows = scratch(3, QUERIES * d_value), *key = scratch(4, 2 * n * (d_key + d_value));
+    float *value = key + n * d_key, *d_keys = value + n * d_value, *d_values = d_keys + n * d_key;
+    float *weight = scratch(5, QUERIES * wide), *d_weight = scratch(6, QUERIES * wide);
+    for (i64 t = 0; t < n; t++) {
+        i64 at = token_of(p, t) * s->n_key_heads + j;
+        memcpy(key + t * d_key, x->k + at * d_key, 4 * d_key);
+        memcpy(value + t * d_value, x->v + at * d_value, 4 * d_value);
+    }
+    memset(d_keys, 0, 4 * n * (d_key + d_value));
+    for (i64 first = 0; first < n_rows; first += QUERIES) {
+        i64 count = least(QUERIES, n_rows - first), seen = p->n_prefix + (first + count - 1) / group + 1;
+        i64 width = up(seen, VL);
+#define AT(r) ((p->start + (first + (r)) / group) * s->n_heads + j * group + (first + (r)) % group)
+        for (i64 r = 0; r < count; r++) {
+            for (i64 i = 0; i < d_key; i++) query[r * d_key + i] = x->q[AT(r) * d_key + i] * s->scale;
+            memcpy(d_rows + r * d_value, x->d_out + AT(r) * d_value, 4 * d_value);
+        }
+        product(count, seen, d_key, query, d_key, 1, key, 1, d_key, weight, width, 0);
+        product(count, seen, d_value, d_rows, d_value, 1, value, 1, d_value, d_weight, width, 0);
+        for (i64 r = 0; r < count; r++) {
+            i64 last = p->n_prefix + (first + r) / group;
+            float *w = weight + r * width, *dw = d_weight + r * width, delta = 0;
+            for (i64 i = 0; i < d_value; i++) delta += d_rows[r * d_value + i] * x->out[AT(r) * d_value + i];
+            for (i64 i = last + 1; i < width; i++) w[i] = -INFINITY, dw[i] = 0;
+            for (i64 i = 0; i < width; i += VL) {
+                vec weights = exp_vec(load(w + i) - x->lse[AT(r)]);
+                store(w + i, weights);
+                store(dw + i, weights * (load(dw + i) - delta));
+            }
+        }
+        product(seen, d_value, count, weight, 1, width, d_rows, d_value, 1, d_values, d_value, 1);
+        product(seen, d_key, count, d_weight, 1, width, query, d_key, 1, d_keys, d_key, 1);
+        product(count, d_key, seen, d_weight, width, 1, key, d_key, 1, d_query, d_key, 0);
+        for (i64 r = 0; r < count; r++)
+            for (i64 i = 0; i < d_key; i++) x->dq[AT(r) * d_key + i] = d_query[r * d_key + i] * s->scale;
+#undef AT
+    }
+    for (i64 t = 0; t < n; t++) {
+        i64 at = token_of(p, t) * s->n_key_heads + j;
+        for (i64 i = 0; i < d_key; i++) x->dk[at * d_key + i] += d_keys[t * d_key + i];
+        for (i64 i = 0; i < d_value; i++) x->dv[at * d_value + i] += d_values[t * d_value + i];
+    }
+}
+
+/* Gradients of `zifio_attend_spans`: dq is written, dk and dv are added to. With P the attention weights, dP = dO V^T:
+ *     dV = P^T dO    dS = P (dP - sum(dO O))    dQ = dS K scale    dK = dS^T Q scale      (FlashAttention, algorithm 4)
+ * A span and those that continue it are one thread's work, since they add to the same keys. */
+API void zifio_attend_spans_backward(i64 n_spans, const Span *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
                                      float scale, const float *q, const float *k, const float *v, const float *out,
                                      const float *lse, const float *d_out, float *dq, float *dk, float *dv) {
-    i64 group = n_heads / n_key_heads, ldk = n_key_heads * d_key, ldv = n_key_heads * d_value;
+    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+    Tensors x = {q, k, v, out, lse, d_out, dq, dk, dv};
 #pragma omp parallel for schedule(dynamic) collapse(2)
     for (i64 m = 0; m < n_spans; m++)
         for (i64 j = 0; j < n_key_heads; j++) {
-            i64 start = spans[3 * m], n = spans[3 * m + 1], n_rows = n * group;
-            const float *key = k + start * ldk + j * d_key, *value = v + start * ldv + j * d_value;
-            float *d_key_rows = dk + start * ldk + j * d_key, *d_value_rows = dv + start * ldv + j * d_value;
-            float *query = scratch(1, QUERIES * d_key), *d_query = scratch(2, QUERIES * d_key);
-            float *d_rows = scratch(3, QUERIES * d_value);
-            for (i64 first = 0; first < n_rows; first += QUERIES) {
-                i64 count = least(QUERIES, n_rows - first), seen = (first + count - 1) / group + 1, width = up(seen, VL);
-                float *weight = scratch(5, QUERIES * up(n, VL)), *d_weight = scratch(6, QUERIES * up(n, VL));
-                for (i64 r = 0; r < count; r++) {
-                    i64 at = (start + (first + r) / group) * n_heads + j * group + (first + r) % group;
-                    for (i64 i = 0; i < d_key; i++) query[r * d_key + i] = q[at * d_key + i] * scale;
-                    memcpy(d_rows + r * d_value, d_out + at * d_value, 4 * d_value);
-                }
-                product(count, seen, d_key, query, d_key, 1, key, 1, ldk, weight, width, 0);
-                product(count, seen, d_value, d_rows, d_value, 1, value, 1, ldv, d_weight, width, 0);
-                for (i64 r = 0; r < count; r++) {
-                    i64 token = (first + r) / group, at = (start + token) * n_heads + j * group + (first + r) % group;
-                    float *w = weight + r * width, *dw = d_weight + r * width, delta = 0;
-                    for (i64 i = 0; i < d_value; i++) delta += d_rows[r * d_value + i] * out[at * d_value + i];
-                    for (i64 i = token + 1; i < width; i++) w[i] = -INFINITY, dw[i] = 0;
-                    for (i64 i = 0; i < width; i += VL) {
-                        vec p = exp_vec(load(w + i) - lse[at]);
-                        store(w + i, p);
-                        store(dw + i, p * (load(dw + i) - delta));
-                    }
-                }
-                product(seen, d_value, count, weight, 1, width, d_rows, d_value, 1, d_value_rows, ldv, 1);
-                product(seen, d_key, count, d_weight, 1, width, query, d_key, 1, d_key_rows, ldk, 1);
-                product(count, d_key, seen, d_weight, width, 1, key, ldk, 1, d_query, d_key, 0);
-                for (i64 r = 0; r < count; r++) {
-                    i64 at = (start + (first + r) / group) * n_heads + j * group + (first + r) % group;
-                    for (i64 i = 0; i < d_key; i++) dq[at * d_key + i] = d_query[r * d_key + i] * scale;
-                }
-            }
+            if (spans[m].n_prefix) continue; /* done with the span that it continues */
+            i64 last = m + 1;
+            while (last < n_spans && spans[last].n_prefix) last++;
+            for (i64 i = m; i < last; i++) span_backward(&s, spans + i, j, &x);
         }
 }

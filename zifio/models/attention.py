@@ -43,34 +43,58 @@ class Geometry(NamedTuple):
     positions_BT: Tensor
     cos_BTr: Tensor
     sin_BTr: Tensor
-    spans_M3: Tensor | None
-    """Without a cache: (start, count, first position) of every sequence, on the flattened axis B*T."""
+    spans_M4: Tensor | None
+    """Without a cache: what `spans_of` says."""
     absorb: bool
     """Whether MLA attends in its absorbed form."""
 
 
+def branches_of(positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Where sequences begin, and where each token's last position 0 is: [B, T] booleans, [N] flat indices.
+
+    A sequence begins wherever the position is not the one before plus one. If it begins at a position p > 0, it
+    continues the first p tokens of the last one that began at 0: the samples of one prompt, which stands there once.
+    """
+    begins_BT = F.pad(positions_BT[:, 1:] != positions_BT[:, :-1] + 1, (1, 0), value=True)
+    index_N = torch.arange(positions_BT.numel(), device=positions_BT.device)
+    return begins_BT, torch.where(positions_BT.flatten() == 0, index_N, 0).cummax(0).values
+
+
+def predecessors(positions_BT: Tensor) -> Tensor:
+    """Flat index of the token before each token in its own sequence, [N]; meaningless at position 0."""
+    begins_BT, root_N = branches_of(positions_BT)
+    index_N = torch.arange(positions_BT.numel(), device=positions_BT.device)
+    return torch.where(begins_BT.flatten(), root_N + positions_BT.flatten(), index_N) - 1
+
+
 def spans_of(positions_BT: Tensor) -> Tensor:
-    """(start, count, 0) of every sequence on the flattened axis: one begins at each row and at each position 0."""
-    begins_BT = positions_BT == 0
-    begins_BT[:, 0] = True
+    """(start, count, start of the prefix, its length) of every sequence, on the flattened axis N = B*T; [M, 4].
+
+    The tokens of a prefix belong to another span, see `branches_of`.
+    """
+    begins_BT, root_N = branches_of(positions_BT)
     start_M = begins_BT.flatten().nonzero()[:, 0]
     count_M = torch.diff(start_M, append=start_M.new_tensor([positions_BT.numel()]))
-    return torch.stack([start_M, count_M, torch.zeros_like(start_M)], dim=1)
+    return torch.stack([start_M, count_M, root_N[start_M], positions_BT.flatten()[start_M]], dim=1)
 
 
-def attend(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M3: Tensor, scale: float) -> Tensor:
-    """Causal softmax(q k^T scale) v within each span, as [N, H, X]; query heads share key/value heads in groups."""
+def attend(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float) -> Tensor:
+    """Causal softmax(q k^T scale) v within each span and its prefix, as [N, H, X]; query heads share key/value heads
+    in groups."""
     if kernels.native(q_NHK):
-        return kernels.attention(q_NHK, k_NJK, v_NJX, spans_M3, scale)
-    count_M, n_heads = spans_M3[:, 1], q_NHK.shape[1]
-    width = int(count_M.max())
-    column_T = torch.arange(width, device=q_NHK.device)
-    index_MT = (spans_M3[:, :1] + column_T).clamp(max=len(q_NHK) - 1)
-    group = n_heads // k_NJK.shape[1]
+        return kernels.attention(q_NHK, k_NJK, v_NJX, spans_M4, scale)
+    start_M1, count_M1, prefix_M1, n_prefix_M1 = spans_M4.split(1, dim=1)
+    column_T = torch.arange(int(count_M1.max()), device=q_NHK.device)
+    column_S = torch.arange(int((count_M1 + n_prefix_M1).max()), device=q_NHK.device)
+    index_MT = (start_M1 + column_T).clamp(max=len(q_NHK) - 1)
+    index_MS = torch.where(column_S < n_prefix_M1, prefix_M1 + column_S, start_M1 + column_S - n_prefix_M1)
+    index_MS = index_MS.clamp(max=len(q_NHK) - 1)
+    visible_MTS = column_S <= (n_prefix_M1 + column_T)[..., None] if bool(n_prefix_M1.any()) else None
+    group = q_NHK.shape[1] // k_NJK.shape[1]
     q_MHTK = q_NHK[index_MT].transpose(1, 2)
-    k_MHTK, v_MHTX = (x[index_MT].repeat_interleave(group, dim=2).transpose(1, 2) for x in (k_NJK, v_NJX))
-    out_MTHX = fused_attention(q_MHTK, k_MHTK, v_MHTX, None, scale).transpose(1, 2)
-    return out_MTHX[column_T < count_M[:, None]]
+    k_MHSK, v_MHSX = (x[index_MS].repeat_interleave(group, dim=2).transpose(1, 2) for x in (k_NJK, v_NJX))
+    out_MTHX = fused_attention(q_MHTK, k_MHSK, v_MHSX, visible_MTS, scale).transpose(1, 2)
+    return out_MTHX[column_T < count_M1]
 
 
 def fused_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSX: Tensor, visible_BTS: Tensor | None, scale: float) -> Tensor:
@@ -195,5 +219,5 @@ def _attend(
 ) -> Tensor:
     if cache is not None:
         return cache.attend(layer, q_NHK, k_NJK, v_NJX, scale)
-    assert geometry.spans_M3 is not None, "spans are there whenever no cache is"
-    return attend(q_NHK, k_NJK, v_NJX, geometry.spans_M3, scale)
+    assert geometry.spans_M4 is not None, "spans are there whenever no cache is"
+    return attend(q_NHK, k_NJK, v_NJX, geometry.spans_M4, scale)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
@@ -76,8 +77,13 @@ def _attention(config: AnyConfig) -> int:
     )
 
 
-def forward_flops(config: AnyConfig, lengths: Iterable[int], with_mtp: bool = False) -> float:
-    """FLOPs of one causal forward pass over sequences of these lengths, logits at every position included."""
+def forward_flops(
+    config: AnyConfig, lengths: Iterable[int], with_mtp: bool = False, firsts: Iterable[int] | None = None
+) -> float:
+    """FLOPs of one causal forward pass over sequences of these lengths, logits at every position included.
+
+    `firsts` are the positions at which they begin, where a prefix is there already; by default 0.
+    """
     weights = parameters(config, with_mtp).multiplied
     if with_mtp and config.n_mtp:
         weights += (config.vocab_size or 0) * config.hidden_size  # the shared head is used once more
@@ -85,6 +91,6 @@ def forward_flops(config: AnyConfig, lengths: Iterable[int], with_mtp: bool = Fa
     layers += config.n_mtp if with_mtp else 0
     per_pair = 2 * heads * (config.d_key + config.d_value) * layers
     total = 0.0
-    for length in lengths:
-        total += 2.0 * weights * length + per_pair * (length * (length + 1) / 2)
+    for length, first in zip(lengths, repeat(0) if firsts is None else firsts, strict=False):
+        total += 2.0 * weights * length + per_pair * (length * first + length * (length + 1) / 2)
     return total

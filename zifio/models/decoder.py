@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zifio.kernels import operators as kernels
-from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, spans_of
+from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, branches_of, spans_of
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.layers import FeedForward, Linear, RMSNorm
@@ -145,8 +145,9 @@ class Decoder(nn.Module):
     ) -> Output:
         """Hidden states of every position; `positions_BT` says where each token stands in its own sequence.
 
-        Without a cache a row may hold several sequences. With one, the cache was told which sequence each token of the
-        flattened B*T continues. `absorb` chooses MLA's form: by default what the cache stores, expanded without one.
+        Without a cache a row may hold several sequences, and several replies to one prompt (`branches_of`). With one,
+        the cache was told which sequence each token of the flattened B*T continues. `absorb` chooses MLA's form: by
+        default what the cache stores, expanded without one.
         """
         geometry = self._geometry(positions_BT, cache, absorb)
         x_BTD = self.embed_tokens(tokens_BT)
@@ -240,8 +241,8 @@ class Decoder(nn.Module):
 
 
 def sequence_ids(positions_BT: Tensor) -> Tensor:
-    """Number of each token's sequence within its row: a new one begins at every position 0."""
-    return (positions_BT == 0).cumsum(dim=1) - 1
+    """Number of each token's sequence within its row; samples of one prompt, and it, count apart (`branches_of`)."""
+    return branches_of(positions_BT)[0].cumsum(dim=1) - 1
 
 
 def balance(output: Output, positions_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, list[Tensor]]:

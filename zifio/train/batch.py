@@ -1,8 +1,9 @@
 """The one Batch: packed rows of tokens with a weight per token for each term of the loss.
 
 Entry t of every column is about token t. A row holds whole sequences one behind the other; positions restart at 0
-with each. Weights already carry every normalisation, so that the loss of a step is the plain sum over all its
-micro-batches, however they are cut.
+with each. Replies to one prompt stand behind a single copy of it, each with positions that go on from its end, so the
+prompt is computed once (`models.attention.branches_of`). Weights already carry every normalisation, so that the loss
+of a step is the plain sum over all its micro-batches, however they are cut.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Batch:
     """[B, T] each, by the names in `COLUMNS`; only those that some sequence brought."""
     n_sequences: int
     lengths: tuple[int, ...]
-    """Tokens of each sequence, in the order in which they stand; for the FLOP ledger."""
+    """Tokens of each sequence, in the order in which they stand, less a prefix that stands before another."""
+    firsts: tuple[int, ...] = ()
+    """Position of each one's first token; with `lengths`, for the FLOP ledger."""
     order: tuple[int, ...] = ()
     """Place of each sequence in the list that the batches were made from."""
 
@@ -62,38 +65,63 @@ def make_batches(sequences: list[Sequence], row_tokens: int, micro_tokens: int, 
     A sequence's `weight` is the weight of its cross-entropy. Rows are only as long as the longest one needs.
     Raises ConfigError when a sequence is longer than `row_tokens`.
     """
-    lengths = [len(sequence.tokens) for sequence in sequences]
-    rows = pack(lengths, row_tokens)
+    bundles = _bundles(sequences, row_tokens)
+    rows = pack([_length([sequences[i] for i in bundle]) for bundle in bundles], row_tokens)
     per_batch = max(1, micro_tokens // max(row_tokens, 1))
-    return [_batch(sequences, rows[start : start + per_batch], pad_id) for start in range(0, len(rows), per_batch)]
+    placed = [[bundles[i] for i in row] for row in rows]
+    return [_batch(sequences, placed[start : start + per_batch], pad_id) for start in range(0, len(placed), per_batch)]
 
 
-def _batch(all_sequences: list[Sequence], places: list[list[int]], pad_id: int) -> Batch:
-    rows = [[all_sequences[i] for i in row] for row in places]
-    width = max(sum(len(sequence.tokens) for sequence in row) for row in rows)
-    names = {name for row in rows for sequence in row for name in sequence.columns}
+def _length(bundle: list[Sequence]) -> int:
+    """Tokens of sequences that stand behind one copy of their prefix."""
+    return bundle[0].n_prefix + sum(len(sequence.tokens) - sequence.n_prefix for sequence in bundle)
+
+
+def _bundles(sequences: list[Sequence], row_tokens: int) -> list[list[int]]:
+    """Places of sequences with equal prefixes, as many together as fit a row; those without a prefix alone."""
+    bundles: list[list[int]] = []
+    open_by_prefix: dict[tuple[int, ...], list[int]] = {}
+    for place, sequence in enumerate(sequences):
+        prefix = tuple(sequence.tokens[: sequence.n_prefix])
+        bundle = open_by_prefix.get(prefix) if prefix else None
+        if bundle is None or _length([*(sequences[i] for i in bundle), sequence]) > row_tokens:
+            bundle = open_by_prefix[prefix] = []
+            bundles.append(bundle)
+        bundle.append(place)
+    return bundles
+
+
+def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id: int) -> Batch:
+    """Rows of bundles of sequences as tensors; from the second of a bundle on, a sequence comes without its prefix."""
+    rows = [
+        [(all_sequences[i], all_sequences[i].n_prefix if nth else 0) for bundle in row for nth, i in enumerate(bundle)]
+        for row in places
+    ]
+    width = max(sum(len(sequence.tokens) - cut for sequence, cut in row) for row in rows)
+    names = {name for row in rows for sequence, _ in row for name in sequence.columns}
     assert names <= set(COLUMNS), f"unknown columns {sorted(names - set(COLUMNS))}"
-    has_weight = any(any(sequence.weight) for row in rows for sequence in row)
+    has_weight = any(any(sequence.weight) for row in rows for sequence, _ in row)
     names |= {"cross_entropy_weight"} if has_weight else set()
     tokens, positions, real = [], [], []
     columns: dict[str, list[list[float]]] = {name: [] for name in names}
     for row in rows:
-        gap = width - sum(len(sequence.tokens) for sequence in row)
-        tokens.append([t for sequence in row for t in sequence.tokens] + [pad_id] * gap)
-        positions.append([t for sequence in row for t in range(len(sequence.tokens))] + list(range(gap)))
+        gap = width - sum(len(sequence.tokens) - cut for sequence, cut in row)
+        tokens.append([t for sequence, cut in row for t in sequence.tokens[cut:]] + [pad_id] * gap)
+        positions.append([t for sequence, cut in row for t in range(cut, len(sequence.tokens))] + list(range(gap)))
         real.append([True] * (width - gap) + [False] * gap)
         for name in names:
-            values = [_values(sequence, name) for sequence in row]
+            values = [_values(sequence, name)[cut:] for sequence, cut in row]
             columns[name].append([v for one in values for v in one] + [0.0] * gap)
-    sequences = [sequence for row in rows for sequence in row]
+    flat = [pair for row in rows for pair in row]
     return Batch(
         torch.tensor(tokens),
         torch.tensor(positions),
         torch.tensor(real),
         {name: torch.tensor(values) for name, values in columns.items()},
-        len(sequences),
-        tuple(len(sequence.tokens) for sequence in sequences),
-        tuple(i for row in places for i in row),
+        len(flat),
+        tuple(len(sequence.tokens) - cut for sequence, cut in flat),
+        tuple(cut for _, cut in flat),
+        tuple(i for row in places for bundle in row for i in bundle),
     )
 
 

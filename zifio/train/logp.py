@@ -41,21 +41,24 @@ def token_logp_entropy(
     tokens_BT: Int[Tensor, "B T"],
     temperature: float = 1.0,
     counted_BT: Bool[Tensor, "B T"] | None = None,
+    before_N: Int[Tensor, " N"] | None = None,
     with_entropy: bool = False,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
     """Log-probability of each counted token given those before it, and the entropy (nats) of what it was drawn from.
 
     Of the policy softmax(logits / temperature). Zero where a token is not counted and in column 0; all others count
-    when `counted_BT` is None. The entropy carries no gradient. Beside one chunk of logits, memory grows with the
+    when `counted_BT` is None. `before_N` is each token's predecessor, flattened (`models.attention.predecessors`); by
+    default the token to its left. The entropy carries no gradient. Beside one chunk of logits, memory grows with the
     tokens only, forwards and backwards. The one place where prediction and target are shifted against each other.
     """
     B, T = tokens_BT.shape
     head = model.lm_head
     assert isinstance(head, nn.Linear) and head.bias is None, "chunks multiply by the head's matrix and by nothing else"
     counted_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if counted_BT is None else counted_BT
+    before_N = torch.arange(B * T, device=tokens_BT.device) - 1 if before_N is None else before_N
     at_N = F.pad(counted_BT[:, 1:], (1, 0)).flatten().nonzero()[:, 0]  # column 0 is never counted
-    before_ND = hidden_BTD.flatten(0, 1).index_select(0, at_N - 1)
+    before_ND = hidden_BTD.flatten(0, 1).index_select(0, before_N[at_N])
     target_N = tokens_BT.flatten()[at_N]
     if kernels.native(before_ND):
         logp_N, entropy_N = kernels.token_logp(

@@ -171,7 +171,7 @@ class Trainer:
 
     def _flops(self, batch: Batch) -> float:
         """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
-        flops = 3 * forward_flops(self.model.config, batch.lengths, with_mtp=self.terms.mtp_weight > 0)
+        flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)
         n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
         if n_adapter:
             flops += 2.0 * batch.n_tokens * (3 * n_adapter - parameters(self.model.config).multiplied)

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zifio.models.attention import predecessors
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
 from zifio.train.batch import Batch
 from zifio.train.config import Correction
@@ -69,7 +70,13 @@ def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: fl
         counted_BT = counted_BT if weight_BT is None else counted_BT | (weight_BT != 0)
     with_entropy = batch.column("policy_weight") is not None
     logp_BT, entropy_BT = token_logp_entropy(
-        model, output.hidden_BTD, batch.tokens_BT, terms.temperature, counted_BT, with_entropy
+        model,
+        output.hidden_BTD,
+        batch.tokens_BT,
+        terms.temperature,
+        counted_BT,
+        predecessors(batch.positions_BT),
+        with_entropy,
     )
     result = token_loss(logp_BT, entropy_BT, batch, terms)
     if with_mtp:
@@ -87,7 +94,8 @@ def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tenso
     weight_BT = batch.column("policy_weight")
     assert weight_BT is not None, "a batch of rollouts"
     hidden_BTD = model(batch.tokens_BT, batch.positions_BT).hidden_BTD
-    return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0)[0]
+    before_N = predecessors(batch.positions_BT)
+    return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0, before_N)[0]
 
 
 def token_loss(

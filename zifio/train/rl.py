@@ -179,7 +179,7 @@ class Rollouts:
         given = [0.0] * len(prompt)
         columns = {key: given + values for key, values in {**columns, name: episode.reply.logps}.items()}
         tokens = prompt + episode.reply.tokens
-        return Sequence(tokens, [0.0] * len(tokens), columns)
+        return Sequence(tokens, [0.0] * len(tokens), columns, len(prompt))
 
     def _batches(self, sequences: list[Sequence]) -> list[Batch]:
         rows = self.stage.rows
@@ -198,7 +198,7 @@ class Rollouts:
         if stage.old_logps == "trainer" and stage.updates > 1:
             with autocast(self.policy.model, stage):
                 columns["old_logp"] = policy_logp(self.policy.model, batch, temperature)
-        flops = len(columns) * forward_flops(self.policy.model.config, batch.lengths)
+        flops = len(columns) * forward_flops(self.policy.model.config, batch.lengths, firsts=batch.firsts)
         return replace(batch, columns={**batch.columns, **columns}), flops
 
     def _reference_logp(self, batch: Batch) -> Tensor:
@@ -218,5 +218,5 @@ class Rollouts:
             gap_BT = sampler_BT - self._reference_logp(batch)
             pieces = gap_BT[batch.real_BT].split(list(batch.lengths))
             kl[list(batch.order)] = torch.stack([piece.sum() for piece in pieces]).cpu()
-            flops += forward_flops(self.reference.config, batch.lengths)
+            flops += forward_flops(self.reference.config, batch.lengths, firsts=batch.firsts)
         return kl.view(len(episodes_P_G), -1), flops
