@@ -226,3 +226,18 @@ def test_the_step_uses_the_schedule_and_adamws_own_scale():
     backward(model, 1)
     assert optimizer.step(0, 8) == 0.125
     assert {group["lr"] for group in optimizer.adamw.param_groups} == {0.0125}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_step_is_noticed_by_whoever_keeps_a_copy_of_the_weights(kind: str):
+    """Packed weights are told from stale ones by the version counter, which fused AdamW alone would leave as it is."""
+    model = made(llama())
+    optimizer = Optimizer(model, Optim(kind=kind))
+    model.pack()
+    tokens = tokens_like(1, 9)
+    logits_of(model, tokens).sum().backward()
+    optimizer.step(0, 1)
+    with torch.no_grad():
+        stale = logits_of(model, tokens)
+        model.unpack()
+        torch.testing.assert_close(stale, logits_of(model, tokens))

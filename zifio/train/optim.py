@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from zifio.models.decoder import Decoder
 from zifio.train.config import Optim
@@ -48,6 +49,7 @@ class Optimizer:
             group["lr"] = lr * self.config.adamw_lr_scale
         self.adamw.step()
         self._muon_step(lr)
+        increment_version(list(self.named.values()))  # fused AdamW does not, and packed copies go by it
         self.adamw.zero_grad(set_to_none=True)
         for parameter in self.muon.values():
             parameter.grad = None
