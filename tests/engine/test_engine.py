@@ -247,6 +247,36 @@ def test_new_weights_are_used_at_once():
     assert found == Engine(other, EOS).generate(LONG, LONG_SEEDS, SHORT)
 
 
+def test_a_batch_that_was_interrupted_leaves_the_engine_as_it_was(monkeypatch):
+    engine = Engine(made(CASES["llama"]), EOS)
+    wanted = engine.generate(LONG, LONG_SEEDS, SHORT)
+    plain, calls = Decoder.forward, iter(range(100))
+
+    def forward(self, *given, **options):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return plain(self, *given, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "forward", forward)
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate(LONG, LONG_SEEDS, SHORT)
+    assert engine.generate(LONG, LONG_SEEDS, SHORT) == wanted
+
+
+def test_the_cache_is_kept_between_calls_as_long_as_it_is_large_enough():
+    memory = 9 * bytes_per_page(CASES["llama"], False) / 1e9
+    for settings in (EngineConfig(), EngineConfig(memory_gb=memory)):
+        engine = Engine(made(CASES["llama"]), EOS, settings=settings)
+        engine.generate(LONG, LONG_SEEDS, SHORT)
+        cache = engine._cache
+        engine.generate(LONG[:2], LONG_SEEDS[:2], SHORT)
+        engine.generate(LONG, LONG_SEEDS, SHORT)
+        assert engine._cache is cache
+        engine.generate(LONG, LONG_SEEDS, Sampling(max_new_tokens=56))
+        assert engine._cache is not cache
+
+
 def test_equal_calls_give_equal_floats():
     """Whatever was asked in between."""
     engine = Engine(made(CASES["deepseek"]), EOS)

@@ -144,7 +144,7 @@ def test_prefixes_are_kept_after_a_request_and_dropped_when_weights_change():
 
 def test_weights_that_change_under_a_reply_leave_no_stale_prefix():
     model = made(llama())
-    engine = Engine(model, EOS)
+    engine = Engine(model, -1)
     engine.submit(Request(PROMPT, Sampling(max_new_tokens=6), (1,)))
     engine.step()
     engine.step()
@@ -153,7 +153,7 @@ def test_weights_that_change_under_a_reply_leave_no_stale_prefix():
     run(engine)
     (id,) = engine.submit(Request(PROMPT, Sampling(max_new_tokens=6), (1,)))
     done = run(engine)[id]
-    ((fresh,),) = Engine(model, EOS).generate([PROMPT], [[1]], Sampling(max_new_tokens=6))
+    ((fresh,),) = Engine(model, -1).generate([PROMPT], [[1]], Sampling(max_new_tokens=6))
     assert done.tokens == fresh.tokens
     torch.testing.assert_close(torch.tensor(done.logps), torch.tensor(fresh.logps), atol=1e-5, rtol=0)
 

@@ -33,7 +33,7 @@ from zifio.engine.pages import Pages
 from zifio.engine.routing import RoutingStore
 from zifio.engine.rows import Finish, Rows, Sample
 from zifio.engine.sampler import Settings, choose, draw
-from zifio.engine.scheduler import Chunk, Scheduler
+from zifio.engine.scheduler import Chunk, Scheduler, Stats
 from zifio.engine.stops import TextOf, find_stop
 from zifio.models.decoder import Decoder
 
@@ -72,24 +72,6 @@ class Event(NamedTuple):
     completion: Completion | None
 
 
-@dataclass
-class Stats:
-    """What the engine has done since it was made."""
-
-    steps: int = 0
-    tokens: int = 0
-    """Tokens drawn."""
-    prefill_tokens: int = 0
-    """Tokens of prompts computed, those of replies that were sent back among them."""
-    shared_tokens: int = 0
-    """Tokens of prompts that needed no computing, because a sample of the group or an earlier request had them."""
-    preemptions: int = 0
-    drafts_proposed: int = 0
-    drafts_accepted: int = 0
-    peak_pages: int = 0
-    """Most pages held at once."""
-
-
 class Engine:
     """Samples from a decoder."""
 
@@ -118,7 +100,7 @@ class Engine:
         if self.settings.record_routing and not model.routers():
             raise ConfigError("record_routing: wanted a model with experts, came one without. Set it to false.")
         self._cache: PagedCache | None = None
-        self._n_pages = 0  # of the cache
+        self._n_pages = self._wanted = 0  # of the cache: what it has, and what was wanted when it was made
         self._scheduler: Scheduler | None = None
         self._is_queue = False
         self._routing: RoutingStore | None = None
@@ -142,17 +124,22 @@ class Engine:
         if not asked:
             return [[] for _ in prompts]
         longest = max(asked, key=len)
-        wanted = -(-(len(longest) + sampling.max_new_tokens) // PAGE) + 2  # two to spare, as the scheduler keeps them
-        self._open(min(self.max_rows, sum(map(len, seeds))) * wanted)
+        n_tokens = min(len(longest) + sampling.max_new_tokens, self.model.config.max_position_embeddings)
+        per_row = -(-n_tokens // PAGE) + 2  # two to spare, as the scheduler keeps them
+        self._open(min(self.max_rows, sum(map(len, seeds))) * per_row)
         self._is_queue = False
         for prompt in [longest, *asked]:
             if fault := self._fault(prompt, sampling, "the longest prompt"):
                 raise ConfigError(fault)
-        for prompt, group in zip(prompts, seeds, strict=True):
-            self._queue(prompt, sampling, group)
         done: dict[int, Completion] = {}
-        while self.has_work:
-            done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
+        try:
+            for prompt, group in zip(prompts, seeds, strict=True):
+                self._queue(prompt, sampling, group)
+            while self.has_work:
+                done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
+        finally:  # whoever interrupts a batch may ask again
+            self._samples.clear()
+            self._events.clear()
         replies = iter(done[id] for id in sorted(done))
         return [[next(replies) for _ in group] for group in seeds]
 
@@ -218,18 +205,19 @@ class Engine:
     # Inside ------------------------------------------------------------------------------------------------
 
     def _open(self, wanted: int) -> None:
-        """An empty scheduler, with a cache of `wanted` pages or as many as the memory allows."""
+        """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
         config, settings = self.model.config, self.settings
         page_bytes = bytes_per_page(config, settings.latent_cache)
-        n = min(wanted, self._n_pages)
-        if n < wanted:
-            self._cache, self._n_pages = None, 0  # before the memory is looked at
-            n = n_pages(wanted, page_bytes, settings.memory_gb)
-            self._cache, self._n_pages = PagedCache(config, n, settings.latent_cache), n
-            self._routing = RoutingStore(n) if settings.record_routing else None
+        if wanted > self._wanted:
+            self._cache = self._routing = None  # before the memory is looked at
+            self._wanted, self._n_pages = wanted, n_pages(wanted, page_bytes, settings.memory_gb)
+            self._cache = PagedCache(config, self._n_pages, settings.latent_cache)
+            self._routing = RoutingStore(self._n_pages) if settings.record_routing else None
         rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
-        pages = Pages(n, PAGE)
-        self._scheduler = Scheduler(pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page)
+        pages = Pages(min(wanted, self._n_pages), PAGE)
+        self._scheduler = Scheduler(
+            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats
+        )
 
     def _copy_page(self, source: int, target: int) -> None:
         assert self._cache is not None
@@ -284,7 +272,6 @@ class Engine:
             read_prompts(self.model, self._cache, chunks, hidden_ND[n_fed:])
         stats.prefill_tokens += len(batch.tokens_N) - n_fed
         origin = scheduler.commit(chunks)
-        stats.preemptions, stats.shared_tokens = scheduler.n_preempted, scheduler.n_shared
         stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
         if not len(rows):
             return []

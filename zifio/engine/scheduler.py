@@ -40,6 +40,25 @@ class Job:
     era: int
 
 
+@dataclass
+class Stats:
+    """What an engine has done."""
+
+    steps: int = 0
+    tokens: int = 0
+    """Tokens drawn."""
+    prefill_tokens: int = 0
+    """Tokens of prompts computed, those of replies that were sent back among them."""
+    shared_tokens: int = 0
+    """Tokens of prompts that needed no computing, because a sample of the group or an earlier request had them."""
+    preemptions: int = 0
+    """Samples sent back to the queue."""
+    drafts_proposed: int = 0
+    drafts_accepted: int = 0
+    peak_pages: int = 0
+    """Most pages held at once."""
+
+
 class Chunk(NamedTuple):
     """`count` tokens of a job from position `first`, to be computed in this step."""
 
@@ -52,15 +71,18 @@ class Scheduler:
     """Decides; `rows` and `jobs` are what runs, and all pages are taken and given back here."""
 
     def __init__(
-        self, pages: Pages, rows: Rows, chunk_tokens: int, sharing: bool, copy_page: Callable[[int, int], None]
+        self,
+        pages: Pages,
+        rows: Rows,
+        chunk_tokens: int,
+        sharing: bool,
+        copy_page: Callable[[int, int], None],
+        stats: Stats,
     ) -> None:
-        self.pages, self.rows, self.chunk_tokens, self.sharing, self.copy_page = (
-            pages, rows, chunk_tokens, sharing, copy_page,
-        )  # fmt: skip
+        self.pages, self.rows, self.chunk_tokens, self.sharing = pages, rows, chunk_tokens, sharing
+        self.copy_page, self.stats = copy_page, stats
         self.jobs: list[Job] = []
         self.waiting: deque[list[Sample]] = deque()
-        self.n_preempted = self.n_shared = 0
-        """Samples sent back so far, and prompt tokens that needed no computing."""
         self._coming: set[bytes] = set()  # keys of pages that a job is computing
         self._births = 0
 
@@ -153,7 +175,7 @@ class Scheduler:
             group = [rows.remove(row)]
             self._give_back(group[0])
         self.waiting.appendleft(group)
-        self.n_preempted += len(group)
+        self.stats.preemptions += len(group)
 
     def _give_back(self, sample: Sample) -> None:
         """Release a former row's pages; the full ones stay known, as the prefix of what may come."""
@@ -197,7 +219,7 @@ class Scheduler:
             for sample in samples:
                 sample.born, sample.keys, sample.era = self._births, keys, job.era
                 self._births += 1
-            self.n_shared += job.done + (n_samples - 1) * len(tokens)
+            self.stats.shared_tokens += job.done + (n_samples - 1) * len(tokens)
             self._coming.update(keys[len(found) :])
             self.jobs.append(job)
             budget = self._chunk(job, budget, chunks)

@@ -1,0 +1,25 @@
+"""How many pages there may be, and the words for what can never fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from zifio.engine.memory import SHARE, free_bytes, misfit, n_pages
+
+
+def test_pages_are_those_wanted_or_those_that_fit():
+    assert n_pages(10, 1000, 1.0) == 10
+    assert n_pages(10, 1000, 4500e-9) == 4
+    assert n_pages(10, 1000, 900e-9) == 0
+    free = free_bytes()
+    assert free > 1e6
+    assert n_pages(10, int(free), None) == int(SHARE) and n_pages(10, int(free / 8), None) in (3, 4, 5)
+
+
+@pytest.mark.parametrize("n_prompt, n_new, fits", [(20, 44, True), (20, 45, False), (64, 36, False), (60, 4, True)])
+def test_what_fits_the_pages(n_prompt: int, n_new: int, fits: bool):
+    words = misfit(n_prompt, n_new, context=100, page_size=32, page_bytes=10**6, n_pages=2)
+    assert (words == "") == fits
+    if not fits:
+        assert "4 pages of 32 tokens (0.004 GB)" in words or "3 pages of 32 tokens (0.003 GB)" in words
+        assert f"Lower max_new_tokens to {64 - n_prompt}," in words
