@@ -100,6 +100,14 @@ class PagedCache:
         assert not self._native, "pages made for the kernels are read by them alone"
         return self._attend_plain(q_NHK, k_NJK, v_NJX, keys, values, scale)
 
+    def places(self) -> list[Tensor] | None:
+        """Page, slot, sequence and position of every new token, and the tables; None without kernels."""
+        return self._places if self._native else None
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All pages of a layer: keys and values."""
+        return self._keys[layer], self._values[layer]
+
     def _attend_plain(
         self, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, keys: Tensor, values: Tensor, scale: float
     ) -> Tensor:

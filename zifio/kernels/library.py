@@ -27,7 +27,7 @@ import torch  # noqa: F401 - loads OpenMP for us
 from zifio.log import say
 
 _HERE = Path(__file__).parent
-_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c")
+_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fPIC")
 
 _I, _P, _F, _C = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_int
@@ -50,10 +50,11 @@ _SIGNATURES = {
     "token_logp": (_I, _I, _P, _I, _F, _P, _P, _P, _P),
     "token_logp_backward": (_I, _I, _P, _I, _F, _P, _P, _P),
     "draw": (_I, _I, _P, _I, _P, _P, _P, _P),
+    "blocks": (_I, _P, _P, _P),
     "experts": (_I, _I, _I, _I, _I, *[_P] * 6, _I, _P, _I, *[_P] * 6),
     "experts_backward": (_I, _I, _I, _I, _I, *[_P] * 14),
 }
-_SIZES = {"packed_size": (_I, _I), "key_page_size": (_I, _I), "value_page_size": (_I, _I)}
+_SIZES = {"packed_size": (_I, _I), "key_page_size": (_I, _I), "value_page_size": (_I, _I), "blocks_work": (_I,) * 5}
 
 
 @functools.cache

@@ -306,6 +306,11 @@ def attend_pages(
     return out
 
 
+def blocks_work(d: int, n_heads: int, n_key_heads: int, d_head: int, d_hidden: int) -> int:
+    """Floats of working memory that one token takes in `models.fused`."""
+    return _lib().blocks_work(d, n_heads, n_key_heads, d_head, d_hidden)
+
+
 def experts(
     x_ND: Tensor,
     expert_NA: Tensor,

@@ -36,6 +36,15 @@ class Cache(Protocol):
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
         ...
 
+    def places(self) -> list[Tensor] | None:
+        """Where the new tokens go, for kernels that compute whole layers: page, slot, sequence and position of each,
+        and the sequences' tables of pages, all int32; None where the pages are not the kernels'."""
+        ...
+
+    def memory(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All pages of a layer: keys and values."""
+        ...
+
 
 class Geometry(NamedTuple):
     """What all layers share in one forward pass."""

@@ -26,6 +26,7 @@ from zifio.kernels import operators as kernels
 from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, LatentAttention, branches_of, spans_of
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
+from zifio.models.fused import FusedLayers, is_plain
 from zifio.models.layers import FeedForward, Linear, RMSNorm
 from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, inverse_frequencies, turns
@@ -120,6 +121,8 @@ class Decoder(nn.Module):
             persistent=False,
         )
         self._packed: Tensor | None = None
+        self._fused: FusedLayers | None = None
+        self._fused_version, self._weights = -1, list[Tensor]()
         self._table = (self.frequencies_r[:0], self.frequencies_r[:0])
         if seed is not None:
             self._initialise(seed)
@@ -152,9 +155,13 @@ class Decoder(nn.Module):
         geometry = self._geometry(positions_BT, cache, absorb)
         x_BTD = self.embed_tokens(tokens_BT)
         routing: list[Routing] = []
-        for layer in self.layers:
-            x_BTD, went = self._run(layer, x_BTD, geometry, cache)
-            routing += [went] if went is not None else []
+        if cache is not None and self._is_fused(cache, x_BTD):
+            assert self._fused is not None
+            x_BTD = self._fused.run(x_BTD, geometry, cache)
+        else:
+            for layer in self.layers:
+                x_BTD, went = self._run(layer, x_BTD, geometry, cache)
+                routing += [went] if went is not None else []
         hidden_BTD = self.norm(x_BTD)
         mtp_hidden = None
         if with_mtp and self.mtp:
@@ -211,10 +218,26 @@ class Decoder(nn.Module):
             self._packed = kernels.memory(sum(sizes))
         for layer, room in zip(layers, self._packed.split(sizes), strict=True):
             layer.pack(room)
+        if not all(map(is_plain, self.layers)):
+            self._fused = None
+        elif self._fused is None:
+            self._fused = FusedLayers(list(self.layers))
+        self._weights = list(self.layers.parameters())
+        self._fused_version = self._version()
+
+    def _is_fused(self, cache: Cache, x_BTD: Tensor) -> bool:
+        """Whether all layers can be computed in one call: packed, unchanged since, and no gradient is wanted."""
+        if self._fused is None or torch.is_grad_enabled() or cache.places() is None or not kernels.native(x_BTD):
+            return False
+        return self._fused_version == self._version()
+
+    def _version(self) -> int:
+        """Grows with every change of a weight."""
+        return sum(parameter._version for parameter in self._weights)
 
     def unpack(self) -> None:
         """Give the memory of packed weights back."""
-        self._packed = None
+        self._packed = self._fused = None
         for module in self.modules():
             if isinstance(module, Linear | Experts):
                 module.packed = None

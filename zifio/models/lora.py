@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zifio.config import ConfigError, suggestion
+from zifio.kernels import operators as kernels
 from zifio.models.config import Lora
 from zifio.models.decoder import Decoder
 from zifio.models.weights import from_disk_names, to_disk_names
@@ -63,7 +63,7 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The adapted product, [..., out]; the large matrix is never formed for it (DoRA needs its lengths, though)."""
         out = self.base(x)
-        low = F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+        low = kernels.linear(kernels.linear(x, self.lora_A), self.lora_B) * self.scale
         if self.lora_magnitude_vector is None:
             return out + low
         factor = self._factor(self._sum())
