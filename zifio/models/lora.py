@@ -110,6 +110,8 @@ def bare(model: Decoder) -> Iterator[Decoder]:
     finally:
         for name, adapter in wrapped.items():
             model.set_submodule(name, adapter)
+        if wrapped:
+            model.unpack()  # what was packed without adapters must not be taken with them
 
 
 @contextmanager
@@ -229,6 +231,7 @@ def _wrap(model: Decoder, config: Lora, names: list[str], seed: int) -> None:
     assert not adapters(model), "one adapter at a time"
     generator = torch.Generator().manual_seed(stream_seed(seed, "models/lora"))
     model.requires_grad_(False)
+    model.unpack()
     layers = _layers(model)
     for name in names:
         model.set_submodule(name, LoraLinear(layers[name], config, generator))
