@@ -108,6 +108,7 @@ def make_look(
     def look(model: Decoder, step: int) -> tuple[dict[str, float], float]:
         policy = LocalPolicy(model, tokenizer)
         episodes_P_G = evaluate(policy, task, questions, n, sampling, seed, "look")
+        policy.engine.release()
         found = summarise(episodes_P_G, sorted({1, n}), seed)
         metrics = {key: float(value) for key, value in found.items() if isinstance(value, float) and key != "pass_at_1"}
         for k, share in found.get("pass_at_k", {}).items():

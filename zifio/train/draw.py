@@ -83,6 +83,7 @@ class Drawing:
             kept = (kept + groups)[: stage.prompts]
             if len(kept) == stage.prompts:
                 break
+        policy.engine.release()
         check_verifier(stage, task, drawn)
         metrics = rollout_metrics(stage, drawn, *rewards(stage, drawn))
         if stage.max_rounds is not None:
