@@ -340,3 +340,12 @@ def test_saved_folders_sample_alike(tmp_path: Path):
     folder = save_base(tmp_path, deepseek())
     one, two = (Engine(load_model(folder), EOS).generate([[1, 3]], [[4]], Sampling(max_new_tokens=9)) for _ in range(2))
     assert one == two
+
+
+def test_released_memory_comes_back_when_it_is_needed():
+    engine = Engine(made(CASES["llama"]), 39)
+    ask = PROMPTS[:2], [[1, 2], [3]], Sampling(max_new_tokens=5)
+    before = engine.generate(*ask)
+    engine.release()
+    assert engine.model._packed is None and engine._cache is None
+    assert engine.generate(*ask) == before

@@ -199,7 +199,8 @@ class Engine:
     def release(self) -> None:
         """Give back the memory of the cache and of packed weights until it is needed again: training wants it too."""
         assert not self.has_work, "release while requests are under way"
-        self._cache, self._n_pages = None, 0
+        self._cache = self._routing = self._scheduler = None
+        self._n_pages = self._wanted = 0
         self.model.unpack()
 
     # Inside ------------------------------------------------------------------------------------------------
