@@ -7,7 +7,7 @@ import torch
 from tiny import deepseek, llama, made, tokens_like
 from torch import Tensor
 
-from zifio.engine.cache import SlotCache
+from zifio.engine.cache import PagedCache
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Lora
 from zifio.models.decoder import Decoder, balance
 from zifio.models.lora import apply
@@ -80,6 +80,9 @@ def test_sampling_runs_as_it_did():
     model.recompute = True
     with torch.no_grad():
         full = model(TOKENS[:, :25], POSITIONS[:, :25]).hidden_BTD
-        cached = model(TOKENS[:, :25], POSITIONS[:, :25], SlotCache(model.config, 2, 30)).hidden_BTD
+        cache = PagedCache(model.config, 2)
+        cache.begin(torch.tensor([[1], [0]]), torch.tensor([0, 0]), torch.tensor([25, 25]))
+        flat = [columns[:, :25].reshape(1, -1) for columns in (TOKENS, POSITIONS)]
+        cached = model(*flat, cache).hidden_BTD.view(2, 25, -1)
     assert not full.requires_grad
     torch.testing.assert_close(cached[:, 24], full[:, 24], atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_
 
 import zifio.train.draw as draw_module
 from zifio.config import ConfigError, Sampling, build
+from zifio.models.attention import branches_of
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model
 from zifio.tasks.episode import Episode, Reply
@@ -64,7 +65,8 @@ def replies(data: StepData) -> list[dict[str, np.ndarray]]:
     for batches in data.updates:
         for batch in batches:
             for row in range(len(batch.tokens_BT)):
-                starts = [*(batch.positions_BT[row] == 0).nonzero()[:, 0].tolist(), batch.tokens_BT.shape[1]]
+                begins_T = branches_of(batch.positions_BT)[0][row]  # a reply may stand behind another one's prompt
+                starts = [*begins_T.nonzero()[:, 0].tolist(), batch.tokens_BT.shape[1]]
                 for start, stop in pairwise(starts):
                     weight = batch.columns["policy_weight"][row, start:stop]
                     if batch.real_BT[row, start]:

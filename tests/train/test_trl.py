@@ -82,7 +82,7 @@ def ours(
 ) -> tuple[RlStage, list[tuple[float, Tensor]]]:
     """Loss and gradient of each update of our stage; the sampler reports its own log-probs or the old ones."""
     name = {"prompts": P, "group": G, "updates": 1, "sampling": {"max_new_tokens": T}, "rows": {
-        "row_tokens": 20, "micro_tokens": 40}, "gate": False}  # fmt: skip
+        "row_tokens": 20, "micro_tokens": 20}, "gate": False}  # fmt: skip
     stage = build(RlStage, {**RL, "kind": "rl", "name": "tiny", **name, **settings}, "test")
     reported = rolled.old if stage.old_logps == "sampler" else rolled.sampler
     monkeypatch.setattr(draw_module, "play", lambda *args: rolled.episodes(reported))
