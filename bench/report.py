@@ -92,7 +92,7 @@ def markdown(rows: list[Row], details: Details, pictures: list[str]) -> str:
         mine = [one for one in rows if one["work"] == work]
         lines += ["", f"## {work}. {detail['title']}", ""]
         if mine:
-            lines += _table(mine, detail)
+            lines += [*_table(mine, detail), ""]
         lines += [f"- absent: {system}: {why}" for system, why in detail.get("absent", {}).items()]
         lines += [f"- {system}: {note}" for system, note in detail.get("notes", {}).items() if note]
         if "limit" in detail:

@@ -13,6 +13,8 @@ Try it alone: `echo '{"go": 0}' | python bench/peers/ours.py WORK.json`
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import resource
@@ -23,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LONG_ROUND_S = 5.0
 Job = dict[str, Any]
 """What to do: the contents of WORK.json (bench/work.py says what is in it)."""
 
@@ -48,7 +51,9 @@ class Channel:
         self.began = 0.0
 
     def ready(self, version: str, note: str = "") -> None:
-        """Everything is loaded; `note` tells which settings were taken."""
+        """Everything is loaded; `note` tells which settings were taken. Peak memory counts from here, so that neither
+        loading nor what was tried and not taken is in it."""
+        forget_peak()
         self._send({"ready": True, "version": version, "note": note})
 
     def wait(self) -> int:
@@ -67,6 +72,8 @@ class Channel:
         seconds = time.perf_counter() - self.began
         peak = gpu.max_memory_reserved() if gpu else peak_rss_bytes()
         self._send({"seconds": seconds, "tokens": result.tokens, "lengths": result.lengths, "peak_rss": peak})
+        if seconds > LONG_ROUND_S:  # others work now, and may need the memory; short rounds would feel its return
+            give_back()
 
     def error(self, reason: str) -> None:
         """Say why there will be no result."""
@@ -128,6 +135,20 @@ def peak_rss_bytes() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
     return sum(_peak(pid) for pid in _family(os.getpid()))
+
+
+def forget_peak() -> None:
+    """Begin a new peak of memory, where Linux lets us."""
+    give_back()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def give_back() -> None:
+    """Give unused memory back to the machine, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak(pid: int) -> int:

@@ -17,6 +17,7 @@ def main(job: Job, channel: Channel) -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_CACHE_ROOT", f"{job['cache_folder']}/vllm")  # what it compiles
     if job["device"] == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(memory_gib(job, n_rows)))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # "auto" leaves one core out, of two that is half
@@ -48,9 +49,9 @@ def main(job: Job, channel: Channel) -> None:
 
 
 def memory_gib(job: Job, n_rows: int) -> int:
-    """Memory for keys and values: twice what all rows need at their longest, whole GiB."""
+    """Memory for keys and values: what all rows need at their longest, and up to a GiB more."""
     longest = max(map(len, job["prompts"])) + job["max_new_tokens"]
-    return 1 + 2 * n_rows * longest * job["cache_bytes_per_token"] // 2**30
+    return 1 + n_rows * longest * job["cache_bytes_per_token"] // 2**30
 
 
 if __name__ == "__main__":
