@@ -1,201 +1,293 @@
-"""Side by side with transformers on the quickstart's own model: rollouts and pretraining, same work, same process.
+"""zifio and its peers side by side: the same work, in turns, on this machine.
 
-Both systems run the same weights (ours opens in transformers), in turns, so that a noisy machine is noisy for both.
-Writes RESULTS.md and results.json beside this file.
+Every system works in a process of its own that stays alive between its rounds (A B A B ...), after one round that does
+not count. Writes results.json, RESULTS.md and figures beside this file. A peer that cannot be installed or fails is
+reported as absent, with the reason.
 
-Run: make bench, or .venv/bin/python bench/run.py [--runs 5]
+    make bench                     everything (hours)
+    make bench ONLY=c              one letter or one id of bench/work.py; e is the peak memory of the others
+    make bench-smoke               one small round of each kind, written to bench/.cache/smoke
+
+Run: python -m bench.run [--only c] [--smoke] [--systems zifio,trl] [--runs 3]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
-import statistics
-import tempfile
+import subprocess
+import sys
 import time
-import tomllib
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the command line does
-
-import torch
-import transformers
-
-from zifio.config import Sampling, build
-from zifio.data.pack import Sequence
-from zifio.data.template import ChatTokenizer
-from zifio.data.tokenizer import TokenizerConfig, train_tokenizer
-from zifio.engine.engine import Engine
+from bench.environments import CannotMake, Torch, make, own_torch
+from bench.material import CACHE, job
+from bench.report import Results, Row, row
+from bench.roofline import Peaks, limit
+from bench.work import MEMORY, PACKAGES, SYSTEMS, Work, chosen
+from bench.worker import Failed, Worker
 from zifio.log import say
-from zifio.models.config import DeepseekV3Config
-from zifio.models.decoder import Decoder
-from zifio.models.weights import save_model
-from zifio.recipe import Recipe
-from zifio.tasks.catalog import make_task
-from zifio.tasks.task import Task, shows_working
-from zifio.train.batch import make_batches
-from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.stage import conversation_sequence, mean_weighted, new_model
+from zifio.models.config import read_config
 
-HERE = Path(__file__).parent
-N_PROMPTS, N_GROUP, N_NEW, N_DOCUMENTS = 32, 16, 40, 128
-
-Timed = Callable[[], int]
-"""One run of the work; returns the tokens that it processed."""
+HERE = Path(__file__).resolve().parent
+HELP = {"zifio": ["-m", "zifio.cli"], "vllm": ["vllm"], "trl": ["trl"], "transformers": ["transformers"]}
+"""How each system's help is asked for: arguments of its Python, or a command of its environment."""
 
 
-def quickstart() -> tuple[Task, DeepseekV3Config, Decoder, ChatTokenizer]:
-    """Task, shape, model from random weights and tokenizer of recipes/quickstart.toml."""
-    raw = tomllib.loads((HERE.parent / "recipes/quickstart.toml").read_text())
-    recipe = build(Recipe, raw, "recipes/quickstart.toml")
-    base = recipe.named("base")
-    task = make_task(recipe.task)
-    texts = [task.problem("train", i, 0).prompt + task.document(task.problem("train", i, 0), True) for i in range(256)]
-    tokenizer = ChatTokenizer(train_tokenizer(TokenizerConfig(), texts))
-    model = new_model(base.model.model_copy(update={"num_nextn_predict_layers": 0}), tokenizer, seed=0)
-    return task, model.config, model, tokenizer
+Answer = dict[str, Any]
+"""What a worker says after a round."""
 
 
-def rollouts(task: Task, model: Decoder, theirs: Any, tokenizer: ChatTokenizer) -> dict[str, Timed]:
-    """32 prompts x 16 samples of exactly 40 tokens at temperature 1, log-probs included on our side."""
-    prompts = [
-        tokenizer.encode_chat(
-            [{"role": "user", "content": task.problem("train", i, 0).prompt}], generation_prompt=True
-        )[0]
-        for i in range(N_PROMPTS)
-    ]
-    never = -1  # no end token, so that both sides do the same work
-    engine = Engine(model, never, max_rows=N_PROMPTS * N_GROUP)
-    width = max(map(len, prompts))
-    left = torch.tensor([[tokenizer.pad_id] * (width - len(p)) + p for p in prompts for _ in range(N_GROUP)])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(N_GROUP)])
+class Bench:
+    """One run of the harness: where Python is for each peer, what has been measured, what was absent."""
 
-    def ours() -> int:
-        seeds = [[p * N_GROUP + g for g in range(N_GROUP)] for p in range(N_PROMPTS)]
-        found = engine.generate(prompts, seeds, Sampling(max_new_tokens=N_NEW))
-        return sum(len(c.tokens) for group in found for c in group)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.torch = Torch(options.torch or own_torch(), options.torch_index)
+        self.pythons: dict[str, Path | CannotMake] = {}
+        self.logs = CACHE / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.peaks: Peaks | None = None
 
-    @torch.inference_mode()
-    def peer() -> int:
-        out = theirs.generate(
-            left, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, min_new_tokens=N_NEW,
-            max_new_tokens=N_NEW, pad_token_id=tokenizer.pad_id, eos_token_id=None, use_cache=True,
-        )  # fmt: skip
-        return int(out[:, width:].numel())
+    def python(self, system: str) -> Path:
+        """The interpreter for a system, its environment made at need. Raises Failed."""
+        name = SYSTEMS[system].environment
+        if name is None:
+            return Path(sys.executable)
+        if name not in self.pythons:
+            say(f"environment for {name}")
+            try:
+                self.pythons[name] = make(name, self.torch)
+            except (CannotMake, OSError, subprocess.SubprocessError) as error:
+                self.pythons[name] = CannotMake(str(error))
+        found = self.pythons[name]
+        if isinstance(found, CannotMake):
+            raise Failed(f"could not be installed: {found}")
+        return found
 
-    return {"zifio": ours, "transformers": peer}
+    def work(self, work: Work) -> tuple[list[Row], dict[str, Any]]:
+        """Rows of one work, its memory among them under e-ID, and its details by id."""
+        systems = [s for s in work.systems if not self.options.systems or s in self.options.systems]
+        detail: dict[str, Any] = {"title": work.title, "absent": {}, "notes": {}}
+        runs = 1 if self.options.smoke else self.options.runs or work.runs
+        if work.kind == "help":
+            return self._help(work, systems, runs, detail), {work.id: detail}
+        try:
+            settings = job(work.model, work.resolved(self.options.smoke), self.options.model)
+        except (CannotMake, subprocess.CalledProcessError) as error:
+            detail["absent"] = dict.fromkeys(systems, f"{work.model} could not be made: {error}")
+            say(f"{work.id} is left out: {error}")
+            return [], {work.id: detail}
+        settings |= {"threads": self.options.threads, "device": self.options.device, "dtype": self.options.dtype}
+        if work.kind == "startup":
+            return self._startup(work, settings, systems, runs, detail), {work.id: detail}
+        answers = self._rounds(work, settings, systems, runs, detail)
+        versions = detail.pop("versions")
+        rates = {s: [a["tokens"] / a["seconds"] for a in mine] for s, mine in answers.items()}
+        rows = [row(work.id, s, versions[s], rates[s], work.unit) for s in answers]
+        self._limit(detail, settings, answers)
+        details = {work.id: detail}
+        if work.id in MEMORY:
+            peaks = {s: max(a["peak_rss"] for a in mine) / 1e6 for s, mine in answers.items()}
+            memory = [row(f"e-{work.id}", s, versions[s], [peaks[s]], "MB") for s in peaks]
+            details[f"e-{work.id}"] = {"title": f"peak memory: {work.title}"}
+            rows = memory if self.options.only == "e" else rows + memory
+            if self.options.only == "e":
+                del details[work.id]
+        return rows, details
+
+    def _limit(self, detail: dict[str, Any], settings: dict[str, Any], answers: dict[str, list[Answer]]) -> None:
+        """What the machine allows for this work, with the lengths of our own replies where they vary."""
+        if "zifio" not in answers or (settings["kind"] == "grpo" and not settings["fixed"]):
+            return
+        if self.peaks is None:
+            self.peaks = measured_peaks(self.options.threads, self.options.device)
+        found = limit(settings, read_config(settings["model"]), self.peaks, answers["zifio"][-1]["lengths"])
+        if found:
+            detail["limit"] = found
+
+    def _rounds(
+        self, work: Work, settings: dict[str, Any], systems: list[str], runs: int, detail: dict[str, Any]
+    ) -> dict[str, list[Answer]]:
+        """Every system's answers, in turns; who fails is noted and left out."""
+        workers: dict[str, Worker] = {}
+        answers: dict[str, list[Answer]] = {}
+        detail["versions"] = {}
+        try:
+            for system in systems:
+                if worker := self._start(work, settings, system, detail):
+                    workers[system] = worker
+            for round_ in range(1 + runs):
+                for system, worker in list(workers.items()):
+                    try:
+                        answer = worker.go(round_)
+                    except Failed as reason:
+                        self._absent(work, system, str(reason), detail)
+                        del workers[system]
+                        answers.pop(system, None)
+                        continue
+                    say(f"{work.id} round {round_} {system}: {answer['tokens'] / answer['seconds']:,.1f} tokens/s")
+                    if round_:
+                        answers.setdefault(system, []).append(answer)
+        finally:
+            for worker in workers.values():
+                worker.end()
+        return answers
+
+    def _start(self, work: Work, settings: dict[str, Any], system: str, detail: dict[str, Any]) -> Worker | None:
+        """The system's worker, ready for its first round, or None and the reason in the details."""
+        stem = self.logs / f"{work.id}-{system.replace(' ', '-')}"
+        stem.with_suffix(".json").write_text(json.dumps(settings | SYSTEMS[system].settings))
+        threads = str(self.options.threads)
+        variables = {"OMP_NUM_THREADS": threads, "GOMP_SPINCOUNT": "5000", "TOKENIZERS_PARALLELISM": "false"}
+        variables |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        try:
+            python = self.python(system)
+            variables |= preloads(system, python)
+            worker = Worker(
+                python, SYSTEMS[system].worker, stem.with_suffix(".json"), stem.with_suffix(".log"), variables
+            )
+        except Failed as reason:
+            self._absent(work, system, str(reason), detail)
+            return None
+        say(f"{work.id} {system} {worker.version} is ready after {worker.ready_s:.1f} s: {worker.note or 'as it is'}")
+        detail["notes"][system] = worker.note
+        detail.setdefault("versions", {})[system] = worker.version
+        return worker
+
+    def _absent(self, work: Work, system: str, reason: str, detail: dict[str, Any]) -> None:
+        say(f"{work.id} {system} is absent: {reason}")
+        detail["absent"][system] = reason
+        detail["notes"].pop(system, None)
+
+    def _startup(
+        self, work: Work, settings: dict[str, Any], systems: list[str], runs: int, detail: dict[str, Any]
+    ) -> list[Row]:
+        """Seconds from the start of a process to its first token, in turns, each time in a new process."""
+        seconds: dict[str, list[float]] = {}
+        for round_ in range(1 + runs):
+            for system in [s for s in systems if s not in detail["absent"]]:
+                if worker := self._start(work, settings, system, detail):
+                    if round_:
+                        seconds.setdefault(system, []).append(worker.ready_s)
+                    worker.end()
+        versions = detail.pop("versions", {})
+        return [row(work.id, s, versions[s], values, work.unit) for s, values in seconds.items()]
+
+    def _help(self, work: Work, systems: list[str], runs: int, detail: dict[str, Any]) -> list[Row]:
+        """Seconds of each command line's help, in turns."""
+        seconds: dict[str, list[float]] = {}
+        for round_ in range(1 + runs):
+            for system in [s for s in systems if s not in detail["absent"]]:
+                try:
+                    took = help_seconds(system, self.python(system))
+                except (Failed, OSError, subprocess.SubprocessError) as reason:
+                    self._absent(work, system, str(reason), detail)
+                    continue
+                if round_:
+                    seconds.setdefault(system, []).append(took)
+        versions = {s: version_of(s, self.python(s)) for s in seconds}
+        return [row(work.id, s, versions[s], values, work.unit) for s, values in seconds.items()]
 
 
-def pretraining(task: Task, model: Decoder, theirs: Any, tokenizer: ChatTokenizer) -> dict[str, Timed]:
-    """Forward and backward on 128 documents (no MTP, no optimizer): packed rows against padded rows."""
-    sequences: list[Sequence] = []
-    for i in range(N_DOCUMENTS):
-        problem = task.problem("train", i, 1)
-        sequences.append(
-            conversation_sequence(tokenizer, problem.prompt, task.document(problem, shows_working(i, 1, 0.25)))
-        )
-    batches = make_batches(mean_weighted(sequences), 100, 8192, tokenizer.pad_id)
-    n_tokens = sum(batch.n_tokens for batch in batches)
-    width = max(len(s.tokens) for s in sequences)
-    padded = torch.tensor([s.tokens + [tokenizer.pad_id] * (width - len(s.tokens)) for s in sequences])
-    mask = torch.tensor([[1] * len(s.tokens) + [0] * (width - len(s.tokens)) for s in sequences])
-    labels = torch.tensor(
-        [
-            [t if w else -100 for t, w in zip(s.tokens, s.weight, strict=True)] + [-100] * (width - len(s.tokens))
-            for s in sequences
-        ]
-    )
-
-    def ours() -> int:
-        for batch in batches:
-            batch_loss(model, batch, LossTerms(), 1.0).loss.backward()
-        model.zero_grad(set_to_none=True)
-        return n_tokens
-
-    def peer() -> int:
-        theirs(padded, attention_mask=mask, labels=labels).loss.backward()
-        theirs.zero_grad(set_to_none=True)
-        return n_tokens
-
-    return {"zifio": ours, "transformers": peer}
+def preloads(system: str, python: Path) -> dict[str, str]:
+    """Libraries that a system wants loaded first on the CPU: vLLM its own OpenMP, which comes with it."""
+    if system != "vllm":
+        return {}
+    openmp = sorted((python.parent.parent / "lib").glob("libiomp5.so"))
+    return {"LD_PRELOAD": str(openmp[0])} if openmp else {}
 
 
-def measure(work: str, systems: dict[str, Timed], runs: int) -> list[dict[str, Any]]:
-    """Tokens per second of every system, in turns, after one unmeasured run each."""
-    rates: dict[str, list[float]] = {name: [] for name in systems}
-    for name, once in systems.items():
-        once()
-        say(f"{work}: {name} warm")
-    for _ in range(runs):
-        for name, once in systems.items():
-            began = time.perf_counter()
-            n_tokens = once()
-            rates[name].append(n_tokens / (time.perf_counter() - began))
-    from importlib.metadata import version
-
-    return [
-        {
-            "work": work,
-            "system": name,
-            "version": version(name),
-            "median": statistics.median(values),
-            "min": min(values),
-            "max": max(values),
-            "unit": "tokens/s",
-            "runs": runs,
-        }
-        for name, values in rates.items()
-    ]
+def help_seconds(system: str, python: Path) -> float:
+    """How long the help takes. Raises what subprocess raises."""
+    command = HELP[system]
+    started = [str(python), *command] if command[0] == "-m" else [str(python.parent / command[0])]
+    began = time.perf_counter()
+    subprocess.run([*started, "--help"], check=True, capture_output=True, timeout=300, cwd=HERE.parent)
+    return time.perf_counter() - began
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Results as a page of markdown with the ratio of medians."""
-    lines = [
-        "# Side by side",
-        "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {_processor()}, {torch.get_num_threads()} threads, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, fp32. Written by `make bench`.",
-        "",
-        "| work | system | version | median tokens/s | min | max | runs | against transformers |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        peer = next(r for r in rows if r["work"] == row["work"] and r["system"] == "transformers")
-        lines.append(
-            f"| {row['work']} | {row['system']} | {row['version']} | {row['median']:,.0f} | {row['min']:,.0f} "
-            f"| {row['max']:,.0f} | {row['runs']} | {row['median'] / peer['median']:.2f}x |"
-        )
-    return "\n".join(lines) + "\n"
+def version_of(system: str, python: Path) -> str:
+    """The version of a system in its environment."""
+    program = "import importlib.metadata, sys; sys.stdout.write(importlib.metadata.version(sys.argv[1]))"
+    return subprocess.run([python, "-c", program, PACKAGES[system]], capture_output=True, text=True).stdout
 
 
-def _processor() -> str:
-    """The processor's name where Linux tells it, else the architecture."""
+def measured_peaks(threads: int, device: str) -> Peaks:
+    """The peaks of this machine, measured in a process of its own so that this one need not load torch."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.roofline", str(threads), device], check=True, capture_output=True, text=True,
+        cwd=HERE.parent, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+    )  # fmt: skip
+    return Peaks(**json.loads(done.stdout))
+
+
+def machine(threads: int, peaks: Peaks | None) -> dict[str, str]:
+    """What the report says about this machine."""
+    names = (line for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
+    said = next(names, platform.machine()).rpartition(":")[2].strip()
+    memory = next((line for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), "")
+    found = {
+        "processor": f"{said}, {threads} threads",
+        "memory": f"{int(memory.split()[1]) / 2**20:.0f} GiB" if memory else "unknown",
+        "software": f"{platform.system()}, Python {platform.python_version()}, "
+        f"torch {importlib.metadata.version('torch')}, fp32 unless said",
+    }
+    if peaks:
+        found["matrix products"] = f"{peaks.flops / 1e9:.0f} GFLOP/s ({peaks.by})"
+        found["memory reading"] = f"{peaks.bandwidth / 1e9:.1f} GB/s"
+    return found
+
+
+def _lines(path: str) -> list[str]:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path(path).read_text().splitlines()
     except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return []
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="a letter or an id of bench/work.py")
+    parser.add_argument("--smoke", action="store_true", help="one small round of each kind, to try the machinery")
+    parser.add_argument("--systems", type=lambda text: text.split(","), help="only these, by comma")
+    parser.add_argument("--runs", type=int, help="rounds that count (default: as bench/work.py says)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every system (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="SmolLM2 as a Hugging Face folder, instead of its package")
+    parser.add_argument("--torch", default="", help="the torch of the peers (default: the one that zifio runs with)")
+    parser.add_argument("--torch-index", default="", help="where pip takes it from")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: beside this file)")
+    parser.set_defaults(device="cpu", dtype="float32")
+    return parser
 
 
 def main() -> None:
-    """Measure and write both files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="measured runs of each system (default: 5)")
-    runs = parser.parse_args().runs
-    task, _, model, tokenizer = quickstart()
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, folder)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rows = measure("rollouts, 32 x 16 x 40 tokens", rollouts(task, model, theirs, tokenizer), runs)
-    rows += measure("forward and backward, 128 documents", pretraining(task, model, theirs, tokenizer), runs)
-    (HERE / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (HERE / "RESULTS.md").write_text(table(rows))
-    say(table(rows))
+    """Measure, writing the files after each work, so that a run that is stopped keeps what it has."""
+    options = arguments().parse_args()
+    try:
+        works = chosen(options.only, options.smoke)
+    except ValueError as error:
+        sys.exit(str(error))
+    if options.only == "e":
+        options.runs = options.runs or 1
+    out = options.out or (CACHE / "smoke" if options.smoke else HERE)
+    out.mkdir(parents=True, exist_ok=True)
+    measure(Bench(options), works, Results(out))
+
+
+def measure(bench: Bench, works: list[Work], results: Results) -> None:
+    """All works, one after the other."""
+    if bench.options.smoke:
+        results.details["machine"]["smoke"] = "works shrunk to almost nothing: no number here means anything"
+    for work in works:
+        rows, details = bench.work(work)
+        results.take(set(details), rows, details, machine(bench.options.threads, bench.peaks))
+    say(f"written: {results.folder / results.name.upper()}.md")
 
 
 if __name__ == "__main__":
