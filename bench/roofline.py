@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zifio.models.config import DeepseekV3Config, LlamaConfig
+from zifio.models.config import AnyConfig
 from zifio.models.count import forward_flops, parameters
+from zifio.models.families import LatentConfig
 
-Shape = DeepseekV3Config | LlamaConfig
+Shape = AnyConfig
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _weight_bytes(shape: Shape, n_tokens: int, peaks: Peaks) -> float:
     """Bytes of the weights that a pass over so many tokens reads: of experts at most those it can visit."""
     counted = parameters(shape)
     experts = counted.total - counted.active  # what a token leaves out
-    if isinstance(shape, DeepseekV3Config) and experts:
+    if isinstance(shape, LatentConfig) and experts:
         idle = shape.n_routed_experts - shape.num_experts_per_tok
         share = min(idle, (n_tokens - 1) * shape.num_experts_per_tok) / idle
         return peaks.bytes_per_weight * (counted.multiplied + share * experts)
@@ -99,7 +100,7 @@ def _weight_bytes(shape: Shape, n_tokens: int, peaks: Peaks) -> float:
 
 def _cache_numbers(shape: Shape) -> int:
     """Numbers that the cache holds for a token."""
-    if isinstance(shape, DeepseekV3Config):
+    if isinstance(shape, LatentConfig):
         return (shape.kv_lora_rank + shape.qk_rope_head_dim) * shape.num_hidden_layers
     return 2 * shape.n_kv_heads * shape.d_head * shape.num_hidden_layers
 
@@ -111,6 +112,8 @@ SHAPES = ((128, 576, 3072), (1024, 576, 3072), (512, 2048, 2048), (2048, 2048, 2
 def measure(threads: int, device: str = "cpu") -> Peaks:
     """The peaks of this machine, or of its GPU in bf16."""
     import torch
+
+    from zifio.kernels import operators as kernels
 
     torch.set_num_threads(threads)
     if device != "cpu":
@@ -125,12 +128,16 @@ def measure(threads: int, device: str = "cpu") -> Peaks:
     bandwidth = buffer.numel() * 4 / _quickest(lambda: buffer.sum())
     matrix, vector = torch.ones(16384, 8192), torch.ones(8192)
     bandwidth = max(bandwidth, matrix.numel() * 4 / _quickest(lambda: torch.mv(matrix, vector)))
+    huge = kernels.memory(2**27).fill_(1.0)  # on huge pages, which are read faster
+    bandwidth = max(bandwidth, huge.numel() * 4 / _quickest(lambda: huge.sum()))
     return Peaks(best, bandwidth, by)
 
 
 def _products(rows: int, inner: int, columns: int) -> dict[str, Callable[[], Any]]:
     """The same matrix product by every library at hand."""
     import torch
+
+    from zifio.kernels import operators as kernels
 
     left, weight = torch.randn(rows, inner), torch.randn(columns, inner)
     left_n, weight_n = left.numpy(), weight.numpy()
@@ -143,6 +150,9 @@ def _products(rows: int, inner: int, columns: int) -> dict[str, Callable[[], Any
         found["oneDNN on packed weights"] = lambda: torch.ops.mkldnn._linear_pointwise(
             left, packed, None, "none", [], ""
         )
+    if kernels.native(left):
+        panels = kernels.pack(weight)
+        found["zifio on packed weights"] = lambda: kernels.linear(left, weight, packed=panels)
     return found
 
 

@@ -38,7 +38,7 @@ SYSTEMS = {
     "trl": System("trl", "trl_step.py"),
     "zifio bitwise": System(None, "ours.py", {"options": {"bitwise": True}}),
     "zifio MTP speculation": System(None, "ours.py", {"options": {"speculate": True}}),
-    "zifio without prefix sharing": System(None, "ours.py", {"options": {"share_prefixes": False}}),
+    "zifio without prefix sharing": System(None, "ours.py", {"options": {"prefix_sharing": False}}),
 }
 
 SAMPLERS = (

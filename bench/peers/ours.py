@@ -7,7 +7,7 @@ Try it alone: `echo '{"go": 0}' | python bench/peers/ours.py WORK.json`
 
 from __future__ import annotations
 
-import inspect
+import os
 import sys
 import tempfile
 import zlib
@@ -19,6 +19,7 @@ from channel import Absent, Channel, Done, Job, fastest, rounds, run
 
 def main(job: Job, channel: Channel) -> None:
     """Do the job by its kind."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the command line does
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works without an installed zifio, too
     import torch
 
@@ -50,14 +51,16 @@ def open_model(job: Job) -> tuple[Any, Any]:
 
 def make_engine(job: Job, model: Any, tokenizer: Any) -> Any:
     """An engine for the job. Raises Absent when the engine has no such option as the job sets."""
+    from zifio.engine.config import EngineConfig
     from zifio.engine.engine import Engine
 
     options = job.get("options", {})
-    if unknown := sorted(options.keys() - inspect.signature(Engine).parameters.keys()):
+    if unknown := sorted(options.keys() - EngineConfig.model_fields.keys()):
         raise Absent(f"the engine has no option {', '.join(unknown)}")
     never = -1  # an end token that is never drawn
     eos_id = never if job["fixed"] else tokenizer.eos_id
-    return Engine(model, eos_id, max_rows=len(job["prompts"]) * job["group"], **options)
+    max_rows = len(job["prompts"]) * job["group"]
+    return Engine(model, eos_id, max_rows=max_rows, settings=EngineConfig(**options))
 
 
 def generate(engine: Any, job: Job, round_: int, n_new: int) -> list[int]:
@@ -91,6 +94,8 @@ def startup(job: Job, channel: Channel) -> None:
 
 def grpo(job: Job, channel: Channel) -> None:
     """Steps of the `rl` stage, exactly as `zifio rl` takes them: the look between two steps is where rounds begin."""
+    if job["device"] != "cpu":
+        raise Absent("the rl stage runs on the CPU only")
     from zifio.config import build
     from zifio.log import RunFolder
     from zifio.tasks.task import Problem, Verdict
