@@ -23,6 +23,7 @@ from zifio.seed import stream_seed
 
 if TYPE_CHECKING:
     from zifio.engine.policy import LocalPolicy
+    from zifio.models.device import Device
 
 LONGEST = 1024
 """Tokens of a reply, at most, where the command does not say and the model's context allows."""
@@ -45,11 +46,13 @@ def chat(
     max_new_tokens: int | None = None,
     as_json: bool = False,
     seed: int = 0,
+    device: "Device" = "cpu",
 ) -> Any:
     """Answer `prompt`, or the lines of stdin, or whoever sits at the terminal.
 
     What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
-    nothing. Raises ConfigError when there is no model, or a question does not fit it.
+    nothing. A GPU answers in bf16. Raises ConfigError when there is no model or no such device, or a question does not
+    fit.
     """
     model = resolve(model)
     given = {"temperature": temperature, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
@@ -62,7 +65,7 @@ def chat(
         )
     from zifio.engine.policy import load_policy
 
-    policy = load_policy(model)
+    policy = load_policy(model, device=device, precision="bf16")
     if prompt is None and sys.stdin.isatty():
         return _converse(policy, sampling, max_new_tokens is None, seed)
     questions = [prompt] if prompt is not None else [line.strip() for line in sys.stdin if line.strip()]

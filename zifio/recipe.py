@@ -243,7 +243,7 @@ class Run:
 
         def look(stage: Any, tokenizer: Any, task: Any) -> Any:
             held = stage.held_out
-            return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer)
+            return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
 
         return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look)
 

@@ -38,15 +38,18 @@ def version() -> str:
 
 
 def open_model(job: Job) -> tuple[Any, Any]:
-    """Model and tokenizer of the job's folder, on its device and in its type."""
-    import torch
-
+    """Model and tokenizer of the job's folder, on its device; weights are fp32, products in what `precision` says."""
     from zifio.engine.policy import open_model
+    from zifio.models.device import find_device
 
+    where = find_device(job["device"], "bench")
     model, tokenizer = open_model(job["model"])
-    if job["device"] != "cpu":
-        model = model.to(job["device"], getattr(torch, job["dtype"]))
-    return model, tokenizer
+    return model.to(where), tokenizer
+
+
+def precision(job: Job) -> Any:
+    """What the recipe calls the job's type."""
+    return "bf16" if job["dtype"] == "bfloat16" else "fp32"
 
 
 def make_engine(job: Job, model: Any, tokenizer: Any) -> Any:
@@ -60,7 +63,7 @@ def make_engine(job: Job, model: Any, tokenizer: Any) -> Any:
     never = -1  # an end token that is never drawn
     eos_id = never if job["fixed"] else tokenizer.eos_id
     max_rows = len(job["prompts"]) * job["group"]
-    return Engine(model, eos_id, max_rows=max_rows, settings=EngineConfig(**options))
+    return Engine(model, eos_id, max_rows=max_rows, settings=EngineConfig(**options), precision=precision(job))
 
 
 def generate(engine: Any, job: Job, round_: int, n_new: int) -> list[int]:
@@ -94,8 +97,6 @@ def startup(job: Job, channel: Channel) -> None:
 
 def grpo(job: Job, channel: Channel) -> None:
     """Steps of the `rl` stage, exactly as `zifio rl` takes them: the look between two steps is where rounds begin."""
-    if job["device"] != "cpu":
-        raise Absent("the rl stage runs on the CPU only")
     from zifio.config import build
     from zifio.log import RunFolder
     from zifio.tasks.task import Problem, Verdict
@@ -138,6 +139,7 @@ def grpo_stage(job: Job) -> dict[str, Any]:
     """The settings of the stage: GRPO on policy, token mean over the batch, no KL, as the TRL worker's."""
     adam = {"lr": 1e-6, "betas": [0.9, 0.999], "weight_decay": 0.0, "clip": 1.0}
     return {
+        "device": job["device"], "precision": precision(job),
         "kind": "rl", "name": "bench", "from": "base", "steps": 1_000_000, "checkpoint_every": 1_000_000,
         "prompts": len(job["questions"]), "group": job["group"], "updates": 1, "gate": False, "most_errors": 0.0,
         "aggregate": "token", "advantage": "group", "clip_low": 0.2, "clip_high": 0.2, "kl_weight": 0.0,
@@ -172,6 +174,8 @@ def unsaid_token(model: str) -> str:
 
 def pretrain(job: Job, channel: Channel) -> None:
     """Optimizer steps on given sequences: packed rows, forward, backward, clip, AdamW."""
+    import torch
+
     from zifio.data.pack import Sequence
     from zifio.train.batch import make_batches
     from zifio.train.config import Optim
@@ -189,9 +193,13 @@ def pretrain(job: Job, channel: Channel) -> None:
 
     def learn(layout: str) -> None:
         for batch in layouts[layout]:
-            batch_loss(model, batch, LossTerms(), 1.0).loss.backward()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision(job) == "bf16"):
+                result = batch_loss(model, batch.to(model.device), LossTerms(), 1.0)
+            result.loss.backward()
         optimizer.clip()
         optimizer.step(0, 1)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()  # the watch stops when it is done, not when it is begun
 
     best = fastest({name: lambda name=name: learn(name) for name in layouts})
 

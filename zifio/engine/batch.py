@@ -27,8 +27,11 @@ class Batch:
     first_M: np.ndarray
     count_M: np.ndarray
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
+    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens and positions as one row, [1, N]."""
+        if device.type != "cpu":
+            both_2N = torch.from_numpy(np.stack([self.tokens_N, self.positions_N])).to(device, non_blocking=True)
+            return both_2N[:1], both_2N[1:]
         return torch.from_numpy(self.tokens_N)[None], torch.from_numpy(self.positions_N)[None]
 
     def announce(self, cache: PagedCache) -> None:
@@ -38,7 +41,7 @@ class Batch:
     def forward(self, model: Decoder, cache: PagedCache) -> Output:
         """What the model makes of it, its keys and values left in the cache."""
         self.announce(cache)
-        return model(*self.tensors(), cache)
+        return model(*self.tensors(cache.device), cache)
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Page and slot of every token."""

@@ -7,6 +7,12 @@ not decided here but in `engine/pages.py`.
 A token costs 2 J K numbers per layer with grouped-query attention. MLA stores either every head's expanded key and
 value (`latent=False`: H (K + R + X) numbers, the trainer's own arithmetic) or the latent and the shared rotary key
 (`latent=True`: C + R numbers, the paper's saving).
+
+On a CPU in fp32 the pages are the C kernels'. Elsewhere they are plain tensors: those of each sequence are gathered,
+then torch's fused attention takes them. A group's query heads stand beside its queries there, so that no key is copied
+for them; prompts' chunks are attended to apart from rows, which would be padded to their length.
+
+Try it alone: `pytest tests/engine/test_cache.py`
 """
 
 from __future__ import annotations
@@ -48,16 +54,39 @@ def n_cached_layers(config: AnyConfig) -> int:
     return config.num_hidden_layers + config.n_mtp
 
 
-def page_shapes(config: AnyConfig, latent: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+CPU = torch.device("cpu")
+
+
+def page_shapes(
+    config: AnyConfig, latent: bool, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of one page in one layer: its keys and its values. The kernels' pages are flat and padded to whole panels."""
     entry = entry_of(config, latent)
     plain = (PAGE, entry.n_heads, entry.d_key), (PAGE, entry.n_heads, entry.d_value)
-    return kernels.page_sizes(*entry) or plain
+    return (kernels.page_sizes(*entry) if dtype is torch.float32 and device.type == "cpu" else None) or plain
 
 
-def bytes_per_page(config: AnyConfig, latent: bool) -> int:
-    """Memory of one page in all layers, fp32."""
-    return 4 * n_cached_layers(config) * sum(map(math.prod, page_shapes(config, latent)))
+def bytes_per_page(
+    config: AnyConfig, latent: bool, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> int:
+    """Memory of one page in all layers."""
+    shapes = page_shapes(config, latent, dtype, device)
+    return dtype.itemsize * n_cached_layers(config) * sum(map(math.prod, shapes))
+
+
+class _Group(NamedTuple):
+    """M sequences that the plain form attends to together, with at most T new tokens each."""
+
+    table_MP: Tensor
+    visible_MTS: Tensor
+    """Whether the T-th new token of a sequence sees what its table holds in slot S."""
+    token_MT: Tensor | None
+    """Which of the pass's tokens that is; None where T is 1 and they stand in order."""
+    places_2N: Tensor
+    """Sequence and number in it of every token of the group."""
+
+
+_ROW = 2  # new tokens of a row that is decoded, at most: its next one and a draft
 
 
 class PagedCache:
@@ -67,28 +96,76 @@ class PagedCache:
     they are plain [n_pages, PAGE, heads, width].
     """
 
-    def __init__(self, config: AnyConfig, n_pages: int, latent: bool = False) -> None:
-        self.latent, self._entry = latent, entry_of(config, latent)
-        self._native, layers = kernels.page_sizes(*self._entry) is not None, n_cached_layers(config)
-        self._keys, self._values = (
-            kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape).unbind()
-            for shape in page_shapes(config, latent)
-        )
+    def __init__(
+        self,
+        config: AnyConfig,
+        n_pages: int,
+        latent: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
+    ) -> None:
+        """`dtype` and `device` are of what is kept; queries come from there."""
+        self.latent, self.dtype, self.device, self._entry = latent, dtype, device, entry_of(config, latent)
+        shapes, layers = page_shapes(config, latent, dtype, device), n_cached_layers(config)
+        self._native = len(shapes[0]) == 1
+        self._stores = [
+            kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape)
+            if self._native
+            else torch.zeros(layers, n_pages, *shape, dtype=dtype, device=device)
+            for shape in shapes
+        ]
+        self._keys, self._values = (store.unbind() for store in self._stores)
 
     def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
-        """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m; all int64.
+        """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m.
 
-        Sequence m's new tokens stand at positions first_M[m], first_M[m] + 1, ...; the token at position p lives in
-        slot p % PAGE of page table_MP[m, p // PAGE]; what a table holds beyond its sequence's end is not looked at.
-        Pages of positions that are written must belong to m alone. The arrays must stay as they are during the pass.
+        All are int64 and on the CPU. Sequence m's new tokens stand at positions first_M[m], first_M[m] + 1, ...; the
+        token at position p lives in slot p % PAGE of page table_MP[m, p // PAGE]; what a table holds beyond its
+        sequence's end is not looked at. Pages of positions that are written must belong to m alone. The arrays must
+        stay as they are during the pass.
         """
-        self._table_MP, self._first_M, self._count_M = table_MP, first_M, count_M
-        sequence_N = torch.arange(len(table_MP)).repeat_interleave(self._count_M)
-        self._start_M = self._count_M.cumsum(0) - self._count_M
-        position_N = torch.arange(len(sequence_N)) - self._start_M[sequence_N] + self._first_M[sequence_N]
-        self._page_N, self._slot_N = self._table_MP[sequence_N, position_N // PAGE], position_N % PAGE
-        places = (self._page_N, self._slot_N, sequence_N, position_N, table_MP)
+        sequence_N = torch.arange(len(table_MP), device=CPU).repeat_interleave(count_M)
+        start_M = count_M.cumsum(0) - count_M
+        position_N = torch.arange(len(sequence_N), device=CPU) - start_M[sequence_N] + first_M[sequence_N]
+        page_N, slot_N = table_MP[sequence_N, position_N // PAGE], position_N % PAGE
+        places = (page_N, slot_N, sequence_N, position_N, table_MP)
         self._places = [place.int().contiguous() for place in places] if self._native else []
+        if not self._native:
+            self._begin_plain(page_N, slot_N, sequence_N, table_MP, first_M, count_M, start_M)
+
+    def begin_decode(self, table_MP: Tensor, position_M: Tensor) -> None:
+        """The same for one new token of each sequence, from tensors on the cache's device, and never waiting for it.
+
+        So it can be captured (engine/graphs.py). For plain pages.
+        """
+        assert not self._native
+        page_M1 = table_MP.gather(1, (position_M // PAGE)[:, None])
+        visible_MS = torch.arange(table_MP.shape[1] * PAGE, device=self.device) <= position_M[:, None]
+        self._stored_2N = torch.stack([page_M1[:, 0], position_M % PAGE])
+        self._groups = [_Group(table_MP.contiguous(), visible_MS[:, None], None, self._stored_2N)]
+
+    def _begin_plain(
+        self, page_N: Tensor, slot_N: Tensor, sequence_N: Tensor, table_MP: Tensor, first_M: Tensor, count_M: Tensor,
+        start_M: Tensor,
+    ) -> None:  # fmt: skip
+        """What `_attend_plain` needs, carried to the device in one piece: rows as one group, chunks as another."""
+        long = (count_M > _ROW).nonzero()
+        n_rows, m = int(long[0]) if len(long) else len(count_M), len(count_M)
+        columns = [torch.stack([page_N, slot_N])]
+        for a, b in ((0, n_rows), (n_rows, m)):
+            if a < b:
+                first_m1, end_M = first_M[a:b, None], first_M[a:b] + count_M[a:b]
+                column_T = torch.arange(int(count_M[a:b].max()), device=CPU)
+                token_MT = (start_M[a:b, None] + column_T).clamp(max=len(page_N) - 1)
+                mine_N = sequence_N[(sequence_N >= a) & (sequence_N < b)]
+                number_N = torch.arange(len(mine_N), device=CPU) + start_M[a] - start_M[mine_N]
+                table = table_MP[a:b, : -(-int(end_M.max()) // PAGE)]
+                columns += [table, first_m1 + column_T, token_MT, torch.stack([mine_N - a, number_N])]
+        self._stored_2N, *rest = _moved(columns, self.device)
+        self._groups = []
+        for table, position_MT, token_MT, places_2N in zip(*(rest[i::4] for i in range(4)), strict=True):
+            slot_S = torch.arange(table.shape[1] * PAGE, device=self.device)
+            self._groups.append(_Group(table.contiguous(), slot_S <= position_MT[..., None], token_MT, places_2N))
 
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
@@ -98,7 +175,12 @@ class PagedCache:
             kernels.store(k_NJK, v_NJX, page_N, slot_N, keys, values)
             return kernels.attend_pages(q_NHK, self._entry, scale, indices, keys, values)
         assert not self._native, "pages made for the kernels are read by them alone"
-        return self._attend_plain(q_NHK, k_NJK, v_NJX, keys, values, scale)
+        page_N, slot_N = self._stored_2N
+        keys[page_N, slot_N] = k_NJK.to(self.dtype)
+        values[page_N, slot_N] = v_NJX.to(self.dtype)
+        q_NHK = q_NHK.to(self.dtype)
+        out = [self._attend_plain(group, q_NHK, keys, values, scale) for group in self._groups]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def places(self) -> list[Tensor] | None:
         """Page, slot, sequence and position of every new token, and the tables; None without kernels."""
@@ -108,26 +190,36 @@ class PagedCache:
         """All pages of a layer: keys and values."""
         return self._keys[layer], self._values[layer]
 
-    def _attend_plain(
-        self, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, keys: Tensor, values: Tensor, scale: float
-    ) -> Tensor:
-        """The same with torch: the pages of every sequence gathered, then one masked attention."""
-        keys[self._page_N, self._slot_N] = k_NJK
-        values[self._page_N, self._slot_N] = v_NJX
-        n_slots = int((self._first_M + self._count_M).max())
-        used_MP = self._table_MP[:, : -(-n_slots // PAGE)]
-        group = q_NHK.shape[1] // k_NJK.shape[1]
-        k_MHSK, v_MHSX = (
-            store[used_MP].flatten(1, 2).repeat_interleave(group, dim=2).transpose(1, 2) for store in (keys, values)
+    def _attend_plain(self, group: _Group, q_NHK: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """The same with torch for the tokens of a group: their sequences' pages, then one masked attention."""
+        q_MTHK = q_NHK[:, None] if group.token_MT is None else q_NHK[group.token_MT]
+        (m, t, n_heads, _), n_key_heads = q_MTHK.shape, self._entry.n_heads
+        q_MTJGK = q_MTHK.unflatten(2, (n_key_heads, -1))
+        q_MJFK = q_MTJGK.transpose(1, 2).flatten(2, 3)  # F: a token's queries of one key head, then the next token's
+        visible_MFS = group.visible_MTS
+        if t > 1:
+            visible_MFS = visible_MFS[:, :, None].expand(-1, -1, q_MTJGK.shape[3], -1).flatten(1, 2)
+        k_MJSK, v_MJSX = (
+            store.index_select(0, group.table_MP.flatten()).view(m, -1, *store.shape[2:]).transpose(1, 2)
+            for store in (keys, values)
         )
-        column_T = torch.arange(int(self._count_M.max()))
-        index_MT = (self._start_M[:, None] + column_T).clamp(max=len(q_NHK) - 1)
-        position_MT = self._first_M[:, None] + column_T
-        visible_MTS = torch.arange(k_MHSK.shape[2]) <= position_MT[..., None]
-        out = fused_attention(q_NHK[index_MT].transpose(1, 2), k_MHSK, v_MHSX, visible_MTS, scale)
-        return out.transpose(1, 2)[column_T < self._count_M[:, None]]
+        out_MJFX = fused_attention(q_MJFK, k_MJSK, v_MJSX, visible_MFS, scale)
+        out_MTHX = out_MJFX.unflatten(2, (t, -1)).transpose(1, 2).reshape(m, t, n_heads, -1)
+        if group.token_MT is None:
+            return out_MTHX[:, 0]
+        sequence_N, number_N = group.places_2N
+        return out_MTHX[sequence_N, number_N]
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer, so that a sequence may write on after a prefix that it shared."""
-        for store in (*self._keys, *self._values):
-            store[target] = store[source]
+        for store in self._stores:
+            store[:, target] = store[:, source]
+
+
+def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The same on the device, which gets them in one copy."""
+    if device.type == "cpu":
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).to(device, non_blocking=True)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

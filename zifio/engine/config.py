@@ -28,5 +28,8 @@ class EngineConfig(Config):
     """Store MLA's latents (absorbed form) instead of every head's keys and values; of no effect on other attention."""
     bitwise: bool = False
     """Log-probs of sampler and trainer are equal bit for bit, whatever the batch."""
+    cuda_graphs: bool = True
+    """Capture steps that only decode as CUDA graphs, which a GPU runs without waiting for Python; of no effect on a CPU
+    and while routing is recorded."""
     record_routing: bool = False
     """Keep the experts of every token, so that a trainer can send tokens the same way."""

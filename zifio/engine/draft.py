@@ -39,7 +39,7 @@ def read_prompts(model: Decoder, cache: PagedCache, chunks: list[Chunk], hidden_
             tokens += job.tokens[begin + 1 : begin + 1 + n_known]
         at += n
     if tokens:
-        _states(model, cache, tables, first, count, tokens, hidden_ND[torch.tensor(kept)])
+        _states(model, cache, tables, first, count, tokens, hidden_ND[torch.tensor(kept, device=cache.device)])
 
 
 def guess(
@@ -59,9 +59,10 @@ def guess(
     kept = [place for row in going for place in computed[row][: len(new[row])]]
     tokens = [token for row in going for token in new[row]]
     tables = [rows.samples[row].table for row in going]
-    states_ND = _states(model, cache, tables, first, count, tokens, hidden_ND[torch.tensor(kept)])
-    last_B = torch.from_numpy(np.cumsum(count) - 1)
-    rows.draft[going] = model.logits(states_ND[last_B]).argmax(dim=-1).numpy()
+    kept_N = torch.tensor(kept, device=cache.device)
+    states_ND = _states(model, cache, tables, first, count, tokens, hidden_ND[kept_N])
+    last_B = torch.tensor(np.cumsum(count) - 1, device=cache.device)
+    rows.draft[going] = model.logits(states_ND[last_B]).argmax(dim=-1).cpu().numpy()
 
 
 def _states(
@@ -81,5 +82,5 @@ def _states(
     positions = [f + i for f, n in zip(first, count, strict=True) for i in range(n)]
     batch = Batch(np.array(tokens), np.array(positions), table_MP, np.array(first), np.array(count))
     batch.announce(cache)
-    next_1N, positions_1N = batch.tensors()
+    next_1N, positions_1N = batch.tensors(cache.device)
     return model.draft(next_1N, hidden_ND[None], positions_1N, cache)[0]

@@ -16,18 +16,20 @@ Try it: `zifio chat MODEL`, or
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.batch import chunk_batch, join, row_batch
+from zifio.engine.batch import Batch, chunk_batch, join, row_batch
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
+from zifio.engine.graphs import DecodeGraphs, graphs_wanted
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
 from zifio.engine.routing import RoutingStore
@@ -36,6 +38,7 @@ from zifio.engine.sampler import Settings, choose, draw
 from zifio.engine.scheduler import Chunk, Scheduler, Stats
 from zifio.engine.stops import TextOf, find_stop
 from zifio.models.decoder import Decoder
+from zifio.models.device import Precision
 
 
 @dataclass
@@ -82,8 +85,11 @@ class Engine:
         max_rows: int | None = None,
         settings: EngineConfig | None = None,
         text_of: TextOf | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         """`eos_id` are the tokens that end a reply; `max_rows` goes before the settings'; stop strings want `text_of`.
+
+        With `precision` bf16 matrix products, keys and values are in bfloat16, as they are under autocast in training.
 
         Raises ConfigError when the settings want the MTP module or experts, and the model has none.
         """
@@ -92,6 +98,9 @@ class Engine:
         self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
         self.max_rows = max_rows or self.settings.max_rows
         self.stats = Stats()
+        self.device = model.device
+        self.precision: Precision = precision
+        self._dtype = torch.bfloat16 if precision == "bf16" else model.norm.weight.dtype  # of keys and values
         if self.settings.speculate and not len(model.mtp):
             raise ConfigError(
                 "speculate: wanted a model with a multi-token prediction module (num_nextn_predict_layers = 1), came "
@@ -100,6 +109,7 @@ class Engine:
         if self.settings.record_routing and not model.routers():
             raise ConfigError("record_routing: wanted a model with experts, came one without. Set it to false.")
         self._cache: PagedCache | None = None
+        self._graphs: DecodeGraphs | None = None
         self._n_pages = self._wanted = 0  # of the cache: what it has, and what was wanted when it was made
         self._scheduler: Scheduler | None = None
         self._is_queue = False
@@ -119,7 +129,7 @@ class Engine:
         is computed, when a prompt with its reply would not fit the model's context or the memory.
         """
         assert not self.has_work, "generate while requests are under way"
-        self.model.pack()
+        self._pack()
         asked = [prompt for prompt, group in zip(prompts, seeds, strict=True) if group]
         if not asked:
             return [[] for _ in prompts]
@@ -157,7 +167,7 @@ class Engine:
         """
         if not self._is_queue:
             assert not self.has_work
-            self.model.pack()
+            self._pack()
             self._open(self.max_rows * -(-self.model.config.max_position_embeddings // PAGE))
             self._is_queue = True
         if fault := self._fault(request.prompt, request.sampling, "the prompt"):
@@ -181,7 +191,8 @@ class Engine:
         self._notice_new_weights()
         chunks = self._scheduler.plan()
         assert chunks or len(self._scheduler.rows), "whoever waits is admitted when nothing runs"
-        events += self._compute(self._scheduler, chunks)
+        with self._arithmetic():
+            events += self._compute(self._scheduler, chunks)
         self.stats.steps += 1
         return events
 
@@ -192,28 +203,45 @@ class Engine:
         """
         self._tensors = [*self.model.parameters(), *self.model.buffers()]
         self._version = self._weights_version()
-        self.model.pack()
+        self._graphs = None
+        self._pack()
         if self._scheduler is not None:
             self._scheduler.pages.forget()
 
     def release(self) -> None:
         """Give back the memory of the cache and of packed weights until it is needed again: training wants it too."""
         assert not self.has_work, "release while requests are under way"
-        self._cache = self._routing = self._scheduler = None
+        self._graphs = self._cache = self._routing = self._scheduler = None
         self._n_pages = self._wanted = 0
         self.model.unpack()
 
     # Inside ------------------------------------------------------------------------------------------------
 
+    def _pack(self) -> None:
+        self.model.pack(torch.bfloat16 if self.precision == "bf16" else torch.float32)
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        """What a step is computed under. Autocast keeps no copies of weights here: the packed ones are its copies."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def _page_bytes(self) -> int:
+        return bytes_per_page(self.model.config, self.settings.latent_cache, self._dtype, self.device)
+
     def _open(self, wanted: int) -> None:
         """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
         config, settings = self.model.config, self.settings
-        page_bytes = bytes_per_page(config, settings.latent_cache)
         if wanted > self._wanted:
-            self._cache = self._routing = None  # before the memory is looked at
-            self._wanted, self._n_pages = wanted, n_pages(wanted, page_bytes, settings.memory_gb)
-            self._cache = PagedCache(config, self._n_pages, settings.latent_cache)
+            self._graphs = self._cache = self._routing = None  # before the memory is looked at
+            self._wanted = wanted
+            self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, self.device)
+            n_padding = int(graphs_wanted(self.device, settings))  # one page behind the others
+            self._cache = PagedCache(config, self._n_pages + n_padding, settings.latent_cache, self._dtype, self.device)
             self._routing = RoutingStore(self._n_pages) if settings.record_routing else None
+        if self._graphs is None and graphs_wanted(self.device, settings):
+            assert self._cache is not None
+            self._graphs = DecodeGraphs(self.model, self._cache, padding_page=self._n_pages)
         rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
         pages = Pages(min(wanted, self._n_pages), PAGE)
         self._scheduler = Scheduler(
@@ -238,10 +266,8 @@ class Engine:
             return f"prompt: wanted tokens below {n_vocab}, came {wrong}. Use the tokenizer of this model."
         if sampling.stop and self.text_of is None:
             return f"stop={list(sampling.stop)} wants text and this engine has no tokenizer. Give it `text_of`."
-        page_bytes = bytes_per_page(config, self.settings.latent_cache)
-        return misfit(
-            len(prompt), sampling.max_new_tokens, config.max_position_embeddings, PAGE, page_bytes, n_pages, what
-        )
+        context = config.max_position_embeddings
+        return misfit(len(prompt), sampling.max_new_tokens, context, PAGE, self._page_bytes(), n_pages, what)
 
     def _queue(self, prompt: list[int], sampling: Sampling, seeds: Iterable[int]) -> list[int]:
         samples = [Sample(self._next_id(), list(prompt), seed, sampling) for seed in seeds]
@@ -265,6 +291,9 @@ class Engine:
         if chunks:
             batch = join(batch, chunk_batch(chunks)) if batch else chunk_batch(chunks)
         assert batch is not None
+        if self._graphs is not None and n_fed == len(rows) == len(batch.tokens_N):
+            stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
+            return self._decode(self._graphs, rows, batch)
         output = batch.forward(self.model, self._cache)
         hidden_ND = output.hidden_BTD[0]
         if self._routing is not None:
@@ -279,7 +308,26 @@ class Engine:
         logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
         counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
         token_N, logp_N = self._draw(rows, logits_NV, counts)
-        new, ended, events = self._accept(rows, token_N.tolist(), logp_N.tolist(), counts)
+        return self._finish(rows, token_N, logp_N, counts, place_N, hidden_ND)
+
+    def _decode(self, graphs: DecodeGraphs, rows: Rows, batch: Batch) -> list[Event]:
+        """The same where every row has one token to compute and no prompt is read."""
+        n = len(rows)
+        hidden_ND, logits_NV, token_N, logp_N = graphs.step(batch, rows.uniforms(), rows.temperature[:n])
+        if rows.is_special[:n].any():
+            token_N, logp_N = self._draw(rows, logits_NV, batch.count_M)
+        return self._finish(rows, token_N, logp_N, batch.count_M, np.arange(n), hidden_ND)
+
+    def _finish(
+        self, rows: Rows, token_N: Tensor, logp_N: Tensor, counts: np.ndarray, place_N: np.ndarray, hidden_ND: Tensor
+    ) -> list[Event]:
+        """Let rows take what was drawn, with drafts for what comes next, and let those leave that are finished."""
+        if token_N.is_cpu:
+            tokens, logps = token_N.tolist(), logp_N.tolist()
+        else:  # in one piece, and exactly
+            both_2N = torch.stack([token_N, logp_N.double().view(torch.int64)]).cpu()
+            tokens, logps = both_2N[0].tolist(), both_2N[1].view(torch.float64).tolist()
+        new, ended, events = self._accept(rows, tokens, logps, counts)
         if self.settings.speculate:
             self._speculate(rows, new, ended, counts, place_N, hidden_ND)
         return events + [self._end(*end) for end in ended]
@@ -296,22 +344,22 @@ class Engine:
         end_of_chunk = n_fed + np.cumsum([count for _, _, count in chunks]) - 1
         finished = sorted(set(origin))
         once_U = np.concatenate([np.arange(n_fed), end_of_chunk[finished]])
-        logits_UV = self.model.logits(hidden_ND[torch.from_numpy(once_U)])
+        logits_UV = self.model.logits(hidden_ND[self._moved(once_U)])
         if len(finished) == len(origin):
             return logits_UV, once_U
         index_N = np.concatenate([np.arange(n_fed), n_fed + np.searchsorted(finished, origin)])
-        return logits_UV[torch.from_numpy(index_N)], once_U[index_N]
+        return logits_UV[self._moved(index_N)], once_U[index_N]
 
     def _draw(self, rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> tuple[Tensor, Tensor]:
         """A token and its log-prob for each of the logits; row r has counts[r] of them."""
         n = len(rows)
         row_N = slice(n) if len(logits_NV) == n else np.repeat(np.arange(n), counts)
-        uniform_N = torch.from_numpy(rows.uniforms(None if len(logits_NV) == n else counts))
-        temperature_N = torch.from_numpy(rows.temperature[row_N])
+        uniform_N = self._moved(rows.uniforms(None if len(logits_NV) == n else counts))
+        temperature_N = self._moved(rows.temperature[row_N])
         if not rows.is_special[:n].any():
             return draw(logits_NV, uniform_N, temperature_N)
         columns = (rows.top_k, rows.top_p, rows.min_p, rows.penalty)
-        settings = Settings(temperature_N, *(torch.from_numpy(column[row_N]) for column in columns))
+        settings = Settings(temperature_N, *(self._moved(column[row_N]) for column in columns))
         return choose(logits_NV, uniform_N, settings, self._seen(rows, counts))
 
     def _seen(self, rows: Rows, counts: np.ndarray) -> Tensor | None:
@@ -325,7 +373,11 @@ class Engine:
                 seen_NV[end - counts[row] : end] = seen
                 if counts[row] == 2:
                     seen_NV[end - 1, rows.draft[row]] = True
-        return torch.from_numpy(seen_NV)
+        return self._moved(seen_NV)
+
+    def _moved(self, column: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(column)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
 
     def _accept(
         self, rows: Rows, tokens: list[int], logps: list[float], counts: np.ndarray

@@ -10,6 +10,7 @@ from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.engine import Completion, Engine
 from zifio.models.decoder import Decoder
+from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
 from zifio.models.weights import load_model
 from zifio.tasks.episode import Message, Reply
@@ -24,10 +25,14 @@ class LocalPolicy:
         tokenizer: ChatTokenizer,
         max_rows: int | None = None,
         settings: EngineConfig | None = None,
+        precision: Precision = "fp32",
     ) -> None:
-        """`max_rows` goes before the settings' own. Raises ConfigError when the model cannot do what they want."""
+        """`max_rows` goes before the settings' own; `precision` is the engine's.
+
+        Raises ConfigError when the model cannot do what they want.
+        """
         self.model, self.tokenizer = model, tokenizer
-        self.engine = Engine(model, tokenizer.eos_id, max_rows, settings, tokenizer.decode)
+        self.engine = Engine(model, tokenizer.eos_id, max_rows, settings, tokenizer.decode, precision)
 
     def complete(
         self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
@@ -51,9 +56,20 @@ class LocalPolicy:
         return Reply(tokens, text, completion.logps, finish)
 
 
-def load_policy(folder: str | Path, max_rows: int | None = None, settings: EngineConfig | None = None) -> LocalPolicy:
-    """The model and tokenizer of a Hugging Face folder or a GGUF file as a policy. Raises what `open_model` raises."""
-    return LocalPolicy(*open_model(folder), max_rows, settings)
+def load_policy(
+    folder: str | Path,
+    max_rows: int | None = None,
+    settings: EngineConfig | None = None,
+    device: Device = "cpu",
+    precision: Precision = "fp32",
+) -> LocalPolicy:
+    """The model and tokenizer of a Hugging Face folder or a GGUF file as a policy; `precision` counts on a GPU only.
+
+    Raises what `open_model` and `find_device` raise.
+    """
+    where = find_device(device, str(folder))
+    model, tokenizer = open_model(folder)
+    return LocalPolicy(model.to(where), tokenizer, max_rows, settings, sampling_precision(precision, where))
 
 
 def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:

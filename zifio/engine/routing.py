@@ -25,8 +25,8 @@ class RoutingStore:
 
     def store(self, batch: Batch, output: Output) -> None:
         """Keep where a pass sent its tokens."""
-        page_N, slot_N = (torch.from_numpy(index) for index in batch.places())
         expert_NLA = torch.stack([routing.expert_NA for routing in output.routing], dim=1).to(torch.int16)
+        page_N, slot_N = (torch.from_numpy(index).to(expert_NLA.device) for index in batch.places())
         if self._expert_PSLA is None:
             self._expert_PSLA = expert_NLA.new_zeros(self._n_pages, PAGE, *expert_NLA.shape[1:])
         self._expert_PSLA[page_N, slot_N] = expert_NLA
@@ -37,6 +37,6 @@ class RoutingStore:
         self._expert_PSLA[target] = self._expert_PSLA[source]
 
     def read(self, table: list[int], n_tokens: int) -> Tensor:
-        """The experts of a sequence's first tokens, [n_tokens, L, A]."""
+        """The experts of a sequence's first tokens, [n_tokens, L, A], on the CPU."""
         assert self._expert_PSLA is not None, "a sequence is read after it was computed"
-        return self._expert_PSLA[table].flatten(0, 1)[:n_tokens].clone()
+        return self._expert_PSLA[table].flatten(0, 1)[:n_tokens].clone().cpu()

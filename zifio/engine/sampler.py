@@ -74,7 +74,7 @@ def draw(
     one_BW = weight_BNW[row, block_B].double()
     place_B, _ = _first_above(one_BW, within_B / sum_BN[row, block_B] * one_BW.sum(dim=-1))
     token_B = block_B * _BLOCK + place_B
-    if (temperature_B == 0).any():
+    if not temperature_B.is_cpu or (temperature_B == 0).any():
         token_B = torch.where(temperature_B == 0, x_BV.argmax(dim=-1), token_B)
     return token_B, _logp(x_BV, token_B, top_B1[:, 0] + sum_BN.sum(dim=-1).log().float())
 
@@ -142,9 +142,9 @@ def kept(x_BV: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
-    """logits / temperature in fp32; greedy rows as they are."""
+    """logits / temperature in fp32; greedy rows as they are. A GPU is not asked whether it might be spared that."""
     x_BV = logits_BV.float()
-    if (temperature_B == 1).all():
+    if temperature_B.is_cpu and (temperature_B == 1).all():
         return x_BV
     return x_BV / torch.where(temperature_B == 0, 1.0, temperature_B)[:, None]
 

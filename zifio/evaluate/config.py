@@ -34,6 +34,10 @@ class EvalStage(Config):
     """Replies to each problem."""
     ks: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 4, 16]
     """Report pass@k, the chance that one of k replies is right, for each of these; none may exceed n."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to sample; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: on a GPU, matrix products, keys and values in bfloat16."""
     sampling: Sampling = Sampling()
     """How replies are drawn."""
 

@@ -27,6 +27,7 @@ from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
+from zifio.models.device import Precision, sampling_precision
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, Policy, conversation, play, record
 from zifio.tasks.task import Problem, Task
@@ -96,17 +97,23 @@ def _mean(values: Sequence[float | int]) -> float:
 
 
 def make_look(
-    problems: int, n: int, sampling: Sampling, seed: int, task: Task, tokenizer: ChatTokenizer
+    problems: int,
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    task: Task,
+    tokenizer: ChatTokenizer,
+    precision: Precision = "fp32",
 ) -> Callable[[Decoder, int], tuple[dict[str, float], float]]:
     """A quick evaluation for the training loop: (model, step) -> (metrics, FLOPs).
 
     Always the same problems and random numbers, so that two looks differ by the model alone. The problems are the
-    first ones of an `eval` stage with the same seed and task.
+    first ones of an `eval` stage with the same seed and task. On a GPU it samples in the `precision` of training.
     """
     questions = _questions(task, problems, seed)
 
     def look(model: Decoder, step: int) -> tuple[dict[str, float], float]:
-        policy = LocalPolicy(model, tokenizer)
+        policy = LocalPolicy(model, tokenizer, precision=sampling_precision(precision, model.device))
         episodes_P_G = evaluate(policy, task, questions, n, sampling, seed, "look")
         policy.engine.release()
         found = summarise(episodes_P_G, sorted({1, n}), seed)
@@ -176,7 +183,7 @@ class _Exam:
     ) -> dict[str, Any]:
         """Evaluate one model, the `number`th, and write its records, then its results beside the others'."""
         began = time.perf_counter()
-        policy = load_policy(path)
+        policy = load_policy(path, device=self.stage.device, precision=self.stage.precision)
         episodes_P_G = self._play(policy, number, progress)
         found = summarise(episodes_P_G, self.stage.ks, self.seed)
         size = parameters(policy.model.config)

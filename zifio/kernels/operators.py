@@ -35,9 +35,9 @@ def _lib() -> Any:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
-    """x weight^T + bias; `packed` is `pack(weight)`, for few rows and no gradient."""
+    """x weight^T + bias; `packed` is `pack(weight)`, for few rows and no gradient, or a copy of it in another type."""
     if not native(x):
-        return F.linear(x, weight, bias)
+        return F.linear(x, lowered(weight, packed), bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         out = _Linear.apply(x, weight)
     else:
@@ -79,6 +79,21 @@ class _Linear(torch.autograd.Function):
         return dx, dw
 
 
+def lowered(weight: Tensor, packed: Tensor | None) -> Tensor:
+    """`packed` where it is what autocast would make of the weight here, which saves making it; else `weight`."""
+    if packed is None or packed.dtype is weight.dtype or torch.is_grad_enabled():
+        return weight
+    device = weight.device.type
+    wanted = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) is packed.dtype
+    return packed if wanted else weight
+
+
+def copied(weight: Tensor, dtype: torch.dtype, before: Tensor | None) -> Tensor:
+    """The weight in another type, for `lowered`; written over `before`, an older copy, so that its address stays."""
+    with torch.inference_mode(False), torch.no_grad():  # what was made in inference mode could not be written over
+        return weight.detach().to(dtype) if before is None else before.copy_(weight.detach())
+
+
 def packed_size(weight: Tensor) -> int:
     """Floats that `pack` needs for a weight [n, k] or a stack of them [e, n, k]."""
     n, k = weight.shape[-2:]
@@ -103,7 +118,7 @@ _MADV_HUGEPAGE = 14
 def memory(n_floats: int) -> Tensor:
     """Uninitialised memory that is read in long streams: on huge pages where the system has them (Linux), which are
     read up to 1.4 times as fast."""
-    room = torch.empty(n_floats + _HUGE_PAGE // 4)
+    room = torch.empty(n_floats + _HUGE_PAGE // 4, device="cpu")
     skip = -room.data_ptr() % _HUGE_PAGE // 4
     out = room[skip : skip + n_floats]
     advise = getattr(ctypes.CDLL(None), "madvise", None)

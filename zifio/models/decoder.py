@@ -121,6 +121,7 @@ class Decoder(nn.Module):
             persistent=False,
         )
         self._packed: Tensor | None = None
+        self._packed_dtype = torch.float32
         self._fused: FusedLayers | None = None
         self._fused_version, self._weights = -1, list[Tensor]()
         self._table = (self.frequencies_r[:0], self.frequencies_r[:0])
@@ -195,7 +196,9 @@ class Decoder(nn.Module):
         return self.lm_head(hidden)
 
     def _geometry(self, positions_BT: Tensor, cache: Cache | None, absorb: bool | None) -> Geometry:
-        cos_Sr, sin_Sr = self._turns(int(positions_BT.max()) + 1)
+        # To ask for the largest position would wait for all that a GPU has to do; its table has the whole context.
+        wanted = self.config.max_position_embeddings if positions_BT.is_cuda else int(positions_BT.max()) + 1
+        cos_Sr, sin_Sr = self._turns(wanted)
         cos_BTr, sin_BTr = cos_Sr[positions_BT], sin_Sr[positions_BT]
         absorb = (cache is not None and cache.latent) if absorb is None else absorb
         return Geometry(positions_BT, cos_BTr, sin_BTr, spans_of(positions_BT) if cache is None else None, absorb)
@@ -208,9 +211,20 @@ class Decoder(nn.Module):
         return self._table
 
     @torch.no_grad()
-    def pack(self) -> None:
-        """Repack all weights for sampling where they have changed; costs their size in memory until `unpack`."""
+    def pack(self, dtype: torch.dtype = torch.float32) -> None:
+        """Repack all weights for sampling where they have changed; costs their size in memory until `unpack`.
+
+        In fp32 they are laid out for the kernels, on a CPU that has them. In another type they are copies that stand
+        where they stood before, for sampling under autocast.
+        """
         layers = [module for module in self.modules() if isinstance(module, Linear | Experts)]
+        if dtype is not self._packed_dtype:
+            self.unpack()
+            self._packed_dtype = dtype
+        if dtype is not torch.float32:
+            for layer in layers:
+                layer.pack_as(dtype)
+            return
         if not all(kernels.native(weight) for layer in layers for weight in layer.weights()):
             return
         sizes = [sum(map(kernels.packed_size, layer.weights())) for layer in layers]

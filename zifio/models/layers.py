@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from zifio.kernels import operators as kernels
@@ -32,6 +33,12 @@ class Linear(nn.Linear):
         """Pack the weight into `room` unless that is done and the weight has not changed since."""
         if self.packed is None or self._packed_version != self.weight._version:
             self.packed, self._packed_version = kernels.pack(self.weight, room), self.weight._version
+
+    def pack_as(self, dtype: torch.dtype) -> None:
+        """Keep a copy of the weight in the type that autocast is going to want."""
+        if self.packed is None or self._packed_version != self.weight._version:
+            self.packed = kernels.copied(self.weight, dtype, self.packed)
+            self._packed_version = self.weight._version
 
 
 class RMSNorm(nn.RMSNorm):

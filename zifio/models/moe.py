@@ -72,11 +72,16 @@ class Router(nn.Module):
         return choice_NXE.masked_fill(dropped_NX[..., None], float("-inf")).flatten(1)
 
 
+_FEW = 512  # tokens, as many as an engine decodes side by side by default
+
+
 class Experts(nn.Module):
-    """All routed experts of a layer as two stacked weights; two forms with the same result.
+    """All routed experts of a layer as two stacked weights; three forms with the same result.
 
     `grouped` sorts the tokens by expert and sends each through its own only; `native` does the same in C and adds a
-    token's outputs in the order of its choices, whoever else is in the batch. `auto` is native where it can be.
+    token's outputs in the order of its choices, whoever else is in the batch. `every` sends all tokens through all
+    experts: work in vain, but nothing that waits for a GPU, and few tokens cost no more than reading the weights.
+    `auto` is native where it can be, and `every` when a GPU samples.
     """
 
     packed: kernels.Packed | None = None
@@ -87,12 +92,15 @@ class Experts(nn.Module):
         n, d, f = _shape(config).n_experts, config.hidden_size, _shape(config).d_expert
         self.gate_up_proj = nn.Parameter(torch.empty(n, 2 * f, d))
         self.down_proj = nn.Parameter(torch.empty(n, d, f))
-        self.form: Literal["auto", "grouped", "native"] = "auto"
+        self.form: Literal["auto", "grouped", "native", "every"] = "auto"
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Gate-weighted sum of the chosen experts' outputs, [N, D]."""
         if self.form == "grouped" or (self.form == "auto" and not kernels.native(x_ND)):
-            return self._grouped(x_ND, routing)
+            few = self.form == "auto" and x_ND.is_cuda and len(x_ND) <= _FEW and not torch.is_grad_enabled()
+            return self._every(x_ND, routing) if few else self._grouped(x_ND, routing)
+        if self.form == "every":
+            return self._every(x_ND, routing)
         packed = self.packed if self._packed_version == self._version() and not torch.is_grad_enabled() else None
         weights = (self.gate_up_proj, self.down_proj)
         return kernels.experts(x_ND, routing.expert_NA, routing.gate_NA, *weights, packed)
@@ -108,20 +116,43 @@ class Experts(nn.Module):
             self.packed = kernels.pack(self.gate_up_proj, one), kernels.pack(self.down_proj, two)
             self._packed_version = self._version()
 
+    def pack_as(self, dtype: torch.dtype) -> None:
+        """Keep copies of the weights in the type that autocast is going to want."""
+        if self.packed is None or self._packed_version != self._version():
+            one, two = self.packed or (None, None)
+            self.packed = (
+                kernels.copied(self.gate_up_proj, dtype, one), kernels.copied(self.down_proj, dtype, two),
+            )  # fmt: skip
+            self._packed_version = self._version()
+
     def _version(self) -> tuple[int, int]:
         return self.gate_up_proj._version, self.down_proj._version
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """Both weights, as autocast wants them where copies are kept."""
+        if self.packed is None or self._packed_version != self._version():
+            return self.gate_up_proj, self.down_proj
+        one, two = self.packed
+        return kernels.lowered(self.gate_up_proj, one), kernels.lowered(self.down_proj, two)
 
     def _grouped(self, x_ND: Tensor, routing: Routing) -> Tensor:
         flat_expert = routing.expert_NA.flatten()
         order = flat_expert.argsort(stable=True)
         token = order // routing.expert_NA.shape[1]
-        sizes = flat_expert.bincount(minlength=len(self.gate_up_proj)).tolist()
+        gate_up_proj, down_proj = self._matrices()
+        sizes = flat_expert.bincount(minlength=len(gate_up_proj)).tolist()
         parts = []
         for expert, mine in enumerate(x_ND[token].split(sizes)):
-            gate, up = F.linear(mine, self.gate_up_proj[expert]).chunk(2, dim=-1)
-            parts.append(F.linear(F.silu(gate) * up, self.down_proj[expert]))
+            gate, up = F.linear(mine, gate_up_proj[expert]).chunk(2, dim=-1)
+            parts.append(F.linear(F.silu(gate) * up, down_proj[expert]))
         out = torch.cat(parts) * routing.gate_NA.flatten()[order, None].to(x_ND.dtype)
         return torch.zeros_like(x_ND).index_add(0, token, out)
+
+    def _every(self, x_ND: Tensor, routing: Routing) -> Tensor:
+        gate_up_proj, down_proj = self._matrices()
+        gate_ENF, up_ENF = torch.matmul(x_ND, gate_up_proj.transpose(1, 2)).chunk(2, dim=-1)
+        out_END = torch.matmul(F.silu(gate_ENF) * up_ENF, down_proj.transpose(1, 2))
+        return (out_END * routing.gate_matrix().T[..., None].to(x_ND.dtype)).sum(dim=0)
 
 
 class MoE(nn.Module):

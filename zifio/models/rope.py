@@ -98,4 +98,4 @@ def rotate(x_BTHR: Tensor, cos_BTr: Tensor, sin_BTr: Tensor, *, interleaved: boo
         first, second = x_BTHR[..., 0::2], x_BTHR[..., 1::2]
     else:
         first, second = x_BTHR.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BTHR.dtype)

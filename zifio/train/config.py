@@ -390,5 +390,9 @@ class SampleStage(Stage):
     """At most this many different kept replies per problem."""
     most: PositiveInt | None = None
     """At most this many kept replies in all ("a few long traces")."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to sample; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: on a GPU, matrix products, keys and values in bfloat16."""
     sampling: Sampling = Sampling()
     """How replies are drawn."""

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
+from zifio.engine.config import EngineConfig
 from zifio.engine.policy import LocalPolicy, open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
+from zifio.models.device import Precision, sampling_precision
 from zifio.models.lora import bare, folded
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, conversation
@@ -80,7 +82,10 @@ class Rollouts:
         """Raises ConfigError when the task cannot follow the stage's curriculum."""
         self.stage, self.tokenizer = stage, tokenizer
         self.drawing = Drawing(stage, seed, task)
-        self.policy = LocalPolicy(model, tokenizer, max_rows=stage.prompts * stage.group)
+        # A graph is no more to be recorded while another thread trains on the same GPU.
+        settings = EngineConfig(cuda_graphs=not stage.asynchronous)
+        self.precision: Precision = sampling_precision(stage.precision, model.device)
+        self.policy = LocalPolicy(model, tokenizer, stage.prompts * stage.group, settings, self.precision)
         self.reference: Decoder | None = None
         if stage.kl_weight:  # under adapters the starting model is still there
             self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
@@ -118,7 +123,10 @@ class Rollouts:
         drawn = self.next.result() if self.next else self.drawing.draw(step, self.policy)
         self.next = None
         if step + 1 < self.stage.steps:
-            before = LocalPolicy(copy.deepcopy(self.policy.model), self.tokenizer, self.policy.engine.max_rows)
+            engine = self.policy.engine
+            before = LocalPolicy(
+                copy.deepcopy(engine.model), self.tokenizer, engine.max_rows, engine.settings, self.precision
+            )
             self.next = self.background.submit(self.drawing.draw, step + 1, before)
         return drawn
 

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from zifio.checkpoint import with_manifest
-from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import save_tokenizer
@@ -17,6 +14,7 @@ from zifio.engine.policy import check_fit
 from zifio.log import say
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
+from zifio.models.device import find_device
 from zifio.models.lora import adapters, apply, merge, save_adapter
 from zifio.models.weights import save_model
 from zifio.seed import stream_seed
@@ -67,12 +65,7 @@ def prepare(model: Decoder, stage: ModelStage, context: Context) -> None:
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         say(f"{stage.name}: adapters on {len(adapters(model))} layers; {trained:,} of {total:,} weights train")
-    device = stage.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f'{stage.name}: device: wanted a GPU that torch can use, came none. Set device = "cpu".')
-    model.to(device)
+    model.to(find_device(stage.device, stage.name))
 
 
 def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
