@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from zifio.engine.memory import SHARE, free_bytes, misfit, n_pages
 
@@ -23,3 +24,12 @@ def test_what_fits_the_pages(n_prompt: int, n_new: int, fits: bool):
     if not fits:
         assert "4 pages of 32 tokens (0.004 GB)" in words or "3 pages of 32 tokens (0.003 GB)" in words
         assert f"Lower max_new_tokens to {64 - n_prompt}," in words
+
+
+def test_free_memory_of_a_gpu_is_the_drivers_and_what_torch_keeps_idle(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    gpu = torch.device("cuda")
+    assert free_bytes(gpu) == 1400
+    assert n_pages(100, 10, None, gpu) == 1400 * SHARE / 10

@@ -1,4 +1,4 @@
-"""Mixture of experts: balance, the router's choice, and two forms of the experts that must agree."""
+"""Mixture of experts: balance, the router's choice, and three forms of the experts that must agree."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_bias_is_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5, 64])
-def test_native_experts_equal_grouped_experts_with_gradients(n_tokens: int):
+def test_all_forms_of_experts_are_equal_with_gradients(n_tokens: int):
     """Also with few tokens, when some experts see none."""
     config = deepseek()
     router, experts = Router(config), Experts(config)
@@ -177,7 +177,7 @@ def test_native_experts_equal_grouped_experts_with_gradients(n_tokens: int):
         for parameter in (*router.parameters(), *experts.parameters()):
             parameter.normal_(0, 0.3, generator=generator)
     results = {}
-    for form in ("native", "grouped"):
+    for form in ("native", "grouped", "every"):
         experts.form = form
         x_ND = torch.randn(n_tokens, 24, generator=torch.Generator().manual_seed(5)).requires_grad_()
         for parameter in (*router.parameters(), *experts.parameters()):
@@ -185,9 +185,10 @@ def test_native_experts_equal_grouped_experts_with_gradients(n_tokens: int):
         out = experts(x_ND, router(x_ND))
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results[form] = [out, x_ND.grad, router.weight.grad, experts.gate_up_proj.grad, experts.down_proj.grad]
-    for native, grouped in zip(results["native"], results["grouped"], strict=True):
+    for native, grouped, every in zip(*(results[form] for form in ("native", "grouped", "every")), strict=True):
         assert native is not None and native.abs().max() > 0
         torch.testing.assert_close(grouped, native, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(every, grouped, atol=2e-6, rtol=1e-5)
 
 
 def test_experts_equal_a_loop_over_tokens():

@@ -291,7 +291,8 @@ class Engine:
         if chunks:
             batch = join(batch, chunk_batch(chunks)) if batch else chunk_batch(chunks)
         assert batch is not None
-        if self._graphs is not None and n_fed == len(rows) == len(batch.tokens_N):
+        only_decodes = n_fed == len(rows) == len(batch.tokens_N)
+        if self._graphs is not None and only_decodes and self._graphs.takes(n_fed):
             stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
             return self._decode(self._graphs, rows, batch)
         output = batch.forward(self.model, self._cache)

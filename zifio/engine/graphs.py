@@ -26,6 +26,7 @@ from zifio.engine.cache import PagedCache
 from zifio.engine.config import EngineConfig
 from zifio.engine.sampler import draw
 from zifio.models.decoder import Decoder
+from zifio.models.moe import FEW
 
 _TOKEN, _POSITION, _UNIFORM, _TEMPERATURE, _TABLE = range(5)
 """Columns of what a step is fed; the table takes all from the last one on. Two hold the bits of float64."""
@@ -80,9 +81,14 @@ class DecodeGraphs:
         """`padding_page` is a page of the cache that no sequence has."""
         self.model, self.cache, self.padding_page = model, cache, padding_page
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._most = FEW if model.routers() else None  # beyond, experts ask the GPU how many tokens each of them has
         self._on_gpu = cache.device.type == "cuda"
         if self._on_gpu:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(cache.device)
+
+    def takes(self, n_rows: int) -> bool:
+        """Whether a step of so many rows can be recorded."""
+        return self._most is None or bucket(n_rows) <= self._most
 
     def step(self, batch: Batch, uniform_N: np.ndarray, temperature_N: np.ndarray) -> Decoded:
         """Compute one token of every row and draw the next, with a random number and a temperature for each."""

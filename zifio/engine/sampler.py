@@ -146,7 +146,7 @@ def _scaled(logits_BV: Tensor, temperature_B: Tensor) -> Tensor:
     x_BV = logits_BV.float()
     if temperature_B.is_cpu and (temperature_B == 1).all():
         return x_BV
-    return x_BV / torch.where(temperature_B == 0, 1.0, temperature_B)[:, None]
+    return x_BV / temperature_B.masked_fill(temperature_B == 0, 1.0)[:, None]
 
 
 def _first_above(weight_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:

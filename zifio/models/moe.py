@@ -72,7 +72,8 @@ class Router(nn.Module):
         return choice_NXE.masked_fill(dropped_NX[..., None], float("-inf")).flatten(1)
 
 
-_FEW = 512  # tokens, as many as an engine decodes side by side by default
+FEW = 512
+"""Tokens that a GPU sends through every expert when it samples: as many as an engine decodes by default."""
 
 
 class Experts(nn.Module):
@@ -97,7 +98,7 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Gate-weighted sum of the chosen experts' outputs, [N, D]."""
         if self.form == "grouped" or (self.form == "auto" and not kernels.native(x_ND)):
-            few = self.form == "auto" and x_ND.is_cuda and len(x_ND) <= _FEW and not torch.is_grad_enabled()
+            few = self.form == "auto" and x_ND.is_cuda and len(x_ND) <= FEW and not torch.is_grad_enabled()
             return self._every(x_ND, routing) if few else self._grouped(x_ND, routing)
         if self.form == "every":
             return self._every(x_ND, routing)
