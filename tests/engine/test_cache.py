@@ -64,15 +64,20 @@ def test_rows_and_chunks_beside_each_other_equal_the_full_forward(name: str, lat
 )
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_of_sampling_is_made_where_the_model_is(name: str, settings: dict, plain: None):
-    """With another default device, one that was made without asking could not meet the model's."""
+    """With another default device, one that was made without asking could not meet the model's.
+
+    As an index it could, and would pick anything: then drafts are others.
+    """
     if name == "llama" and ("speculate" in settings or "record_routing" in settings):
         pytest.skip("a dense model has neither drafts nor experts")
     model = lively(CASES[name], EOS, push=-1.0)
     samplings = [SAMPLING, Sampling(max_new_tokens=12, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.3)]
-    expected = [Engine(model, EOS).generate(PROMPTS, SEEDS, sampling) for sampling in samplings]
+    usual = Engine(model, EOS, settings=EngineConfig(**settings))
+    expected = [usual.generate(PROMPTS, SEEDS, sampling) for sampling in samplings]
     with torch.device("meta"):
         engine = Engine(model, EOS, settings=EngineConfig(**settings))
         found = [engine.generate(PROMPTS, SEEDS, sampling) for sampling in samplings]
+    assert engine.stats == usual.stats
     for ours, theirs in zip(found, expected, strict=True):
         assert [[c.tokens for c in group] for group in ours] == [[c.tokens for c in group] for group in theirs]
 
