@@ -108,7 +108,7 @@ def test_fifty_thousand_tokens_of_the_nano_model() -> None:
     total = 0
     for temperature in (1.0, 0.7, 1.3):
         sampling, settings = Sampling(max_new_tokens=64, temperature=temperature), EngineConfig(chunk_tokens=100)
-        sequences = sampled(model, prompts_of(model, 64, 60), 8, sampling, settings)
+        sequences = sampled(model, prompts_of(model, 80, 60), 8, sampling, settings)
         found, n_tokens = differing(model, sequences, 256, temperature)
         assert found == 0
         total += n_tokens
