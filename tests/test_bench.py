@@ -15,7 +15,7 @@ from bench.report import Results, markdown, merge, ratio, row
 from bench.roofline import Peaks, limit
 from bench.work import MEMORY, SMOKE, SYSTEMS, WORKS, System, Work, chosen
 from bench.worker import Failed, Worker
-from tests.tiny import deepseek, llama
+from tests.tiny import deepseek, llama, save_base
 from zifio.models.config import write_config
 from zifio.models.count import forward_flops, parameters
 
@@ -83,6 +83,26 @@ def test_a_worker_that_fails_says_why(fake: Path, tmp_path: Path, job: dict[str,
 def test_a_worker_that_cannot_says_so_at_once(fake: Path, tmp_path: Path):
     with pytest.raises(Failed, match="needs a moon"):
         started(fake, tmp_path, absent="needs a moon")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rollouts", "startup", "grpo", "pretrain"])
+def test_our_own_worker_does_each_kind_of_work(kind: str, tmp_path: Path):
+    """On a tiny model: every token counted. A random model says any token, also the one that stands for no end."""
+    model = save_base(tmp_path / "model", deepseek())
+    job = {
+        "kind": kind, "model": str(model), "threads": 1, "device": "cpu", "dtype": "float32", "fixed": True,
+        "prompts": [[1, 5], [1, 6, 7]], "questions": ["1+2", "3-1"], "group": 4, "temperature": 1.0,
+        "max_new_tokens": 5, "row_tokens": 32, "micro_tokens": [64] if kind == "pretrain" else 64,
+        "sequences": [{"tokens": [1, 5, 6], "weight": [1.0] * 3}, {"tokens": [1, 7], "weight": [1.0] * 2}],
+    }  # fmt: skip
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job))
+    worker = Worker(Path(sys.executable), "ours.py", file, tmp_path / "log", {})
+    if kind != "startup":
+        least, most = {"rollouts": (40, 40), "grpo": (8, 40), "pretrain": (5, 5)}[kind]
+        assert all(least <= worker.go(round_)["tokens"] <= most for round_ in range(3))
+    worker.end()
 
 
 def test_systems_take_turns_and_a_dying_one_is_absent(fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -91,6 +91,8 @@ def startup(job: Job, channel: Channel) -> None:
 
 def grpo(job: Job, channel: Channel) -> None:
     """Steps of the `rl` stage, exactly as `zifio rl` takes them: the look between two steps is where rounds begin."""
+    if job["device"] != "cpu":
+        raise Absent("the rl stage runs on the CPU only")
     from zifio.config import build
     from zifio.log import RunFolder
     from zifio.tasks.task import Problem, Verdict

@@ -55,10 +55,11 @@ def settings(job: Job) -> dict[str, Any]:
     """GRPO on policy, token mean over the batch, no KL, as zifio's worker; every field of the loss is set."""
     on_cpu = job["device"] == "cpu"
     n_rollouts = len(job["questions"]) * job["group"]
+    rows = min(job["micro_rows"], n_rollouts)
     ends = {"min_new_tokens": job["max_new_tokens"]} if job["fixed"] else None
     return {
-        "per_device_train_batch_size": job["micro_rows"],
-        "gradient_accumulation_steps": n_rollouts // job["micro_rows"],
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": n_rollouts // rows,
         "num_generations": job["group"], "max_completion_length": job["max_new_tokens"], "num_iterations": 1,
         "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0,
         "generation_kwargs": ends, "cache_implementation": None if job["cache"] == "dynamic" else job["cache"],
