@@ -12,7 +12,7 @@ from zifio.engine.cache import PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.engine import Engine
 from zifio.models.decoder import Decoder
-from zifio.train.loss import token_logp
+from zifio.train.logp import token_logp
 
 CONFIG = deepseek(num_nextn_predict_layers=1, max_position_embeddings=130)
 PERIOD = [5, 9, 17, 30, 8, 21, 33]

@@ -33,6 +33,7 @@ from zifio.data.pack import Sequence
 from zifio.data.sources import write_jsonl
 from zifio.engine.engine import Engine
 from zifio.engine.policy import LocalPolicy
+from zifio.models.attention import predecessors
 from zifio.models.config import Lora
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
@@ -193,10 +194,10 @@ def test_the_reference_is_the_base_under_the_adapters(base: Path, tmp_path: Path
         for batch in (one for batches in data.updates for one in batches):
             with torch.no_grad():
                 hidden = original(batch.tokens_BT, batch.positions_BT).hidden_BTD
-                logp_BTV = (original.logits(hidden) / 0.7).log_softmax(-1)
-            expected = logp_BTV[:, :-1].gather(2, batch.tokens_BT[:, 1:, None])[..., 0]
-            counted = batch.columns["policy_weight"][:, 1:] != 0
-            found = batch.columns["reference_logp"][:, 1:]
+                logp_NV = (original.logits(hidden) / 0.7).log_softmax(-1).flatten(0, 1)
+            expected = logp_NV[predecessors(batch.positions_BT)].gather(1, batch.tokens_BT.view(-1, 1))[:, 0]
+            counted = (batch.columns["policy_weight"] != 0).flatten()
+            found = batch.columns["reference_logp"].flatten()
             torch.testing.assert_close(found[counted], expected[counted], atol=1e-5, rtol=0)
         return data
 

@@ -71,9 +71,11 @@ class PagedCache:
         self.latent, self._entry = latent, entry_of(config, latent)
         self._native, layers = kernels.page_sizes(*self._entry) is not None, n_cached_layers(config)
         self._keys, self._values = (
-            kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape).unbind()
+            kernels.memory(layers * n_pages * math.prod(shape)).view(layers, n_pages, *shape)
             for shape in page_shapes(config, latent)
         )
+        if not self._native:  # the kernels read no slot before it is written; torch multiplies it by a weight of 0
+            self._keys.zero_(), self._values.zero_()
 
     def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
         """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m; all int64.
