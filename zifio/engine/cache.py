@@ -75,7 +75,8 @@ class PagedCache:
             for shape in page_shapes(config, latent)
         )
         if not self._native:  # the kernels read no slot before it is written; torch multiplies it by a weight of 0
-            self._keys.zero_(), self._values.zero_()
+            self._keys.zero_()
+            self._values.zero_()
 
     def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
         """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m; all int64.
