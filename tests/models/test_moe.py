@@ -333,7 +333,9 @@ def replayed(model: Decoder, tokens: Tensor, experts_BTLA: Tensor | None) -> lis
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize(
-    "config", [deepseek(num_hidden_layers=3, num_nextn_predict_layers=1), deepseek_v2(), qwen3_moe()], ids=str
+    "config",
+    [deepseek(num_hidden_layers=3, num_nextn_predict_layers=1), deepseek_v2(), qwen3_moe()],
+    ids=["v3", "v2", "qwen3"],
 )
 def test_replaying_the_routers_own_choice_changes_no_bit(config, native: bool, recompute: bool, monkeypatch):
     """Of logits and gradients, also where layers with experts and dense ones take turns; another choice does."""

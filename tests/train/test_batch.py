@@ -155,9 +155,12 @@ def test_experts_stay_with_their_tokens_behind_a_shared_prompt():
         for batch in make_batches(sequences, row_tokens, 24, 0):
             assert batch.experts_BTLA is not None and batch.experts_BTLA.shape == (*batch.tokens_BT.shape, 2, 3)
             assert (batch.experts_BTLA[~batch.real_BT] == -1).all()
-            pieces = policy_logp(model, batch, 1.0)[batch.real_BT].split(list(batch.lengths))
+            old_BT = policy_logp(model, batch, 1.0)
+            pieces = old_BT[batch.real_BT].split(list(batch.lengths))
             logps |= {i: piece[piece != 0] for i, piece in zip(batch.order, pieces, strict=True)}
+            batch = replace(batch, columns=batch.columns | {"old_logp": old_BT})
             result = batch_loss(model, batch, LossTerms(), 1.0)
+            assert result.sums["logp_gap_max"] < 1e-6, "old log-probs replay the same experts"
             result.loss.backward()
             loads.append(torch.stack(result.load_LE))
         found[label] = ([logps[i] for i in range(6)], [p.grad.clone() for p in model.parameters()], sum(loads))
