@@ -312,6 +312,17 @@ def test_replayed_routing_on_policy_is_the_routers_own_to_the_byte(tmp_path: Pat
     assert lines["own", 2] != lines["replay", 2]
 
 
+def test_replay_brings_a_trainer_in_bf16_nearer_to_the_sampler(tmp_path: Path):
+    """Near ties send tokens elsewhere in bf16; replayed, only rounding is left between the log-probs."""
+    base = save_base(tmp_path / "base", deepseek(num_hidden_layers=3))
+    gap = {}
+    for routing in ("own", "replay"):
+        settings = RL | {"updates": 1, "steps": 3, "prompts": 16, "precision": "bf16", "routing": routing}
+        run("rl", settings, context(tmp_path / routing, Sevens(), base=base))
+        gap[routing] = max(one["sampling/sampling_logp_difference/max"] for one in metrics(tmp_path / routing))
+    assert gap["replay"] < gap["own"] / 3
+
+
 def test_every_pass_but_the_references_replays_the_samplers_experts(monkeypatch):
     """Training and old log-probs; nothing is known of a reply's last token and of padding."""
     seen = []

@@ -334,7 +334,8 @@ class RlStage(ModelStage):
     more than this in the mean log-prob (DeepSeek-V3.2)."""
     routing: Literal["own", "replay"] = "own"
     """replay: send a rollout's tokens in training to the experts that the sampler sent them to, weighed by the router's
-    scores of today (R3, arXiv:2510.11370); own: the router chooses anew; in fp32 and before the first update that is the same."""
+    scores of today (R3, arXiv:2510.11370); own: the router chooses anew, which comes to the same in fp32 and before
+    the first update."""
     asynchronous: bool = False
     """Draw the rollouts of the next step while this one trains, with the weights from before its update."""
     gate: bool = True
