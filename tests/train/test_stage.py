@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -348,10 +349,11 @@ def columns(n: int) -> dict[str, list[float]]:
 
 
 def test_a_batch_moves_whole():
-    batch = make_batches([Sequence([1, 2, 3], [0.0, 1.0, 1.0], columns(3))], 4, 4, characters().pad_id)[0]
-    moved = batch.to(torch.device("meta"))
-    tensors = [moved.tokens_BT, moved.positions_BT, moved.real_BT, *moved.columns.values()]
-    assert len(tensors) == 9 and {tensor.device.type for tensor in tensors} == {"meta"}
+    experts = np.zeros((3, 1, 2), np.int16)
+    sequence = Sequence([1, 2, 3], [0.0, 1.0, 1.0], columns(3), experts_TLA=experts)
+    moved = make_batches([sequence], 4, 4, characters().pad_id)[0].to(torch.device("meta"))
+    tensors = [moved.tokens_BT, moved.positions_BT, moved.real_BT, moved.experts_BTLA, *moved.columns.values()]
+    assert len(tensors) == 10 and {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.n_sequences, moved.lengths) == (1, (3,))
 
 
