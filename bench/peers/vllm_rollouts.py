@@ -29,7 +29,7 @@ def main(job: Job, channel: Channel) -> None:
     engine = vllm.LLM(
         model=job["model"], dtype=job["dtype"], skip_tokenizer_init=True, enable_prefix_caching=True,
         max_model_len=max(map(len, job["prompts"])) + job["max_new_tokens"], max_num_seqs=n_rows,
-        disable_log_stats=True, **on_gpu,
+        disable_log_stats=True, enforce_eager=job["smoke"], **on_gpu,
     )  # fmt: skip
     prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
 

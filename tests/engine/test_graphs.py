@@ -81,16 +81,17 @@ def test_a_padded_step_equals_the_step_and_leaves_all_other_pages_alone(name: st
     model, (batch, uniform, temperature) = made(CASES[name]), a_step(n)
     caches = [PagedCache(model.config, 16, latent) for _ in range(2)]
     generator = torch.Generator().manual_seed(2)
-    for one, other in zip(*(cache._stores for cache in caches), strict=True):
+    for one, other in zip(*((cache._keys, cache._values) for cache in caches), strict=True):
         other.copy_(one.normal_(generator=generator))
-    before = [store.clone() for store in caches[0]._stores]
+    before = [store.clone() for store in (caches[0]._keys, caches[0]._values)]
     found = DecodeGraphs(model, caches[0], padding_page=15).step(batch, uniform, temperature)
     hidden_ND = batch.forward(model, caches[1]).hidden_BTD[0]
     torch.testing.assert_close(found.hidden_ND, hidden_ND, atol=1e-5, rtol=0)
     torch.testing.assert_close(found.logits_NV, model.logits(hidden_ND), atol=1e-5, rtol=0)
     assert len(found.token_N) == len(found.logp_N) == n
     page, slot = batch.places()
-    for store, same, was in zip(caches[0]._stores, caches[1]._stores, before, strict=True):
+    stores = [(cache._keys, cache._values) for cache in caches]
+    for store, same, was in zip(*stores, before, strict=True):
         torch.testing.assert_close(store[:, :15], same[:, :15], atol=1e-5, rtol=0)
         n_layers = model.config.num_hidden_layers
         assert (store[:n_layers, page, slot] != was[:n_layers, page, slot]).all()

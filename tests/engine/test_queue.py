@@ -184,7 +184,7 @@ def test_fault_run(kind: str):
         llama(**context) if kind == "llama" else deepseek(num_nextn_predict_layers=int("drafts" in kind), **context)
     )
     settings = EngineConfig(
-        memory_gb=20 * bytes_per_page(config, False) / 1e9, max_rows=32, chunk_tokens=40, speculate="drafts" in kind
+        memory_gb=14 * bytes_per_page(config, False) / 1e9, max_rows=32, chunk_tokens=40, speculate="drafts" in kind
     )
     model = lively(config, EOS, push=-0.5)
     engine = Engine(model, EOS, settings=settings, text_of=lambda ids: "".join(SIZES[id] for id in ids))

@@ -9,6 +9,7 @@ from tiny import deepseek, deepseek_v2, logits_of, made, qwen3_moe, tokens_like
 from torch import Tensor
 
 from zifio.data.pack import Sequence
+from zifio.kernels import operators as kernels
 from zifio.models.decoder import Decoder, balance, sequence_ids
 from zifio.models.moe import Experts, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.weights import load_model, save_model
@@ -291,6 +292,76 @@ def test_router_gets_a_gradient_through_the_gate_values():
         below = loss().item()
     assert abs(analytic) > 1e-4
     assert (above - below) / (2 * nudge) == pytest.approx(analytic, rel=1e-3)
+
+
+@pytest.mark.parametrize("norm_topk_prob", [True, False])
+def test_a_replayed_choice_is_weighed_by_the_scores_of_today(norm_topk_prob: bool):
+    """g_i = s_i / sum over I of s_j, times the scale (arXiv:2510.11370); rows of -1 are the router's own."""
+    config = deepseek(norm_topk_prob=norm_topk_prob, routed_scaling_factor=2.5)
+    router = Router(config)
+    with torch.no_grad():
+        router.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(8))
+    x_ND = torch.randn(4, 24, generator=torch.Generator().manual_seed(9))
+    given_NA = torch.tensor([[7, 0, 3], [-1, -1, -1], [2, 1, 6], [4, 5, 0]], dtype=torch.int16)
+    own, routing = router(x_ND), router(x_ND, given_NA)
+    assert torch.equal(routing.scores_NE, own.scores_NE)
+    for token in (0, 2, 3):
+        experts = given_NA[token].tolist()
+        assert routing.expert_NA[token].tolist() == experts != own.expert_NA[token].tolist()
+        scores = (x_ND[token] @ router.weight.T).sigmoid()[experts]
+        expected = 2.5 * (scores / scores.sum() if norm_topk_prob else scores)
+        torch.testing.assert_close(routing.gate_NA[token], expected)
+    assert torch.equal(routing.expert_NA[1], own.expert_NA[1]) and torch.equal(routing.gate_NA[1], own.gate_NA[1])
+    assert expert_load(routing)[given_NA[0].long()].min() > 0
+    (routing.gate_NA[0] * torch.tensor([1.0, -1.0, 2.0])).sum().backward()
+    moved = router.weight.grad.abs().sum(dim=1) > 0
+    assert moved.nonzero()[:, 0].tolist() == [0, 3, 7], "the gradient of a token reaches its replayed experts' rows"
+
+
+def replayed(model: Decoder, tokens: Tensor, experts_BTLA: Tensor | None) -> list[Tensor]:
+    """Hidden states, MTP's states and all gradients, with these experts."""
+    model.zero_grad()
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    output = model(tokens, positions, with_mtp=True, experts_BTLA=experts_BTLA)
+    logits = model.logits(output.hidden_BTD)
+    loss = logits.log_softmax(dim=-1)[:, 3:, 5].sum()
+    if output.mtp_hidden_BTD is not None:
+        loss = loss + model.logits(output.mtp_hidden_BTD).log_softmax(dim=-1)[:, 3:, 6].sum()
+    loss.backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [deepseek(num_hidden_layers=3, num_nextn_predict_layers=1), deepseek_v2(), qwen3_moe()],
+    ids=["v3", "v2", "qwen3"],
+)
+def test_replaying_the_routers_own_choice_changes_no_bit(config, native: bool, recompute: bool, monkeypatch):
+    """Of logits and gradients, also where layers with experts and dense ones take turns; another choice does."""
+    if not native:
+        monkeypatch.setattr(kernels, "native", lambda x: False)
+    model, tokens = made(config), tokens_like(2, 12)
+    model.recompute = recompute
+    with torch.no_grad():
+        routing = model(tokens, torch.arange(12).expand(2, -1)).routing
+    experts_BTLA = torch.stack([one.expert_NA for one in routing], dim=1).to(torch.int16).unflatten(0, (2, 12))
+    own = replayed(model, tokens, None)
+    unknown_half = experts_BTLA.clone()
+    unknown_half[:, ::2] = -1
+    for experts in (experts_BTLA, unknown_half):
+        again = replayed(model, tokens, experts)
+        assert len(own) == len(again) and all(map(torch.equal, own, again))
+    other = replayed(model, tokens, (experts_BTLA + 1) % 8)
+    assert not torch.equal(own[0], other[0])
+    assert all(router.weight.grad.abs().max() > 0 for router in model.routers() if router.weight.grad is not None)
+
+
+def test_experts_of_another_number_of_layers_are_refused():
+    model, tokens = made(deepseek()), tokens_like(1, 4)
+    with pytest.raises(AssertionError, match="number of layers"):
+        model(tokens, torch.arange(4)[None], experts_BTLA=torch.zeros(1, 4, 2, 3, dtype=torch.int16))
 
 
 def test_initialisation_depends_on_its_seed_alone():

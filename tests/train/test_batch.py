@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tiny import deepseek, llama, made, tokens_like
@@ -13,7 +14,7 @@ from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.kernels import operators as kernels
 from zifio.train.batch import COLUMNS, make_batches
-from zifio.train.loss import LossTerms, batch_loss
+from zifio.train.loss import LossTerms, batch_loss, policy_logp
 
 
 def sequences() -> list[Sequence]:
@@ -127,3 +128,57 @@ def test_replies_behind_one_copy_of_their_prompt_learn_what_they_learn_alone(
         assert found[label][1] == pytest.approx(found["alone"][1], rel=1e-5)
         for one, other in zip(found[label][2], found["alone"][2], strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_experts_stay_with_their_tokens_behind_a_shared_prompt():
+    """Log-probs, loads and all gradients are those of the same sequences alone; who has none is routed as ever."""
+    model = made(deepseek(num_hidden_layers=3))
+    rng, draw = random.Random(4), np.random.default_rng(5)
+    given = []
+    for prompt in ([1, 5, 9, 11], [2, 3]):
+        of_prompt = [[rng.sample(range(8), 3) for _ in range(2)] for _ in prompt]
+        for number in range(3):
+            n = rng.randint(2, 6)
+            of_reply = [[rng.sample(range(8), 3) for _ in range(2)] for _ in range(n - 1)]
+            experts = np.array([*of_prompt, *of_reply, [[-1] * 3] * 2], np.int16)
+            head = [0.0] * len(prompt)
+            columns = {"policy_weight": head + [0.1] * n, "advantage": head + draw.uniform(-1, 1, n).tolist()}
+            unknown = number == 1 and len(prompt) == 2
+            tokens = prompt + rng.choices(range(40), k=n)
+            prefix = 0 if unknown else len(prompt)
+            given.append(Sequence(tokens, [0.0] * len(tokens), columns, prefix, None if unknown else experts))
+    alone = [replace(sequence, n_prefix=0) for sequence in given]
+    found = {}
+    for label, sequences, row_tokens in (("alone", alone, 12), ("together", given, 40), ("cut", given, 12)):
+        model.zero_grad()
+        logps, loads = {}, []
+        for batch in make_batches(sequences, row_tokens, 24, 0):
+            assert batch.experts_BTLA is not None and batch.experts_BTLA.shape == (*batch.tokens_BT.shape, 2, 3)
+            assert (batch.experts_BTLA[~batch.real_BT] == -1).all()
+            old_BT = policy_logp(model, batch, 1.0)
+            pieces = old_BT[batch.real_BT].split(list(batch.lengths))
+            logps |= {i: piece[piece != 0] for i, piece in zip(batch.order, pieces, strict=True)}
+            batch = replace(batch, columns=batch.columns | {"old_logp": old_BT})
+            result = batch_loss(model, batch, LossTerms(), 1.0)
+            assert result.sums["logp_gap_max"] < 1e-6, "old log-probs replay the same experts"
+            result.loss.backward()
+            loads.append(torch.stack(result.load_LE))
+        found[label] = ([logps[i] for i in range(6)], [p.grad.clone() for p in model.parameters()], sum(loads))
+    for label in ("together", "cut"):
+        for one, other in zip(found[label][0] + found[label][1], found["alone"][0] + found["alone"][1], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    (batch,) = make_batches(alone[:1], 12, 12, 0)
+    assert torch.equal(batch.experts_BTLA[0], torch.from_numpy(alone[0].experts_TLA))
+    with torch.no_grad():
+        load_E = batch_loss(model, batch, LossTerms(), 1.0).load_LE[1]
+    counted = torch.from_numpy(alone[0].experts_TLA[:-1, 1]).long().flatten().bincount(minlength=8)
+    assert ((load_E - counted) >= 0).all() and (load_E - counted).sum() == 3, "all but the last token's are the given"
+
+
+def test_no_experts_no_tensor():
+    assert all(batch.experts_BTLA is None for batch in make_batches(sequences(), 10, 20, 0))
+
+
+def test_experts_are_one_entry_a_token():
+    with pytest.raises(AssertionError, match="experts_TLA: 2 values for 3 tokens"):
+        Sequence([1, 2, 3], [0.0] * 3, experts_TLA=np.zeros((2, 1, 3), np.int16))

@@ -13,6 +13,7 @@ import torch
 from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_of, made, metrics, run, save_base
 
 import zifio.train.draw as draw_module
+import zifio.train.rl as rl_module
 from zifio.config import ConfigError, Sampling, build
 from zifio.models.attention import branches_of
 from zifio.models.decoder import Decoder
@@ -295,6 +296,57 @@ def test_the_penalty_in_the_reward_is_the_log_ratio_of_the_whole_reply(monkeypat
         assert "kl_weight" not in one and "reference_logp" not in one
 
 
+def test_replayed_routing_on_policy_is_the_routers_own_to_the_byte(tmp_path: Path):
+    """Sampler and trainer route alike, so one update per step cannot tell; before a second the routers move."""
+    base = save_base(tmp_path / "base", deepseek(num_hidden_layers=3))
+    lines = {}
+    for updates in (1, 2):
+        for routing in ("own", "replay"):
+            settings = {"updates": updates, "steps": 4, "routing": routing, "optim": ADAM | {"lr": 0.03}}
+            if updates == 2:
+                settings |= {"old_logps": "trainer", "kl_weight": 0.01, "rows": RL["rows"] | {"recompute": True}}
+            folder = tmp_path / f"{routing}-{updates}"
+            run("rl", RL | settings, context(folder, Sevens(), base=base))
+            lines[routing, updates] = (folder / "metrics.jsonl").read_bytes()
+    assert lines["own", 1] == lines["replay", 1]
+    assert lines["own", 2] != lines["replay", 2]
+
+
+def test_replay_brings_a_trainer_in_bf16_nearer_to_the_sampler(tmp_path: Path):
+    """Near ties send tokens elsewhere in bf16; replayed, only rounding is left between the log-probs."""
+    base = save_base(tmp_path / "base", deepseek(num_hidden_layers=3))
+    gap = {}
+    for routing in ("own", "replay"):
+        settings = RL | {"updates": 1, "steps": 3, "prompts": 16, "precision": "bf16", "routing": routing}
+        run("rl", settings, context(tmp_path / routing, Sevens(), base=base))
+        gap[routing] = max(one["sampling/sampling_logp_difference/max"] for one in metrics(tmp_path / routing))
+    assert gap["replay"] < gap["own"] / 3
+
+
+def test_every_pass_but_the_references_replays_the_samplers_experts(monkeypatch):
+    """Training and old log-probs; nothing is known of a reply's last token and of padding."""
+    seen = []
+    plain = rl_module.policy_logp
+    monkeypatch.setattr(rl_module, "policy_logp", lambda m, batch, t: seen.append((m, batch)) or plain(m, batch, t))
+    rollouts = Rollouts(
+        stage(routing="replay", old_logps="trainer", kl_weight=0.1), 1, Sevens(), tiny_model(), TOKENIZER
+    )
+    (batches, _) = rollouts.step(0).updates
+    experts = {model is rollouts.reference: batch.experts_BTLA for model, batch in seen}
+    assert experts[True] is None and experts[False] is not None
+    for batch in batches:
+        assert batch.experts_BTLA is not None
+        begins_BT = branches_of(batch.positions_BT)[0]
+        last_BT = torch.cat([begins_BT[:, 1:], torch.ones_like(begins_BT[:, :1])], dim=1)
+        is_known_BT = (batch.experts_BTLA >= 0).all(dim=(2, 3))
+        assert torch.equal(is_known_BT, batch.real_BT & ~last_BT)
+
+
+def test_replay_wants_experts():
+    with pytest.raises(ConfigError, match=r'tiny: routing="replay": wanted a model with experts.*routing = "own"'):
+        Rollouts(stage(routing="replay"), 1, Sevens(), made(llama(vocab_size=TOKENIZER.vocab_size)), TOKENIZER)
+
+
 def test_truncated_replies_are_left_out_but_count_in_the_groups_mean(monkeypatch):
     groups = [[episode(1.0, 4), episode(0.0, 6, finish="length"), episode(0.0, 3)]]
     one, two = (replies(step_of(monkeypatch, groups, mask_truncated=masked)) for masked in (True, False))
@@ -465,6 +517,7 @@ def test_a_metric_that_cannot_be_computed_is_absent():
         ({"correction": {"low": 2.0}, "old_logps": "trainer"}, ("low below high, came low=2.0 and high=2.0",)),
         ({"overlong_cache": 6}, ("overlong_cache=6", "sampling.max_new_tokens=6")),
         ({"max_rounds": 0}, ("max_rounds", "greater than 0")),
+        ({"routing": "replay", "asynchronous": True}, ('routing="replay"', "Set asynchronous = false")),
     ],
     ids=str,
 )

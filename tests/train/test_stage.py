@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -33,6 +34,7 @@ from zifio.data.pack import Sequence
 from zifio.data.sources import write_jsonl
 from zifio.engine.engine import Engine
 from zifio.engine.policy import LocalPolicy
+from zifio.models.attention import predecessors
 from zifio.models.config import Lora
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
@@ -193,10 +195,10 @@ def test_the_reference_is_the_base_under_the_adapters(base: Path, tmp_path: Path
         for batch in (one for batches in data.updates for one in batches):
             with torch.no_grad():
                 hidden = original(batch.tokens_BT, batch.positions_BT).hidden_BTD
-                logp_BTV = (original.logits(hidden) / 0.7).log_softmax(-1)
-            expected = logp_BTV[:, :-1].gather(2, batch.tokens_BT[:, 1:, None])[..., 0]
-            counted = batch.columns["policy_weight"][:, 1:] != 0
-            found = batch.columns["reference_logp"][:, 1:]
+                logp_NV = (original.logits(hidden) / 0.7).log_softmax(-1).flatten(0, 1)
+            expected = logp_NV[predecessors(batch.positions_BT)].gather(1, batch.tokens_BT.view(-1, 1))[:, 0]
+            counted = (batch.columns["policy_weight"] != 0).flatten()
+            found = batch.columns["reference_logp"].flatten()
             torch.testing.assert_close(found[counted], expected[counted], atol=1e-5, rtol=0)
         return data
 
@@ -347,10 +349,11 @@ def columns(n: int) -> dict[str, list[float]]:
 
 
 def test_a_batch_moves_whole():
-    batch = make_batches([Sequence([1, 2, 3], [0.0, 1.0, 1.0], columns(3))], 4, 4, characters().pad_id)[0]
-    moved = batch.to(torch.device("meta"))
-    tensors = [moved.tokens_BT, moved.positions_BT, moved.real_BT, *moved.columns.values()]
-    assert len(tensors) == 9 and {tensor.device.type for tensor in tensors} == {"meta"}
+    experts = np.zeros((3, 1, 2), np.int16)
+    sequence = Sequence([1, 2, 3], [0.0, 1.0, 1.0], columns(3), experts_TLA=experts)
+    moved = make_batches([sequence], 4, 4, characters().pad_id)[0].to(torch.device("meta"))
+    tensors = [moved.tokens_BT, moved.positions_BT, moved.real_BT, moved.experts_BTLA, *moved.columns.values()]
+    assert len(tensors) == 10 and {tensor.device.type for tensor in tensors} == {"meta"}
     assert (moved.n_sequences, moved.lengths) == (1, (3,))
 
 

@@ -92,8 +92,9 @@ def ours(
         rl_module, "policy_logp", lambda m, batch, _: placed(rolled.old if m is model else rolled.ref, batch)
     )
     out = []
-    for batches in rollouts.step(0).updates:
-        assert len(batches) > 1
+    all_batches = rollouts.step(0).updates
+    assert len(all_batches) > 1 or len(all_batches[0]) > 1 or stage.mask_truncated, "several micro-batches or updates"
+    for batches in all_batches:
         now = rolled.now.clone().requires_grad_()
         loss = torch.stack([token_loss(placed(now, b), None, b, loss_terms(stage)).loss for b in batches]).sum()
         (gradient,) = torch.autograd.grad(loss, now)

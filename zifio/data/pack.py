@@ -9,6 +9,8 @@ Try it alone: `python -c "from zifio.data.pack import pack; print(pack([5, 3, 4,
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from zifio.config import ConfigError
 
 
@@ -23,9 +25,12 @@ class Sequence:
     """Further values per token (advantage, old log-prob ...), by name."""
     n_prefix: int = 0
     """Leading tokens that may be shared with sequences that begin with the same: a prompt, which has no weight."""
+    experts_TLA: np.ndarray | None = field(default=None, compare=False)
+    """Experts that each token is to go to, layer by layer, -1 where the router is to choose; int16."""
 
     def __post_init__(self) -> None:
-        for name, values in (("weight", self.weight), *self.columns.items()):
+        experts = {} if self.experts_TLA is None else {"experts_TLA": self.experts_TLA}
+        for name, values in {"weight": self.weight, **self.columns, **experts}.items():
             assert len(values) == len(self.tokens), f"{name}: {len(values)} values for {len(self.tokens)} tokens"
 
 

@@ -104,17 +104,17 @@ class PagedCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
     ) -> None:
-        """`dtype` and `device` are of what is kept; queries come from there."""
+        """`dtype` and `device` are of what is kept."""
         self.latent, self.dtype, self.device, self._entry = latent, dtype, device, entry_of(config, latent)
         shapes, layers = page_shapes(config, latent, dtype, device), n_cached_layers(config)
         self._native = len(shapes[0]) == 1
-        self._stores = [
-            kernels.memory(layers * n_pages * math.prod(shape)).zero_().view(layers, n_pages, *shape)
+        # The kernels read no slot before it is written; torch multiplies it by a weight of 0.
+        self._keys, self._values = (
+            kernels.memory(layers * n_pages * math.prod(shape)).view(layers, n_pages, *shape)
             if self._native
             else torch.zeros(layers, n_pages, *shape, dtype=dtype, device=device)
             for shape in shapes
-        ]
-        self._keys, self._values = (store.unbind() for store in self._stores)
+        )
 
     def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
         """Announce a forward pass over the concatenation of `count_M[m]` tokens of each sequence m.
@@ -212,7 +212,7 @@ class PagedCache:
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer, so that a sequence may write on after a prefix that it shared."""
-        for store in self._stores:
+        for store in (self._keys, self._values):
             store[:, target] = store[:, source]
 
 

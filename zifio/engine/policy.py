@@ -53,7 +53,8 @@ class LocalPolicy:
         if text is None:
             end = -1 if tokens and tokens[-1] in self.engine.eos_ids else len(tokens)
             text = self.tokenizer.decode(tokens[:end])
-        return Reply(tokens, text, completion.logps, finish)
+        experts = completion.experts_NLA
+        return Reply(tokens, text, completion.logps, finish, None if experts is None else experts.numpy())
 
 
 def load_policy(

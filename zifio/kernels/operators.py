@@ -27,7 +27,11 @@ Packed = tuple[Tensor, Tensor]
 
 def native(x: Tensor) -> bool:
     """Whether the C form serves this tensor."""
-    return x.dtype is torch.float32 and x.is_cpu and library() is not None and not torch.is_autocast_enabled("cpu")
+    return _is_fp32_on_cpu(x) and not torch.is_autocast_enabled("cpu")
+
+
+def _is_fp32_on_cpu(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.is_cpu and library() is not None
 
 
 def _lib() -> Any:
@@ -129,7 +133,7 @@ def memory(n_floats: int) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis."""
-    if not native(x):
+    if not _is_fp32_on_cpu(x):  # also under autocast, which leaves norms in fp32
         return F.rms_norm(x, weight.shape, weight, eps)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RmsNorm.apply(x, weight, eps)

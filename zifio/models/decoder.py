@@ -62,12 +62,14 @@ class Block(nn.Module):
         else:
             self.mlp = FeedForward(d, config.intermediate_size)
 
-    def forward(self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None) -> tuple[Tensor, Routing | None]:
-        """Residual stream after this layer, and where tokens went when it has experts."""
+    def forward(
+        self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None, chosen_NA: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """Residual stream after this layer, and where tokens went when it has experts (`moe.Router` on `chosen_NA`)."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
         normed = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
-            out_BTD, routing = self.mlp(normed)
+            out_BTD, routing = self.mlp(normed, chosen_NA)
             return x_BTD + out_BTD, routing
         return x_BTD + self.mlp(normed), None
 
@@ -146,14 +148,17 @@ class Decoder(nn.Module):
         *,
         absorb: bool | None = None,
         with_mtp: bool = False,
+        experts_BTLA: Int[Tensor, "B T L A"] | None = None,
     ) -> Output:
         """Hidden states of every position; `positions_BT` says where each token stands in its own sequence.
 
         Without a cache a row may hold several sequences, and several replies to one prompt (`branches_of`). With one,
         the cache was told which sequence each token of the flattened B*T continues. `absorb` chooses MLA's form: by
-        default what the cache stores, expanded without one.
+        default what the cache stores, expanded without one. `experts_BTLA` sends tokens to these experts of the L
+        layers that have some (not the MTP module's), and where it is -1 the router chooses.
         """
         geometry = self._geometry(positions_BT, cache, absorb)
+        experts_NLA = None if experts_BTLA is None else experts_BTLA.flatten(0, 1)
         x_BTD = self.embed_tokens(tokens_BT)
         routing: list[Routing] = []
         if cache is not None and self._is_fused(cache, x_BTD):
@@ -161,8 +166,11 @@ class Decoder(nn.Module):
             x_BTD = self._fused.run(x_BTD, geometry, cache)
         else:
             for layer in self.layers:
-                x_BTD, went = self._run(layer, x_BTD, geometry, cache)
+                has_experts = isinstance(layer.mlp, MoE)
+                chosen_NA = experts_NLA[:, len(routing)] if has_experts and experts_NLA is not None else None
+                x_BTD, went = self._run(layer, x_BTD, geometry, cache, chosen_NA)
                 routing += [went] if went is not None else []
+        assert experts_NLA is None or experts_NLA.shape[1] == len(routing), "experts of another number of layers"
         hidden_BTD = self.norm(x_BTD)
         mtp_hidden = None
         if with_mtp and self.mtp:

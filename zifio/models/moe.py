@@ -45,8 +45,12 @@ class Router(nn.Module):
         self.e_score_correction_bias: Tensor | None
         self.register_buffer("e_score_correction_bias", torch.zeros(shape.n_experts) if shape.has_bias else None)
 
-    def forward(self, x_ND: Tensor) -> Routing:
-        """Choose by score plus bias, weigh by score (equations 13-16)."""
+    def forward(self, x_ND: Tensor, chosen_NA: Tensor | None = None) -> Routing:
+        """Choose by score plus bias, weigh by score (equations 13-16).
+
+        `chosen_NA` repeats an earlier choice, -1 in the rows where none is known. Only the choice is another's: gate
+        values, and with them the gradient, come from the scores of today (arXiv:2510.11370).
+        """
         shape = self.shape
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = kernels.linear(x_ND.float(), self.weight.float())
@@ -57,6 +61,8 @@ class Router(nn.Module):
         if shape.n_groups > 1:
             choice_NE = self._keep_best_groups(choice_NE)
         expert_NA = choice_NE.topk(shape.n_active, dim=-1, sorted=False).indices
+        if chosen_NA is not None:
+            expert_NA = torch.where((chosen_NA >= 0).all(dim=-1, keepdim=True), chosen_NA.to(expert_NA), expert_NA)
         gate_NA = scores_NE.gather(1, expert_NA)
         if shape.renormalise:
             gate_NA = gate_NA / (gate_NA.sum(dim=-1, keepdim=True) + 1e-20)
@@ -166,10 +172,10 @@ class MoE(nn.Module):
         width = _shape(config).n_shared * _shape(config).d_expert
         self.shared_experts = FeedForward(config.hidden_size, width) if width else None
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
-        """Output [B, T, D] and where the B*T tokens went."""
+    def forward(self, x_BTD: Tensor, chosen_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Output [B, T, D] and where the B*T tokens went; `chosen_NA` as the router takes it."""
         x_ND = x_BTD.flatten(0, 1)
-        routing = self.gate(x_ND)
+        routing = self.gate(x_ND, chosen_NA)
         out_BTD = self.experts(x_ND, routing).view_as(x_BTD)
         return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD), routing
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
 from zifio.config import Sampling
 from zifio.seed import stream_seed
 from zifio.tasks.task import Problem, Task, Verdict
@@ -25,6 +27,9 @@ class Reply:
     text: str
     logps: list[float] = field(default_factory=list)
     finish: Literal["stop", "length"] = "stop"
+    experts_NLA: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """Where the sampler recorded it: the experts of every token of prompt and reply but the last, which it never
+    computed, in each layer that has experts; int16."""
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,9 @@ class Batch:
     """Position of each one's first token; with `lengths`, for the FLOP ledger."""
     order: tuple[int, ...] = ()
     """Place of each sequence in the list that the batches were made from."""
+    experts_BTLA: Tensor | None = None
+    """Experts that tokens are to go to (`Decoder.forward`), -1 where the router chooses; a shared prefix goes where the
+    first of those behind it sends it. None when no sequence brought any."""
 
     def column(self, name: str) -> Tensor | None:
         """A column, or None when no sequence brought it, so that its term need not be computed."""
@@ -51,6 +55,7 @@ class Batch:
             positions_BT=self.positions_BT.to(device),
             real_BT=self.real_BT.to(device),
             columns={name: column.to(device) for name, column in self.columns.items()},
+            experts_BTLA=None if self.experts_BTLA is None else self.experts_BTLA.to(device),
         )
 
     @property
@@ -122,7 +127,24 @@ def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id:
         tuple(len(sequence.tokens) - cut for sequence, cut in flat),
         tuple(cut for _, cut in flat),
         tuple(i for row in places for bundle in row for i in bundle),
+        _experts(rows, width),
     )
+
+
+def _experts(rows: list[list[tuple[Sequence, int]]], width: int) -> Tensor | None:
+    """`Batch.experts_BTLA` of rows of sequences, each less its first so many tokens."""
+    shapes = {s.experts_TLA.shape[1:] for row in rows for s, _ in row if s.experts_TLA is not None}
+    if not shapes:
+        return None
+    (shape,) = shapes
+    experts_BTLA = np.full((len(rows), width, *shape), -1, np.int16)
+    for experts_TLA, row in zip(experts_BTLA, rows, strict=True):
+        stop = 0
+        for sequence, cut in row:
+            start, stop = stop, stop + len(sequence.tokens) - cut
+            if sequence.experts_TLA is not None:
+                experts_TLA[start:stop] = sequence.experts_TLA[cut:]
+    return torch.from_numpy(experts_BTLA)
 
 
 def _values(sequence: Sequence, name: str) -> list[float]:

@@ -332,6 +332,10 @@ class RlStage(ModelStage):
     off_policy_delta: PositiveFloat | None = None
     """Leave out replies with a negative advantage whose tokens the policy finds less likely than the sampler did, by
     more than this in the mean log-prob (DeepSeek-V3.2)."""
+    routing: Literal["own", "replay"] = "own"
+    """replay: send a rollout's tokens in training to the experts that the sampler sent them to, weighed by the router's
+    scores of today (R3, arXiv:2510.11370); own: the router chooses anew, which comes to the same in fp32 and before
+    the first update."""
     asynchronous: bool = False
     """Draw the rollouts of the next step while this one trains, with the weights from before its update."""
     gate: bool = True
@@ -367,6 +371,11 @@ class RlStage(ModelStage):
         if self.correction and self.old_logps == "sampler":
             raise ValueError(
                 "correction compares the trainer's log-probs with the sampler's; set old_logps = \"trainer\""
+            )
+        if self.routing == "replay" and self.asynchronous:
+            raise ValueError(
+                'routing="replay" wants the experts of every token, which the rollouts that asynchronous=true keeps in '
+                'checkpoints are without. Set asynchronous = false, or routing = "own".'
             )
         return self
 

@@ -63,7 +63,7 @@ class LossResult:
 def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
     """The loss of a micro-batch that holds `share_of_step` of the step's sequences."""
     with_mtp = terms.mtp_weight > 0
-    output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp)
+    output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=batch.experts_BTLA)
     counted_BT = torch.zeros_like(batch.real_BT)
     for name in ("cross_entropy_weight", "policy_weight", "kl_weight"):
         weight_BT = batch.column(name)
@@ -93,7 +93,7 @@ def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tenso
     """Log-probs under `model` of the tokens that have a policy weight, 0 elsewhere; no gradient."""
     weight_BT = batch.column("policy_weight")
     assert weight_BT is not None, "a batch of rollouts"
-    hidden_BTD = model(batch.tokens_BT, batch.positions_BT).hidden_BTD
+    hidden_BTD = model(batch.tokens_BT, batch.positions_BT, experts_BTLA=batch.experts_BTLA).hidden_BTD
     before_N = predecessors(batch.positions_BT)
     return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0, before_N)[0]
 

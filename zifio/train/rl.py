@@ -16,9 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.engine.config import EngineConfig
@@ -43,7 +45,8 @@ from zifio.train.stage import Context, finish, prepare
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
     """Train the model of `from` on the task's reward and write it to `model/`; returns the stage's totals.
 
-    Raises ConfigError when the gate finds nothing to learn from, or when the verifier breaks too often.
+    Raises ConfigError when the gate finds nothing to learn from, when the verifier breaks too often, or when routing
+    is to be replayed and the model has no experts.
     """
     model, tokenizer = open_model(context.model_of(stage.from_))
     prepare(model, stage, context)
@@ -79,11 +82,16 @@ class Rollouts:
     """Where an RL step's batches come from; implements `loop.Memory`."""
 
     def __init__(self, stage: RlStage, seed: int, task: Task, model: Decoder, tokenizer: ChatTokenizer) -> None:
-        """Raises ConfigError when the task cannot follow the stage's curriculum."""
+        """Raises ConfigError when the task cannot follow the curriculum, or a dense model is to replay its routing."""
         self.stage, self.tokenizer = stage, tokenizer
         self.drawing = Drawing(stage, seed, task)
+        is_replay = stage.routing == "replay"
+        if is_replay and not model.routers():
+            raise ConfigError(
+                f'{stage.name}: routing="replay": wanted a model with experts, came one without. Set routing = "own".'
+            )
         # A graph is no more to be recorded while another thread trains on the same GPU.
-        settings = EngineConfig(cuda_graphs=not stage.asynchronous)
+        settings = EngineConfig(record_routing=is_replay, cuda_graphs=not stage.asynchronous)
         self.precision: Precision = sampling_precision(stage.precision, model.device)
         self.policy = LocalPolicy(model, tokenizer, stage.prompts * stage.group, settings, self.precision)
         self.reference: Decoder | None = None
@@ -181,13 +189,16 @@ class Rollouts:
         return sequences
 
     def _sequence(self, episode: Episode, columns: dict[str, list[float]]) -> Sequence:
-        """A rollout with these values on its reply's tokens, and the sampler's log-probs."""
+        """A rollout with these values on its reply's tokens, the sampler's log-probs, and its experts if recorded."""
         prompt = self.policy.prompt(conversation(episode.problem))
         name = "old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"
         given = [0.0] * len(prompt)
         columns = {key: given + values for key, values in {**columns, name: episode.reply.logps}.items()}
-        tokens = prompt + episode.reply.tokens
-        return Sequence(tokens, [0.0] * len(tokens), columns, len(prompt))
+        tokens, experts = prompt + episode.reply.tokens, episode.reply.experts_NLA
+        if experts is not None:  # behind its last token nothing was sampled, so nobody knows where that would have gone
+            missing = len(tokens) - len(experts)
+            experts = np.pad(experts, ((0, missing), (0, 0), (0, 0)), constant_values=-1)
+        return Sequence(tokens, [0.0] * len(tokens), columns, len(prompt), experts)
 
     def _batches(self, sequences: list[Sequence]) -> list[Batch]:
         rows = self.stage.rows
@@ -210,8 +221,9 @@ class Rollouts:
         return replace(batch, columns={**batch.columns, **columns}), flops
 
     def _reference_logp(self, batch: Batch) -> Tensor:
-        """Log-probs of the starting model, which under adapters is the model without them."""
+        """Log-probs of the starting model, which under adapters is the model without them; it routes by itself."""
         assert self.reference is not None
+        batch = replace(batch, experts_BTLA=None)
         with bare(self.reference), autocast(self.reference, self.stage):
             return policy_logp(self.reference, batch, self.stage.sampling.temperature)
 
