@@ -30,6 +30,5 @@ def test_free_memory_of_a_gpu_is_the_drivers_and_what_torch_keeps_idle(monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
-    gpu = torch.device("cuda")
-    assert free_bytes(gpu) == 1400
-    assert n_pages(100, 10, None, gpu) == 1400 * SHARE / 10
+    assert free_bytes("cuda:0") == 1400
+    assert n_pages(100, 10, None, "cuda:0") == 1400 * SHARE / 10

@@ -235,7 +235,7 @@ class Engine:
         if wanted > self._wanted:
             self._graphs = self._cache = self._routing = None  # before the memory is looked at
             self._wanted = wanted
-            self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, self.device)
+            self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, str(self.device))
             n_padding = int(graphs_wanted(self.device, settings))  # one page behind the others
             self._cache = PagedCache(config, self._n_pages + n_padding, settings.latent_cache, self._dtype, self.device)
             self._routing = RoutingStore(self._n_pages) if settings.record_routing else None

@@ -9,18 +9,18 @@ import os
 import re
 from pathlib import Path
 
-import torch
-
 SHARE = 0.5
 """Of the free memory, what the cache may take when nothing else is said."""
 
 
-def free_bytes(device: torch.device | None = None) -> int:
+def free_bytes(device: str = "cpu") -> int:
     """Memory that is free for this process, also within its control group; where nobody says, half of all there is.
 
     Of a GPU: what its driver calls free, and what torch has reserved there and does not use.
     """
-    if device is not None and device.type == "cuda":
+    if device != "cpu":
+        import torch  # whose absence makes the rest quick to try
+
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2]
@@ -35,7 +35,7 @@ def free_bytes(device: torch.device | None = None) -> int:
     return min(free)
 
 
-def n_pages(wanted: int, page_bytes: int, memory_gb: float | None, device: torch.device | None = None) -> int:
+def n_pages(wanted: int, page_bytes: int, memory_gb: float | None, device: str = "cpu") -> int:
     """Pages to have, when `wanted` would hold everything at once: those, or as many as the memory allows."""
     most = SHARE * free_bytes(device) if memory_gb is None else memory_gb * 1e9
     return min(wanted, int(most / page_bytes))
