@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
 from zifio.engine.batch import chunk_batch, join, row_batch
+from zifio.engine.bitwise import insist
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
@@ -85,8 +86,10 @@ class Engine:
     ) -> None:
         """`eos_id` are the tokens that end a reply; `max_rows` goes before the settings'; stop strings want `text_of`.
 
-        Raises ConfigError when the settings want the MTP module or experts, and the model has none.
+        Raises ConfigError when the settings want the MTP module or experts, and the model has none, or equal bits that
+        cannot be had.
         """
+        insist(model, settings or EngineConfig())
         self.model, self.text_of = model, text_of
         self.settings = settings or EngineConfig()
         self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
@@ -208,6 +211,7 @@ class Engine:
     def _open(self, wanted: int) -> None:
         """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
         config, settings = self.model.config, self.settings
+        insist(self.model, settings)  # it may have been moved since
         page_bytes = bytes_per_page(config, settings.latent_cache)
         if wanted > self._wanted:
             self._cache = self._routing = None  # before the memory is looked at
