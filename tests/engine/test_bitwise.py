@@ -115,8 +115,8 @@ def test_no_log_prob_differs_across_many_pages(name: str):
     assert differing(model, plain, 600, 1.0) == (0, 18 * 120)
     assert differing(model, plain, 270, 1.0, shared=False)[0] == 0
     memory = 24 * bytes_per_page(model.config, False) / 1e9
-    for settings in (EngineConfig(memory_gb=memory), EngineConfig(memory_gb=memory, speculate="mtp" in dir() or
-                     name == "deepseek", chunk_tokens=30)):  # fmt: skip
+    drafted = EngineConfig(memory_gb=memory, speculate=name == "deepseek", chunk_tokens=30)
+    for settings in (EngineConfig(memory_gb=memory), drafted):
         tight = Engine(model, -1, settings=settings)
         assert sampled(tight, prompts, 3, sampling) == plain
         assert tight.stats.preemptions > 0 and (tight.stats.drafts_accepted > 0) == settings.speculate
@@ -239,19 +239,23 @@ def test_bitwise_is_granted_where_it_can_be_kept():
     for config, more in ((deepseek(), {}), (llama(), {"latent_cache": True})):
         settings = EngineConfig(bitwise=True, **more)
         model = made(config)
-        sequences = sampled(Engine(model, 2, settings=settings), prompts_of(model, 4, 40), 4, Sampling())
+        sequences = sampled(
+            Engine(model, 2, settings=settings), prompts_of(model, 4, 40), 4, Sampling(max_new_tokens=24)
+        )
         assert differing(model, sequences, 200, 1.0)[0] == 0
 
 
 def test_bitwise_is_refused_where_it_cannot_be_kept(monkeypatch: pytest.MonkeyPatch):
     """Without it, the same is no error."""
     monkeypatch.setattr(bitwise_module, "library", lambda: None)
-    with pytest.raises(ConfigError, match="kernels, which are off or could not be built.*ZIFIO_KERNELS.*bitwise = false"):
+    with pytest.raises(
+        ConfigError, match=r"kernels, which are off or could not be built.*ZIFIO_KERNELS.*bitwise = false"
+    ):
         Engine(made(llama()), 2, settings=BITWISE)
     Engine(made(llama()), 2).generate([[3]], [[1]], Sampling(max_new_tokens=2))
     monkeypatch.setattr(bitwise_module, "library", lambda: object())
     latent = EngineConfig(bitwise=True, latent_cache=True)
-    with pytest.raises(ConfigError, match="came latent_cache = true.*Set latent_cache = false"):
+    with pytest.raises(ConfigError, match=r"came latent_cache = true.*Set latent_cache = false"):
         Engine(made(deepseek()), 2, settings=latent)
     with pytest.raises(ConfigError, match="on the CPU, came one on meta"):
         Engine(made(llama()).to("meta"), 2, settings=BITWISE)
@@ -267,7 +271,7 @@ def test_bitwise_is_refused_also_when_the_model_changes_later(monkeypatch: pytes
         engine.generate(*ask)
     engine.generate(*ask)
     engine.model.double()
-    with pytest.raises(ConfigError, match="came torch.float64"):
+    with pytest.raises(ConfigError, match=r"came torch\.float64"):
         engine.submit(Request([3], Sampling(), (1,)))
 
 

@@ -28,7 +28,7 @@ class EngineConfig(Config):
     """Store MLA's latents (absorbed form) instead of every head's keys and values; of no effect on other attention."""
     bitwise: bool = False
     """True: insist that log-probs are an fp32 trainer's bit for bit, whatever the batch, and refuse to work where that
-    cannot be kept (another device or type, MLA's latent_cache, no compiled kernels). It costs nothing: with kernels on a
-    CPU it is so anyway. False: as near as rounding allows."""
+    cannot be kept (another device or type, MLA's latent_cache, no compiled kernels). It costs nothing: with kernels on
+    a CPU it is so anyway. False: as near as rounding allows."""
     record_routing: bool = False
     """Keep the experts of every token, so that a trainer can send tokens the same way."""
