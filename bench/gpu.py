@@ -72,7 +72,7 @@ def main() -> None:
     out = options.out or (CACHE / "smoke" if options.smoke else HERE)
     out.mkdir(parents=True, exist_ok=True)
     bench, results = OnePython(options), Results(out, "results-gpu")
-    results.details["machine"] |= machine(options.threads, None) | {"GPU": gpu_name(), "type": options.dtype}
+    results.details["machine"] |= machine(options.threads, []) | {"GPU": gpu_name(), "type": options.dtype}
     measure(bench, [on_gpu(WORKS[name], options.random) for name in names], results)
 
 

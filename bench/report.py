@@ -96,7 +96,8 @@ def markdown(rows: list[Row], details: Details, pictures: list[str]) -> str:
         lines += [f"- absent: {system}: {why}" for system, why in detail.get("absent", {}).items()]
         lines += [f"- {system}: {note}" for system, note in detail.get("notes", {}).items() if note]
         if "limit" in detail:
-            lines.append(f"- the machine allows {_number(detail['limit'])} {mine[0]['unit'] if mine else ''}")
+            allowed = f"{_number(detail['limit'])} {mine[0]['unit'] if mine else ''}"
+            lines.append(f"- the machine allows {allowed} ({detail['peaks']}, medians of the same rounds)")
         lines.append(f"- {detail['day']}")
     if pictures:
         lines += ["", "## Figures", "", *(f"![{Path(name).stem}]({name})" for name in pictures)]

@@ -18,9 +18,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class Bench:
         self.pythons: dict[str, Path | CannotMake] = {}
         self.logs = CACHE / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.peaks: Peaks | None = None
+        self.peaks: list[Peaks] = []  # of each round of the present work
 
     def python(self, system: str) -> Path:
         """The interpreter for a system, its environment made at need. Raises Failed."""
@@ -85,6 +87,7 @@ class Bench:
         settings |= {"threads": self.options.threads, "device": self.options.device, "dtype": self.options.dtype}
         if work.kind == "startup":
             return self._startup(work, settings, systems, runs, detail), {work.id: detail}
+        self.peaks = []
         answers = self._rounds(work, settings, systems, runs, detail)
         versions = detail.pop("versions")
         rates = {s: [a["tokens"] / a["seconds"] for a in mine] for s, mine in answers.items()}
@@ -101,14 +104,17 @@ class Bench:
         return rows, details
 
     def _limit(self, detail: dict[str, Any], settings: dict[str, Any], answers: dict[str, list[Answer]]) -> None:
-        """What the machine allows for this work, with the lengths of our own replies where they vary."""
+        """What the machine allows for this work, with the lengths of our own replies where they vary.
+
+        Of shared machines the peaks change with the hour, memory's twofold, so those of the same rounds count.
+        """
         if "zifio" not in answers or (settings["kind"] == "grpo" and not settings["fixed"]):
             return
-        if self.peaks is None:
-            self.peaks = measured_peaks(self.options.threads, self.options.device)
-        found = limit(settings, read_config(settings["model"]), self.peaks, answers["zifio"][-1]["lengths"])
+        peaks = middle(self.peaks)
+        found = limit(settings, read_config(settings["model"]), peaks, answers["zifio"][-1]["lengths"])
         if found:
             detail["limit"] = found
+            detail["peaks"] = f"{peaks.flops / 1e9:.0f} GFLOP/s of products, {peaks.bandwidth / 1e9:.1f} GB/s of memory"
 
     def _rounds(
         self, work: Work, settings: dict[str, Any], systems: list[str], runs: int, detail: dict[str, Any]
@@ -122,6 +128,8 @@ class Bench:
                 if worker := self._start(work, settings, system, detail):
                     workers[system] = worker
             for round_ in range(1 + runs):
+                if round_ and "zifio" in workers:
+                    self.peaks.append(measured_peaks(self.options.threads, self.options.device))
                 for system, worker in list(workers.items()):
                     try:
                         answer = worker.go(round_)
@@ -226,7 +234,13 @@ def measured_peaks(threads: int, device: str) -> Peaks:
     return Peaks(**json.loads(done.stdout))
 
 
-def machine(threads: int, peaks: Peaks | None) -> dict[str, str]:
+def middle(peaks: list[Peaks]) -> Peaks:
+    """The medians."""
+    flops, bandwidth = (statistics.median(getattr(one, key) for one in peaks) for key in ("flops", "bandwidth"))
+    return replace(peaks[0], flops=flops, bandwidth=bandwidth)
+
+
+def machine(threads: int, peaks: list[Peaks]) -> dict[str, str]:
     """What the report says about this machine."""
     names = (line for line in _lines("/proc/cpuinfo") if line.startswith("model name"))
     said = next(names, platform.machine()).rpartition(":")[2].strip()
@@ -238,8 +252,8 @@ def machine(threads: int, peaks: Peaks | None) -> dict[str, str]:
         f"torch {importlib.metadata.version('torch')}, fp32 unless said",
     }
     if peaks:
-        found["matrix products"] = f"{peaks.flops / 1e9:.0f} GFLOP/s ({peaks.by})"
-        found["memory reading"] = f"{peaks.bandwidth / 1e9:.1f} GB/s"
+        found["matrix products"] = f"{middle(peaks).flops / 1e9:.0f} GFLOP/s ({peaks[0].by})"
+        found["memory reading"] = f"{middle(peaks).bandwidth / 1e9:.1f} GB/s"
     return found
 
 

@@ -155,7 +155,12 @@ def test_running_one_work_again_replaces_its_rows_only(tmp_path: Path):
     results = Results(tmp_path)
     works = {name: {"title": f"work {name}", "absent": {}, "notes": {}} for name in ("a1", "c1")}
     results.take({"a1", "c1"}, first, works, {"processor": "abacus"})
-    detail = {"c1": {"title": "work c1", "limit": 8.0, "absent": {"vllm": "too heavy"}, "notes": {"trl": "slow"}}}
+    detail = {
+        "c1": {
+            "title": "work c1", "limit": 8.0, "peaks": "1 GFLOP/s", "absent": {"vllm": "too heavy"},
+            "notes": {"trl": "slow"},
+        }
+    }  # fmt: skip
     Results(tmp_path).take({"c1"}, again, detail, {"memory": "1 GiB"})
     assert json.loads((tmp_path / "results.json").read_text()) == [first[0], *again]
     page = (tmp_path / "RESULTS.md").read_text()

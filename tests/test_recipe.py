@@ -16,7 +16,7 @@ import torch
 
 from zifio.config import ConfigError, Sampling
 from zifio.engine.policy import load_policy
-from zifio.recipe import load_recipe, run_stage
+from zifio.recipe import Run, load_recipe, run_stage
 
 SMOKE = Path("recipes/smoke.toml")
 MODELS = ("base", "r1-zero", "r1", "student")
@@ -195,11 +195,14 @@ def test_bad_input_is_explained_at_once_with_exit_code_2(case: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_recipe_and_missing_result_are_named(tmp_path: Path) -> None:
+def test_missing_recipe_and_missing_result_are_named(smoke: tuple[Path, dict], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load_recipe(tmp_path / "none.toml", [])
+    folder = tmp_path / "run"
+    shutil.copytree(smoke[0], folder)
+    shutil.rmtree(folder / "r1" / "model")
     with pytest.raises(ConfigError, match="Run that stage first"):
-        run_stage("sample", SMOKE, "traces", out=tmp_path / "empty")
+        run_stage("sample", SMOKE, "traces", out=folder, fresh=True)
 
 
 def test_model_and_tokenizer_that_do_not_belong_together_are_refused(smoke: tuple[Path, dict], tmp_path: Path) -> None:
@@ -225,9 +228,16 @@ def test_an_edited_result_and_a_torn_mark_are_named(smoke: tuple[Path, dict], tm
         run_stage("pretrain", SMOKE, out=folder)
 
 
-def test_a_stage_verb_makes_a_missing_tokenizer(tmp_path: Path) -> None:
+def test_a_stage_verb_runs_what_is_missing_and_no_more(smoke: tuple[Path, dict], tmp_path: Path) -> None:
+    """Its ancestors, but neither what is done nor what comes later; then the report."""
+    empty = Run(load_recipe(SMOKE, []), tmp_path)
+    stages = {one.name: one for one in empty.recipe.stage}
+    assert [one.name for one in empty.missing(stages["r1-zero"])] == ["tokenizer", "base"]
     run_stage("pretrain", SMOKE, overrides=["steps=1", "held_out.every=0"], out=tmp_path)
-    assert (tmp_path / "tokenizer" / "done.json").exists() and (tmp_path / "base" / "done.json").exists()
+    assert {path.parent.name for path in tmp_path.glob("*/done.json")} == {"tokenizer", "base"}
+    assert "base" in (tmp_path / "report.md").read_text()
+    shutil.copytree(smoke[0] / "cold-traces", tmp_path / "cold-traces")
+    assert [one.name for one in empty.missing(stages["r1"])] == ["cold-start"]
 
 
 def test_every_recipe_in_the_folder_is_valid() -> None:

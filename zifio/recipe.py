@@ -237,6 +237,15 @@ class Run:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
         return done
 
+    def missing(self, stage: AnyStage) -> list[AnyStage]:
+        """The stages that this one starts from, directly or not, which nobody has finished; in the recipe's order."""
+        found: set[str] = set()
+        for name in references(stage):
+            needed = self.recipe.named(name)
+            if needed is not None and not (self.place(name) / "done.json").exists():
+                found |= {name, *(one.name for one in self.missing(needed))}
+        return [one for one in self.recipe.stage if one.name in found]
+
     def _context(self, folder: Path) -> Context:
         from zifio.evaluate.run import make_look
         from zifio.train.stage import Context
@@ -305,12 +314,18 @@ def run_recipe(
         _write_json(run.folder / "recipe.json", recipe.model_dump(mode="json", by_alias=True))
         for stage in recipe.stage:
             run.stage(stage)
-        from zifio.evaluate.report import terminal_table, write_report
+        report = _report(run)
+    return report if as_json else None
 
-        report = write_report(run.folder, recipe.name, [(stage.name, stage.kind) for stage in recipe.stage])
+
+def _report(run: Run) -> dict[str, Any]:
+    """Write the report of all that has run so far, and show its table."""
+    from zifio.evaluate.report import terminal_table, write_report
+
+    report = write_report(run.folder, run.recipe.name, [(stage.name, stage.kind) for stage in run.recipe.stage])
     say(terminal_table(report))
     say(f"report: {run.folder / 'report.html'}")
-    return report if as_json else None
+    return report
 
 
 def run_stage(
@@ -323,9 +338,10 @@ def run_stage(
     fresh: bool = False,
     as_json: bool = False,
 ) -> dict[str, Any] | None:
-    """Run the one stage of this kind; overrides are the stage's own keys (and the recipe's `seed`).
+    """Run the one stage of this kind, and before it what it starts from and nobody has run; write the report.
 
-    Stages that it starts from are looked for in the run folder, then in the recipe's own `runs/NAME`.
+    Overrides are the stage's own keys (and the recipe's `seed`). Stages that it starts from are looked for in the run
+    folder, then in the recipe's own `runs/NAME`.
     """
     name = _choose(kind, path, stage)
     prefixed = [word if word.startswith("seed=") else f"stage.{name}.{word}" for word in overrides]
@@ -334,18 +350,16 @@ def run_stage(
     assert chosen is not None, "_choose found it"
     home = Path("runs") / recipe.name
     run = Run(recipe, out or home, fallback=home)
+    todo = [*run.missing(chosen), chosen]
     if dry_run:
-        say(_overview(run, fresh, only=name))
-        return _plan(run, fresh, only=name) if as_json else None
+        say(_overview(run, fresh, todo))
+        return _plan(run, fresh, todo) if as_json else None
     with RunFolder(run.folder).lock():
         if fresh:
             run.throw_away([chosen])
-        for needed in references(chosen):
-            tokenizer = recipe.named(needed)
-            if isinstance(tokenizer, TokenizerStage) and not (run.place(needed) / "done.json").exists():
-                run.stage(tokenizer)  # it takes a second and has no verb of its own
-        done = run.stage(chosen)
-    say(f"{name}: done, in {run.folder / name}")
+        say(_overview(run, fresh, todo))
+        done = [run.stage(one) for one in todo][-1]
+        _report(run)
     return {"stage": name, "path": str(run.folder / name), **done} if as_json else None
 
 
@@ -365,8 +379,8 @@ def _choose(kind: str, path: Path, stage: str | None) -> str:
     return names[0]
 
 
-def _overview(run: Run, fresh: bool, only: str | None = None) -> Table:
-    """The stages and how far they are."""
+def _overview(run: Run, fresh: bool, only: Sequence[AnyStage] | None = None) -> Table:
+    """The stages, or these of them, and how far they are."""
     table = Table(title=f"{run.recipe.name} in {run.folder}, seed {run.recipe.seed}", title_justify="left")
     for column in ("stage", "kind", "from", "state"):
         table.add_column(column)
@@ -375,15 +389,15 @@ def _overview(run: Run, fresh: bool, only: str | None = None) -> Table:
     return table
 
 
-def _plan(run: Run, fresh: bool, only: str | None = None) -> dict[str, Any]:
+def _plan(run: Run, fresh: bool, only: Sequence[AnyStage] | None = None) -> dict[str, Any]:
     """What would run, for `--dry-run`."""
     rows = []
-    for stage in run.recipe.stage:
-        if only is None or stage.name == only:
-            state = "to do" if fresh or not run.is_done(stage) else "done"
-            if state == "to do" and not fresh and (run.folder / stage.name / "stage.json").exists():
-                state = "begun"
-            rows.append({"name": stage.name, "kind": stage.kind, "from": references(stage), "state": state})
+    for stage in run.recipe.stage if only is None else only:
+        afresh = fresh and (only is None or stage is only[-1])
+        state = "to do" if afresh or not run.is_done(stage) else "done"
+        if state == "to do" and not afresh and (run.folder / stage.name / "stage.json").exists():
+            state = "begun"
+        rows.append({"name": stage.name, "kind": stage.kind, "from": references(stage), "state": state})
     return {"recipe": run.recipe.name, "folder": str(run.folder), "seed": run.recipe.seed, "stages": rows}
 
 

@@ -142,7 +142,8 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(kind: str, base: Path, unint
     rng = random.Random(seed)
     for first, last in ((1, 5), (7, 11), (13, 18)):
         Child(kind, tmp_path, base).kill_after(rng.randint(first, last), rng.uniform(0, 0.02))
-    assert [int(path.name[5:]) % 3 for path in (tmp_path / "checkpoints").glob("step-*")] == [0, 0]
+    steps = [int(path.name[5:]) for path in (tmp_path / "checkpoints").glob("step-*")]
+    assert len(steps) in (2, 3) and not any(step % 3 for step in steps)  # 3: killed before the oldest was removed
     damaged = newest(tmp_path)
     tear(damaged / "model.safetensors")
     with (tmp_path / "metrics.jsonl").open("a") as file:

@@ -27,7 +27,9 @@ class EngineConfig(Config):
     latent_cache: bool = False
     """Store MLA's latents (absorbed form) instead of every head's keys and values; of no effect on other attention."""
     bitwise: bool = False
-    """Log-probs of sampler and trainer are equal bit for bit, whatever the batch."""
+    """True: insist that log-probs are an fp32 trainer's bit for bit, whatever the batch, and refuse to work where that
+    cannot be kept (another device or type, MLA's latent_cache, no compiled kernels). It costs nothing: with kernels on
+    a CPU it is so anyway. False: as near as rounding allows."""
     cuda_graphs: bool = True
     """Capture steps that only decode as CUDA graphs, which a GPU runs without waiting for Python; of no effect on a CPU
     and while routing is recorded."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
 from zifio.engine.batch import Batch, chunk_batch, join, row_batch
+from zifio.engine.bitwise import insist
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
@@ -91,8 +92,10 @@ class Engine:
 
         With `precision` bf16 matrix products, keys and values are in bfloat16, as they are under autocast in training.
 
-        Raises ConfigError when the settings want the MTP module or experts, and the model has none.
+        Raises ConfigError when the settings want the MTP module or experts, and the model has none, or equal bits that
+        cannot be had.
         """
+        insist(model, settings or EngineConfig(), precision)
         self.model, self.text_of = model, text_of
         self.settings = settings or EngineConfig()
         self.eos_ids = frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
@@ -232,6 +235,7 @@ class Engine:
     def _open(self, wanted: int) -> None:
         """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
         config, settings = self.model.config, self.settings
+        insist(self.model, settings, self.precision)  # it may have been moved since
         if wanted > self._wanted:
             self._graphs = self._cache = self._routing = None  # before the memory is looked at
             self._wanted = wanted

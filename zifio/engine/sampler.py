@@ -58,8 +58,7 @@ def draw(
     three passes in fp32 instead of a cumulative sum in fp64.
     """
     if kernels.native(logits_BV):
-        scale_B = torch.where(temperature_B == 0, 0.0, 1 / temperature_B)
-        return kernels.draw(logits_BV.contiguous(), scale_B, uniform_B)
+        return kernels.draw(logits_BV.contiguous(), kernels.scale_of(temperature_B), uniform_B)
     x_BV = _scaled(logits_BV, temperature_B)
     top_B1 = x_BV.amax(dim=-1, keepdim=True)
     weight_BV = (x_BV - top_B1).exp_()
@@ -103,9 +102,17 @@ def choose(
         x_BV = _scaled(weighed_BV[is_cut_B], few.temperature_B)
         token_B[is_cut_B] = _draw_among_likeliest(x_BV, uniform_B[is_cut_B], few)
     is_off_B = is_cut_B | (settings.penalty_B != 1)
-    x_BV = _scaled(logits_BV[is_off_B], temperature_B[is_off_B])
-    logp_B[is_off_B] = _logp(x_BV, token_B[is_off_B], x_BV.logsumexp(dim=-1))
+    if is_off_B.any():
+        logp_B[is_off_B] = _policy_logp(logits_BV[is_off_B], token_B[is_off_B], temperature_B[is_off_B])
     return token_B, logp_B
+
+
+def _policy_logp(logits_BV: Tensor, token_B: Tensor, temperature_B: Tensor) -> Tensor:
+    """Log-probs of tokens under softmax(logits / temperature), however they were chosen."""
+    if kernels.native(logits_BV):
+        return kernels.logp(logits_BV, kernels.scale_of(temperature_B), token_B)
+    x_BV = _scaled(logits_BV, temperature_B)
+    return _logp(x_BV, token_B, x_BV.logsumexp(dim=-1))
 
 
 def _draw_among_likeliest(x_BV: Tensor, uniform_B: Tensor, settings: Settings) -> Tensor:

@@ -63,7 +63,8 @@ API void zifio_experts(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active, const f
     }
 }
 
-/* Gradients of `zifio_experts`; the weights' are added to, dx and d_gate are written. */
+/* Gradients of `zifio_experts`; the weights' are added to, and not computed where null (frozen experts); dx and d_gate
+ * are written. */
 API void zifio_experts_backward(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active, const float *x, const float *gate,
                                 const float *gate_up, const float *down, const i64 *order, const i64 *place,
                                 const i64 *first, const float *hidden, const float *y, const float *d_out, float *dx,
@@ -90,12 +91,12 @@ API void zifio_experts_backward(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active
                 d_gate[pair] = dot;
                 swiglu_row(h + r * 2 * f, h + r * 2 * f + f, active + r * f, f);
             }
-            product(d, f, rows, dy, 1, d, active, f, 1, d_down + e * d * f, f, 1);
+            if (d_down) product(d, f, rows, dy, 1, d, active, f, 1, d_down + e * d * f, f, 1);
             product(rows, f, d, dy, d, 1, down + e * d * f, f, 1, d_active, f, 0);
             for (i64 r = 0; r < rows; r++)
                 swiglu_row_backward(h + r * 2 * f, h + r * 2 * f + f, d_active + r * f, dh + r * 2 * f,
                                     dh + r * 2 * f + f, f);
-            product(2 * f, d, rows, dh, 1, 2 * f, in, d, 1, d_gate_up + e * 2 * f * d, d, 1);
+            if (d_gate_up) product(2 * f, d, rows, dh, 1, 2 * f, in, d, 1, d_gate_up + e * 2 * f * d, d, 1);
             product(rows, d, 2 * f, dh, 2 * f, 1, gate_up + e * 2 * f * d, d, 1, d_in + begin * d, d, 0);
         }
 #pragma omp for schedule(static)

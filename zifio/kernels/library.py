@@ -47,6 +47,7 @@ _SIGNATURES = {
     "sigmoid": (_I, _I, _P, _P),
     "softmax": (_I, _I, _P, _P),
     "rotate": (_I, _I, _I, _P, _I, _I, _P, _P, _C, _C, _P, _I, _I),
+    "logp": (_I, _I, _P, _I, _P, _P, _P),
     "token_logp": (_I, _I, _P, _I, _F, _P, _P, _P, _P),
     "token_logp_backward": (_I, _I, _P, _I, _F, _P, _P, _P),
     "draw": (_I, _I, _P, _I, _P, _P, _P, _P),

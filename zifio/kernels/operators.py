@@ -38,6 +38,10 @@ def _lib() -> Any:
     return library()
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """x weight^T + bias; `packed` is `pack(weight)`, for few rows and no gradient, or a copy of it in another type."""
     if not native(x):
@@ -156,11 +160,12 @@ class _RmsNorm(torch.autograd.Function):
         return _rms_norm(x, weight, eps)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dy, d = dy.contiguous(), weight.numel()
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
-        where = (dy.data_ptr(), dx.data_ptr(), dw.data_ptr())
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        where = (dy.data_ptr(), _address(dx), _address(dw))
         _lib().rms_norm_backward(x.numel() // d, d, x.data_ptr(), d, weight.data_ptr(), ctx.eps, *where)
         return dx, dw, None
 
@@ -379,10 +384,29 @@ class _Experts(torch.autograd.Function):
         saved = ctx.saved_tensors
         x, gate, gate_up, down = saved[:4]
         d_out = d_out.contiguous()
-        made = (torch.empty_like(x), torch.empty_like(gate), torch.zeros_like(gate_up), torch.zeros_like(down))
-        _lib().experts_backward(*ctx.sizes, *(t.data_ptr() for t in (*saved, d_out, *made)))
-        dx, d_gate, d_gate_up, d_down = made
-        return dx, None, d_gate, d_gate_up, d_down, None
+        wanted = ctx.needs_input_grad[3:5]
+        weights = [torch.zeros_like(w) if want else None for w, want in zip((gate_up, down), wanted, strict=True)]
+        dx, d_gate = torch.empty_like(x), torch.empty_like(gate)
+        addresses = [t.data_ptr() for t in (*saved, d_out, dx, d_gate)]
+        _lib().experts_backward(*ctx.sizes, *addresses, *map(_address, weights))
+        return dx, None, d_gate, *weights, None
+
+
+def scale_of(temperature: Tensor) -> Tensor:
+    """1 / temperature, 0 where that is 0 (greedy); divided in fp32, since float64 would round to another neighbour.
+
+    The sampler's and the trainer's: their log-probs are equal only where this factor is.
+    """
+    return torch.where(temperature == 0, 0.0, 1 / temperature.float())
+
+
+def logp(logits_BV: Tensor, scale_B: Tensor, token_B: Tensor) -> Tensor:
+    """log softmax(logits * scale)[token] of every row, at scale 1 where it is 0; only for `native` tensors."""
+    logits, token = logits_BV.contiguous(), token_B.contiguous()
+    scale, out = torch.where(scale_B == 0, 1.0, scale_B), logits.new_empty(len(logits))
+    where = (scale.data_ptr(), token.data_ptr(), out.data_ptr())
+    _lib().logp(*logits.shape, logits.data_ptr(), logits.shape[1], *where)
+    return out
 
 
 def draw(logits_BV: Tensor, scale_B: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -433,9 +457,9 @@ class _TokenLogp(torch.autograd.Function):
             where = [x[at:].data_ptr() for x in (target, logp, lse, entropy)]
             where = where if with_entropy else [*where[:3], 0]
             _lib().token_logp(len(logits), vocab, logits.data_ptr(), vocab, scale, *where)
-            kept += [logits] if 4 * n * vocab <= _KEPT_BYTES else []
+            kept += [logits] if any(ctx.needs_input_grad) and 4 * n * vocab <= _KEPT_BYTES else []
         ctx.save_for_backward(hidden, weight, target, lse)
-        ctx.logits = kept if any(ctx.needs_input_grad) else []
+        ctx.logits = kept
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
@@ -443,15 +467,17 @@ class _TokenLogp(torch.autograd.Function):
     def backward(ctx: Any, d_logp: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, target, lse = ctx.saved_tensors
         (n, d), vocab, d_logp = hidden.shape, len(weight), d_logp.contiguous()
-        d_hidden = torch.empty_like(hidden)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for place, at in enumerate(range(0, n, ctx.chunk)):
             rows = hidden[at : at + ctx.chunk]
             logits = ctx.logits[place] if ctx.logits else _linear(rows, weight)  # turned into its gradient in place
             where = (target[at:].data_ptr(), lse[at:].data_ptr(), d_logp[at:].data_ptr())
             _lib().token_logp_backward(len(rows), vocab, logits.data_ptr(), vocab, ctx.scale, *where)
-            at_rows, out = (logits.data_ptr(), vocab), d_hidden[at:].data_ptr()
-            _lib().matmul(len(rows), d, vocab, *at_rows, 1, weight.data_ptr(), d, 1, out, d, 0)
+            at_rows = (logits.data_ptr(), vocab)
+            if d_hidden is not None:
+                out = d_hidden[at:].data_ptr()
+                _lib().matmul(len(rows), d, vocab, *at_rows, 1, weight.data_ptr(), d, 1, out, d, 0)
             if d_weight is not None:
                 _lib().matmul_transposed(len(rows), vocab, d, *at_rows, rows.data_ptr(), d, d_weight.data_ptr(), d, 1)
         ctx.logits = []

@@ -28,15 +28,15 @@ API void zifio_rms_norm(i64 n, i64 d, const float *x, i64 ldx, const float *weig
     }
 }
 
-/* dx, and dweight added to. With u = x / rms: dx = (g w - u mean(g w u)) / rms, dw = sum over rows of g u. */
+/* dx, and dweight added to; either may be null. With u = x / rms: dx = (g w - u mean(g w u)) / rms, dw = sum over rows of g u. */
 API void zifio_rms_norm_backward(i64 n, i64 d, const float *x, i64 ldx, const float *weight, float eps, const float *dy,
                                  float *dx, float *d_weight) {
     i64 wide = up(d, VL);
-    float *sums = calloc(wide * omp_get_max_threads(), 4);
-    if (!sums) abort();
+    float *sums = d_weight ? calloc(wide * omp_get_max_threads(), 4) : 0;
+    if (d_weight && !sums) abort();
 #pragma omp parallel if (n * d > 16384)
     {
-        float *mine = sums + wide * omp_get_thread_num();
+        float *mine = d_weight ? sums + wide * omp_get_thread_num() : 0;
 #pragma omp for schedule(static)
         for (i64 row = 0; row < n; row++) {
             const float *in = x + row * ldx, *g = dy + row * d;
@@ -46,12 +46,12 @@ API void zifio_rms_norm_backward(i64 n, i64 d, const float *x, i64 ldx, const fl
             float mean = sum_lanes(dot) / d;
             for (i64 i = 0; i < d; i += VL) {
                 vec unit = part(in, i, d) * inverse;
-                put(dx + row * d, i, d, (part(g, i, d) * part(weight, i, d) - unit * mean) * inverse);
-                store(mine + i, load(mine + i) + part(g, i, d) * unit);
+                if (dx) put(dx + row * d, i, d, (part(g, i, d) * part(weight, i, d) - unit * mean) * inverse);
+                if (mine) store(mine + i, load(mine + i) + part(g, i, d) * unit);
             }
         }
     }
-    for (i64 t = 0; t < omp_get_max_threads(); t++)
+    for (i64 t = 0; d_weight && t < omp_get_max_threads(); t++)
         for (i64 i = 0; i < d; i++) d_weight[i] += sums[t * wide + i];
     free(sums);
 }
@@ -142,8 +142,9 @@ typedef struct {
     float top, total;
 } Denominator;
 
-/* Largest scaled logit, and the sum of e^(scaled logit - largest). */
-INLINE Denominator denominator(const float *x, i64 d, float scale) {
+/* Largest scaled logit, and the sum of e^(scaled logit - largest). Neither this nor `logp_of` is inlined, so that sampler
+ * and trainer run the same instructions: a compiler may fuse a product and a sum in one copy and not in another. */
+ALONE Denominator denominator(const float *x, i64 d, float scale) {
     vec most = (vec){0} - INFINITY;
     i64 whole = d / VL * VL;
     for (i64 i = 0; i < whole; i += VL) {
@@ -166,6 +167,19 @@ INLINE Denominator denominator(const float *x, i64 d, float scale) {
     return (Denominator){top, sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]))};
 }
 
+/* log softmax(x * scale)[target]. */
+ALONE float logp_of(const float *x, i64 target, float scale, Denominator z) {
+    return (x[target] * scale - z.top) - logf(z.total);
+}
+
+/* The same of every row, each with a scale of its own. */
+API void zifio_logp(i64 n, i64 d, const float *logits, i64 ld, const float *scale, const i64 *target, float *logp) {
+    FOR_ROWS {
+        const float *x = logits + row * ld;
+        logp[row] = logp_of(x, target[row], scale[row], denominator(x, d, scale[row]));
+    }
+}
+
 /* log softmax(logits * scale)[target] of every row, the log of the denominator, and with `entropy` given the entropy. */
 API void zifio_token_logp(i64 n, i64 d, const float *logits, i64 ld, float scale, const i64 *target, float *logp,
                           float *lse, float *entropy) {
@@ -174,7 +188,7 @@ API void zifio_token_logp(i64 n, i64 d, const float *logits, i64 ld, float scale
         Denominator z = denominator(x, d, scale);
         float log_total = logf(z.total);
         lse[row] = z.top + log_total;
-        logp[row] = (x[target[row]] * scale - z.top) - log_total;
+        logp[row] = logp_of(x, target[row], scale, z);
         if (!entropy) continue;
         vec sum = {0}; /* of p (x - top): entropy = log total - that */
         for (i64 i = 0; i < d; i += VL) {
@@ -247,6 +261,6 @@ API void zifio_draw(i64 n, i64 d, const float *logits, i64 ld, const float *scal
             while (chosen > 0 && !(expf(x[chosen] * by - z.top) > 0)) chosen--; /* rounding may pass the last */
         }
         token[row] = chosen;
-        logp[row] = (x[chosen] * by - z.top) - logf(z.total);
+        logp[row] = logp_of(x, chosen, by, z);
     }
 }

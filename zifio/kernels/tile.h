@@ -43,6 +43,7 @@ typedef float loose __attribute__((vector_size(VL * 4), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));
 
 #define INLINE static inline __attribute__((always_inline))
+#define ALONE static __attribute__((noinline))
 #define API __attribute__((visibility("default")))
 
 INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }

@@ -61,8 +61,9 @@ def token_logp_entropy(
     before_ND = hidden_BTD.flatten(0, 1).index_select(0, before_N[at_N])
     target_N = tokens_BT.flatten()[at_N]
     if kernels.native(before_ND):
+        scale = kernels.scale_of(torch.tensor(temperature)).item()
         logp_N, entropy_N = kernels.token_logp(
-            before_ND, head.weight, target_N, 1 / temperature, chunk_tokens, with_entropy=with_entropy
+            before_ND, head.weight, target_N, scale, chunk_tokens, with_entropy=with_entropy
         )
     else:
         logp_N, entropy_N = _Chunks.apply(before_ND, head.weight, target_N, temperature, with_entropy, chunk_tokens)
