@@ -61,7 +61,7 @@ def token_logp_entropy(
     before_ND = hidden_BTD.flatten(0, 1).index_select(0, before_N[at_N])
     target_N = tokens_BT.flatten()[at_N]
     if kernels.native(before_ND):
-        scale = kernels.scale_of(torch.tensor(temperature)).item()
+        scale = kernels.scale_of(torch.tensor(temperature, device="cpu")).item()
         logp_N, entropy_N = kernels.token_logp(
             before_ND, head.weight, target_N, scale, chunk_tokens, with_entropy=with_entropy
         )
