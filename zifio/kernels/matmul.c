@@ -99,6 +99,12 @@ void product(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b
 /* Work is dealt out in pieces as threads come for it, since on a shared machine one of them may be held up: a few
  * panels at a time where there are many, else (and where a thread would pack them again and again) rows. */
 INLINE i64 panels_at_a_time(i64 n_panels) { return n_panels >= 64 ? n_panels / 32 : 1; }
+
+/* A few rows only read the weights, and memory is read fastest in long streams: two pieces a thread. */
+#define FEW 4
+INLINE i64 packed_panels_at_a_time(i64 m, i64 n_panels, i64 n_threads) {
+    return m > FEW ? panels_at_a_time(n_panels) : (n_panels + 2 * n_threads - 1) / (2 * n_threads);
+}
 INLINE i64 rows_at_a_time(i64 m, i64 n_panels, i64 n_threads) {
     if (n_panels >= 4 * n_threads || m < 2 * MR * n_threads) return least(m, ROWS);
     return up((m + 4 * n_threads - 1) / (4 * n_threads), MR);
@@ -169,15 +175,33 @@ void product_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *p
     packed_panels(0, (n + NR - 1) / NR, m, n, k, a, lda, packed, c, ldc);
 }
 
-/* The same on all threads. */
-API void zifio_matmul_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed, float *c, i64 ldc) {
-    i64 n_panels = (n + NR - 1) / NR, rows = rows_at_a_time(m, n_panels, omp_get_max_threads());
-    i64 width = rows == least(m, ROWS) ? panels_at_a_time(n_panels) : n_panels;
+/* Panels first ... last - 1 of several weights, counted through, on some rows. */
+static void columns_of(i64 first, i64 last, i64 row, i64 rows, i64 k, const float *a, i64 lda, const Columns *of) {
+    for (i64 before = 0; before < last; of++) {
+        i64 n_panels = (of->n + NR - 1) / NR, start = first > before ? first - before : 0;
+        if (start < n_panels)
+            packed_panels(start, least(n_panels, last - before), rows, of->n, k, a + row * lda, lda, of->packed,
+                          of->c + row * of->n, of->n);
+        before += n_panels;
+    }
+}
+
+/* C[m, n] = A[m, k] weight^T for each of `count` weights, on all threads at once. */
+void products_packed(i64 m, i64 k, const float *a, i64 lda, const Columns *of, int count) {
+    i64 n_panels = 0, n_columns = 0, n_threads = omp_get_max_threads();
+    for (int i = 0; i < count; i++) n_panels += (of[i].n + NR - 1) / NR, n_columns += of[i].n;
+    i64 rows = rows_at_a_time(m, n_panels, n_threads);
+    i64 width = rows == least(m, ROWS) ? packed_panels_at_a_time(m, n_panels, n_threads) : n_panels;
     i64 across = (n_panels + width - 1) / width, pieces = across * ((m + rows - 1) / rows);
-#pragma omp parallel for schedule(dynamic) if (m * n * k > ENOUGH)
+#pragma omp parallel for schedule(dynamic) if (m * n_columns * k > ENOUGH)
     for (i64 piece = 0; piece < pieces; piece++) {
         i64 row = piece / across * rows, p = piece % across * width;
-        packed_panels(p, least(p + width, n_panels), least(rows, m - row), n, k, a + row * lda, lda, packed,
-                      c + row * ldc, ldc);
+        columns_of(p, least(p + width, n_panels), row, least(rows, m - row), k, a, lda, of);
     }
+}
+
+/* C[m, n] = A[m, k] weight^T on all threads. */
+API void zifio_matmul_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed, float *c) {
+    Columns all = {n, packed, c};
+    products_packed(m, k, a, lda, &all, 1);
 }

@@ -58,7 +58,7 @@ def _linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     out = x.new_empty(*x.shape[:-1], n)
     m = x.numel() // k
     if packed is not None:
-        _lib().matmul_packed(m, n, k, x.data_ptr(), k, packed.data_ptr(), out.data_ptr(), n)
+        _lib().matmul_packed(m, n, k, x.data_ptr(), k, packed.data_ptr(), out.data_ptr())
     else:
         _lib().matmul(m, n, k, x.data_ptr(), k, 1, weight.data_ptr(), 1, weight.stride(0), out.data_ptr(), n, 0)
     return out

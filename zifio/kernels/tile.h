@@ -129,6 +129,15 @@ float *scratch(int which, i64 n_floats);
 void product(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b, i64 rb, i64 cb, float *c, i64 ldc,
              int go_on);
 void product_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed, float *c, i64 ldc);
+
+/* A packed weight of n columns, and where its product goes, rows of n. */
+typedef struct {
+    i64 n;
+    const float *packed;
+    float *c;
+} Columns;
+void products_packed(i64 m, i64 k, const float *a, i64 lda, const Columns *of, int count);
+
 void swiglu_row(const float *gate, const float *up, float *out, i64 n);
 void swiglu_row_backward(const float *gate, const float *up, const float *dy, float *d_gate, float *d_up, i64 n);
 
