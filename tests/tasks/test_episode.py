@@ -3,7 +3,8 @@
 import pytest
 
 from zifio.config import Sampling
-from zifio.tasks.episode import Reply, judge, play
+from zifio.tasks.episode import Reply, play
+from zifio.tasks.runtime import judge
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict, render_response
 

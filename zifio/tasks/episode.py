@@ -1,6 +1,6 @@
 """Playing a task: a policy answers problems, the task judges; in RL, in evaluation, against any endpoint.
 
-`judge` is the one boundary around code that we do not trust to work, the verifier: it records who failed.
+Judging is `zifio.tasks.runtime`'s: the one boundary around code that we do not trust to work, the verifier.
 
 Try it alone: `pytest tests/tasks/test_episode.py`
 """
@@ -13,6 +13,7 @@ import numpy as np
 
 from zifio.config import Sampling
 from zifio.seed import stream_seed
+from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict
 
 Message = dict[str, str]
@@ -68,10 +69,10 @@ def play(
     replies_P_G = policy.complete(conversations, n, sampling, seeds)
     shape = [len(replies) for replies in replies_P_G]
     assert shape == [n] * len(problems), f"policy: wanted {n} replies to each of {len(problems)} prompts, came {shape}"
-    return [
-        [Episode(problem, reply, judge(task, problem, reply.text)) for reply in replies]
-        for problem, replies in zip(problems, replies_P_G, strict=True)
-    ]
+    pairs = [(problem, reply) for problem, replies in zip(problems, replies_P_G, strict=True) for reply in replies]
+    verdicts = judge_all(task, [(problem, reply.text) for problem, reply in pairs])
+    episodes = [Episode(*pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True)]
+    return [episodes[start : start + n] for start in range(0, len(episodes), n)]
 
 
 def record(episode: Episode, place: int) -> dict[str, Any]:
@@ -94,14 +95,3 @@ def record(episode: Episode, place: int) -> dict[str, Any]:
 def conversation(problem: Problem) -> list[Message]:
     """The messages that put the problem to a policy."""
     return [{"role": "user", "content": problem.prompt}]
-
-
-def judge(task: Task, problem: Problem, response: str) -> Verdict:
-    """The task's verdict, or one with outcome "error" that names the task and what its check raised."""
-    try:
-        verdict = task.score(problem, response)
-    except Exception as error:  # the boundary: a broken check must neither stop a run nor pass for a wrong answer
-        return Verdict("error", 0.0, {}, f"{task.name}: the check of {problem.id} raised {error!r}")
-    if not isinstance(verdict, Verdict):
-        return Verdict("error", 0.0, {}, f"{task.name}: the check of {problem.id} gave {verdict!r}, not a verdict")
-    return verdict
