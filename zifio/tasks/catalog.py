@@ -14,12 +14,17 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.tasks.custom import Custom
 from zifio.tasks.gym import Gym
+from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
-TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym, Field(discriminator="name")]
+TaskConfig = Annotated[
+    ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom,
+    Field(discriminator="name"),
+]
 
 
 def make_task(config: TaskConfig) -> Task:
@@ -38,6 +43,7 @@ def read_task(data: dict[str, Any], where: str) -> Task:
 
 
 _FILE = re.compile(r"(?P<path>.+\.(?P<kind>jsonl(?:\.gz)?|parquet|toml))(?::(?P<rest>.*))?", re.DOTALL)
+_NAMED = re.compile(r"(?P<name>\w+)(?::(?P<options>\s*[a-z][\w.]*\s*=.*))?", re.DOTALL)
 _NEXT_KEY = re.compile(r",(?=\s*[a-z][\w.]*\s*=)")
 
 
@@ -57,7 +63,9 @@ def named_task(text: str) -> Task:
 
 def named_table(text: str) -> dict[str, Any]:
     """The plain table, as it could stand in a recipe, that `named_task` reads. Raises ConfigError."""
-    found = _FILE.fullmatch(text)
+    named, found = _NAMED.fullmatch(text), _FILE.fullmatch(text)
+    if named:
+        return _with_options({"name": named["name"]}, named["options"] or "", text)
     if found is None:
         name, _, options = text.partition(":")
         return _with_options({"name": name}, options, text)
