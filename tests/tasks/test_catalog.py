@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from zifio.config import Config, ConfigError, build
-from zifio.tasks.catalog import TaskConfig, make_task, read_task
+from zifio.tasks.catalog import TaskConfig, make_task, named_table, named_task, read_task
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 
@@ -47,6 +47,61 @@ def test_a_slip_is_an_error_that_says_what_was_meant(data, words):
     with pytest.raises(ConfigError) as caught:
         read_task(data, "recipe.toml")
     assert all(word in str(caught.value) for word in ["recipe.toml", *words])
+
+
+RECIPE = """
+task = { name = "chain_mod", min_terms = 6, max_terms = 8 }
+[[stage]]
+name = "plain"
+[[stage]]
+name = "other"
+task = { name = "splits" }
+"""
+
+
+def test_a_word_of_the_command_line_becomes_its_task(tmp_path):
+    recipe = tmp_path / "try.toml"
+    recipe.write_text(RECIPE)
+    assert named_task("chain_sum") == ChainSum()
+    assert named_task("chain_sum:max_terms=9,working=totals") == ChainSum(max_terms=9, working="totals")
+    assert named_task(f"{recipe}") == named_task(f"{recipe}:plain") == ChainMod(min_terms=6, max_terms=8)
+    assert named_task(f"{recipe}:other") == Splits()
+
+
+def test_options_part_where_a_key_follows():
+    assert named_table("x:a=1,b=[1,2],c=d, e f,g.h=true") == {
+        **{"name": "x", "a": 1, "b": [1, 2], "c": "d, e f"},
+        "g": {"h": True},
+    }
+    assert named_table("some/mine.jsonl") == {"name": "custom", "path": "some/mine.jsonl"}
+    assert named_table("a:b.parquet:verifier=integer") == {
+        **{"name": "custom", "path": "a:b.parquet", "verifier": "integer"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("chain_sun", ["chain_sum"]),
+        ("chain_sum:max_term=9", ["Did you mean 'max_terms'"]),
+        ("chain_sum:9", ["key=value", "'9'"]),
+        ("missing.toml", ["missing.toml", "no such file"]),
+    ],
+)
+def test_a_word_that_means_no_task_is_explained(text, words):
+    with pytest.raises(ConfigError) as caught:
+        named_task(text)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_recipe_without_that_stage_or_without_a_task_is_explained(tmp_path):
+    recipe = tmp_path / "try.toml"
+    recipe.write_text(RECIPE)
+    with pytest.raises(ConfigError, match="Did you mean 'other'"):
+        named_task(f"{recipe}:othr")
+    recipe.write_text("seed = 1")
+    with pytest.raises(ConfigError, match="recipe with a task"):
+        named_task(str(recipe))
 
 
 def test_tasks_and_data_do_not_import_torch():

@@ -1,0 +1,107 @@
+"""How a reply says its answer: between tags, in a box, or on its last line; how to ask for it, write it and read it.
+
+What stands before the end of the thinking (`</think>`) is no answer, whatever it looks like. A reply that gives
+several answers gives none: reading is strict, so that listing answers does not pay.
+
+Try it alone:
+
+    python -c "from zifio.tasks.form import *; print(final_answer('so <answer>15</answer>', 'tags'))"
+"""
+
+import re
+from collections.abc import Callable
+from typing import Literal
+
+from zifio.tasks.task import Verdict
+
+Form = Literal["tags", "boxed", "free"]
+
+ASK: dict[Form, str] = {
+    "tags": "Work it out step by step, then give the final answer alone between <answer> and </answer>.",
+    "boxed": "Work it out step by step, then put the final answer alone inside \\boxed{}.",
+    "free": 'Work it out step by step, then end with a line that reads "The answer is" and the final answer.',
+}
+OPEN, CLOSE = "<answer>", "</answer>"
+_BOX = "\\boxed{"
+_THINK, _THOUGHT = "<think>", "</think>"
+_LEAD = re.compile(r"(?:.*\b(?:answer|result)\b\**(?:\s+is)?\s*[:=]?|#{2,4})\s*", re.IGNORECASE)
+_BRACE = re.compile(r"[{}]")
+_LONGEST_LINE = 4096
+
+
+def wrap(working: str, answer: str, form: Form) -> str:
+    """A reply that gives this answer, after its working where there is one."""
+    said = {"tags": f"{OPEN}{answer}{CLOSE}", "boxed": f"{_BOX}{answer}}}", "free": f"The answer is {answer}."}[form]
+    return f"{working}\n{said}" if working else said
+
+
+def final_answer(response: str, form: Form) -> tuple[str, str]:
+    """(answer, what keeps the reply from giving one): one of them is empty, or both where an empty answer is given."""
+    _, thought, reply = response.rpartition(_THOUGHT)
+    if _THINK in reply:
+        return "", "the thinking has no end"
+    return {"tags": _between_tags, "boxed": _in_box, "free": _on_last_line}[form](reply if thought else response)
+
+
+def judged(response: str, form: Form, fault: Callable[[str], str]) -> Verdict:
+    """The verdict on a response: `fault(answer)` says what is wrong with the answer it gives, "" when nothing is."""
+    answer, unread = final_answer(response, form)
+    if unread:
+        return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0}, unread)
+    wrong = fault(answer)
+    accuracy = 0.0 if wrong else 1.0
+    return Verdict("wrong" if wrong else "right", accuracy, {"accuracy": accuracy, "format": 1.0}, wrong)
+
+
+def boxes(text: str) -> list[str]:
+    """What stands in each \\boxed{}, outermost ones only, in order. Linear in the length."""
+    found, at = [], text.find(_BOX)
+    while at >= 0:
+        start = at + len(_BOX)
+        depth, end = 1, start
+        for brace in _BRACE.finditer(text, start):
+            depth += 1 if brace[0] == "{" else -1
+            if depth == 0:
+                end = brace.start()
+                break
+        else:
+            return found  # this one never closes, so no later one counts
+        found.append(text[start:end])
+        at = text.find(_BOX, end)
+    return found
+
+
+def unboxed(text: str) -> str:
+    """The text with every box opened."""
+    for inside in boxes(text):
+        text = text.replace(f"{_BOX}{inside}}}", inside, 1)
+    return text
+
+
+def _between_tags(reply: str) -> tuple[str, str]:
+    if reply.count(OPEN) != 1 or reply.count(CLOSE) != 1:
+        return "", "not one pair of answer tags"
+    start, end = reply.index(OPEN) + len(OPEN), reply.index(CLOSE)
+    if end < start or not reply.rstrip().endswith(CLOSE):
+        return "", "the answer's tags are not the end"
+    return reply[start:end].strip(), ""
+
+
+def _in_box(reply: str) -> tuple[str, str]:
+    found = [" ".join(inside.split()) for inside in boxes(reply)]
+    if not found:
+        return "", "no closed \\boxed{}"
+    if len(set(found)) > 1:
+        return "", f"{len(set(found))} different boxed answers"
+    return found[0], ""
+
+
+def _on_last_line(reply: str) -> tuple[str, str]:
+    last = reply.rstrip().rpartition("\n")[2].strip()
+    if not last:
+        return "", "no answer"
+    if len(last) > _LONGEST_LINE:
+        return "", f"a last line of {len(last)} characters"
+    lead = _LEAD.match(last)
+    said = last[lead.end() :] if lead else last
+    return said.strip("* \t").removesuffix(".").strip("* \t$"), ""
