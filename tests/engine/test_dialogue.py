@@ -44,7 +44,7 @@ class Parrot:
         content = f"{len(turn.text)}={len(self.seen)}"
         return Observation(({"role": self.role, "content": content},), n_calls=1, n_failures=len(self.seen) % 2)
 
-    def verdict(self) -> None:
+    def verdict(self, text: str) -> None:
         """Nothing."""
 
 

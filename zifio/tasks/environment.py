@@ -82,8 +82,9 @@ class Environment(Protocol):
         that the environment itself is broken, and the episode with it."""
         ...
 
-    def verdict(self) -> Verdict | None:
-        """What the episode came to, also when it was cut short; None leaves it to the task's score of the last text."""
+    def verdict(self, text: str) -> Verdict | None:
+        """What the episode came to, also when it was cut short; None leaves it to the task's score of `text`, which
+        is all that the learner said in its last turn."""
         ...
 
 

@@ -157,7 +157,7 @@ class _Broken:
         """Raises what making it raised."""
         raise self.error
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self, text: str) -> Verdict | None:
         """Nothing."""
         return None
 
@@ -167,7 +167,7 @@ def _verdict(task: Interactive, problem: Problem, environment: Environment, repl
     fault = reply.fault
     if not fault:
         try:
-            verdict = environment.verdict()
+            verdict = environment.verdict(reply.text)
         except Exception as error:  # as in `judge`
             fault = repr(error)
         else:

@@ -8,6 +8,7 @@ Run alone: `zifio sample recipes/quickstart.toml --stage traces problems=64 --ou
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]
     per_problem: dict[str, int] = {}
     kept = []
     for row in rows:
-        key = (row["prompt"], row["response"])
+        key = (row["prompt"], json.dumps(row["messages"]) if "messages" in row else row["response"])
         good = stage.keep == "all" or (row["outcome"] == "right" and row["finish"] == "stop")
         if stage.keep == "process":
             good = good and row["parts"].get("process") == 1.0
