@@ -170,7 +170,10 @@ def python(seconds: float = 10.0, unsafe: bool = False) -> Tool:
     """Python in the sandbox, every call in a fresh one."""
 
     def run(code: str) -> str:
-        sandbox = importlib.import_module("zifio.tasks.sandbox")
+        try:
+            sandbox = importlib.import_module("zifio.tasks.sandbox")
+        except ImportError as error:
+            raise ToolBroken(str(error)) from error
         try:
             ran = sandbox.run(code, limits=sandbox.Limits(seconds=seconds, cpu_s=seconds), unsafe=unsafe)
         except (sandbox.NoSandbox, sandbox.SandboxError, OSError) as error:
