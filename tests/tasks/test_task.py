@@ -5,7 +5,9 @@ from random import Random
 import pytest
 
 from zifio.config import ConfigError
+from zifio.tasks.calculator import Calculator
 from zifio.tasks.catalog import TaskConfig
+from zifio.tasks.game import TicTacToe
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import draw, is_held_out, parse_response, render_response, shows_working
@@ -17,6 +19,9 @@ TASKS: list[TaskConfig] = [
     ChainMod(),
     ChainMod(modulus=7, working="totals"),
     Splits(),
+    Calculator(),
+    Calculator(min_digits=2, max_digits=4),
+    TicTacToe(),
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from json import dumps
+from json import dumps, loads
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from zifio.config import ConfigError
+from zifio.data.calls import CALL_BEGIN
 
 PAD, BOS, EOS = "<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -48,8 +49,56 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
+TOOL_TEMPLATE = """\
+{{- bos_token -}}
+{%- set ns = namespace(outputs=false, answered=false) -%}
+{%- for message in messages -%}
+    {%- if ns.outputs and message['role'] != 'tool' -%}
+        {{- '<｜tool▁outputs▁end｜>' -}}
+        {%- set ns.outputs = false -%}
+        {%- set ns.answered = true -%}
+    {%- endif -%}
+    {%- if message['role'] == 'system' and loop.first -%}
+        {{- message['content'] -}}
+    {%- elif message['role'] == 'user' -%}
+        {{- '<｜User｜>' + message['content'] -}}
+        {%- set ns.answered = false -%}
+    {%- elif message['role'] == 'assistant' -%}
+        {{- ('' if ns.answered else '<｜Assistant｜>') + message['content'] -}}
+        {%- set ns.answered = false -%}
+        {%- if message['tool_calls'] -%}
+            {{- '<｜tool▁calls▁begin｜>' -}}
+            {%- for call in message['tool_calls'] -%}
+                {{- '<｜tool▁call▁begin｜>' + call['function']['name'] -}}
+                {{- '<｜tool▁sep｜>' + call['function']['arguments'] + '<｜tool▁call▁end｜>' -}}
+            {%- endfor -%}
+            {{- '<｜tool▁calls▁end｜>' -}}
+        {%- endif -%}
+        {{- eos_token -}}
+    {%- elif message['role'] == 'tool' -%}
+        {{- '' if ns.outputs else '<｜tool▁outputs▁begin｜>' -}}
+        {%- set ns.outputs = true -%}
+        {{- '<｜tool▁output▁begin｜>' + message['content'] + '<｜tool▁output▁end｜>' -}}
+    {%- elif message['role'] == 'system' -%}
+        {{- raise_exception('a system message must come first') -}}
+    {%- else -%}
+        {{- raise_exception('the roles are system, user, assistant and tool, not ' + message['role']) -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if ns.outputs -%}
+    {{- '<｜tool▁outputs▁end｜>' -}}
+{%- endif -%}
+{%- if add_generation_prompt and not (ns.outputs or ns.answered) -%}
+    {{- '<｜Assistant｜>' -}}
+{%- endif -%}
+"""
+"""Of tokenizers that have the tool tokens: calls as in DeepSeek-V3.1, outputs as in V3, after which the assistant goes
+on without a mark. It describes no tools: our models learn them from text."""
+
+_MARKER = "zifio turn"  # of a made-up conversation
+
 Message = dict[str, Any]
-"""A role and a content, both text."""
+"""A role and a content, both text; an assistant may have `tool_calls` in OpenAI's form, their arguments JSON text."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +127,38 @@ class ChatTokenizer:
     def pad_id(self) -> int:
         return self._id(self.pad_token)
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """The text of a conversation, ready for the reply when `generation_prompt`. Raises ConfigError."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> str:
+        """The text of a conversation, ready for the reply when `generation_prompt`. Raises ConfigError.
+
+        `tools` are offered as the template does it; ours does not, nor do those that know no tools.
+        """
         _check(messages)
+        if CALL_BEGIN not in self.template:  # DeepSeek's join arguments as text, others write them as JSON themselves
+            messages = [_with_tables(message) for message in messages]
         marks = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         try:
             return compile_template(self.template).render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=generation_prompt, **marks
+                messages=messages,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                **marks,
             )
         except TemplateError as error:
             raise ConfigError(f"chat template: cannot render the messages: {error}. Mend the messages.") from None
 
     def encode_chat(
-        self, messages: Sequence[Message], *, generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> tuple[list[int], list[bool]]:
         """Token ids, and for each whether the loss counts it: what the assistant says, with its end token.
 
@@ -100,13 +168,19 @@ class ChatTokenizer:
         """
         tokens: list[int] = []
         mask: list[bool] = []
-        for text, counts in self.segments(messages, generation_prompt=generation_prompt):
+        for text, counts in self.segments(messages, generation_prompt=generation_prompt, tools=tools):
             ids = self.encode(text)
             tokens += ids
             mask += [counts] * len(ids)
         return tokens, mask
 
-    def segments(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[tuple[str, bool]]:
+    def segments(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[tuple[str, bool]]:
         """The rendered text cut before and after each reply, with True for the replies.
 
         A reply ends with the end token. What a template puts behind it (ChatML a newline) belongs to what follows:
@@ -118,8 +192,8 @@ class ChatTokenizer:
         for place, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self.render(messages[:place], generation_prompt=True)
-            whole = self.render(messages[: place + 1])
+            before = self.render(messages[:place], generation_prompt=True, tools=tools)
+            whole = self.render(messages[: place + 1], tools=tools)
             reply = whole[len(before) :]
             if not (before.startswith(done) and whole.startswith(before) and message["content"] in reply):
                 raise ConfigError(
@@ -130,10 +204,31 @@ class ChatTokenizer:
             pieces += [(before[len(done) :], False), (reply, True)]
             done = before + reply
         if generation_prompt or not messages or messages[-1]["role"] != "assistant":
-            whole = self.render(messages, generation_prompt=generation_prompt)
+            whole = self.render(messages, generation_prompt=generation_prompt, tools=tools)
         if not whole.startswith(done):
             raise ConfigError("chat template: rewrites what was said before. Train with zifio's own template.")
         return [*pieces, (whole[len(done) :], False)] if len(whole) > len(done) else pieces
+
+    def encode_between(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of what stands between a turn's end token and the next turn: these messages, from others.
+
+        They follow from the template and the messages alone, so that the turns before them are never rendered again,
+        let alone encoded. No message can forge a special token, and what a tool says is never refused: characters that
+        the tokenizer cannot spell are left out of it. Raises ConfigError where the template knows no such role.
+        """
+        call = {"type": "function", "function": {"name": "f", "arguments": "{}"}, "id": "000000000"}
+        turn: Message = {"role": "assistant", "content": _MARKER}
+        if any(message["role"] == "tool" for message in messages):
+            turn["tool_calls"] = [call]
+        heard = [{**message, "content": self._harmless(message)} for message in messages]
+        text = self.render([{"role": "user", "content": ""}, turn, *heard], generation_prompt=True)
+        _, found, rest = text[text.find(_MARKER) :].partition(self.eos_token)
+        if not found:
+            raise ConfigError(
+                "chat template: wanted one that ends a turn with the end token and goes on behind it, came one that "
+                "does not. Use zifio's own template."
+            )
+        return self.encode(rest)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, special tokens in it recognised and none added. ConfigError for a strange
@@ -151,6 +246,23 @@ class ChatTokenizer:
         if ids and ids[-1] == self.eos_id:
             ids.pop()
         return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _harmless(self, message: Message) -> str:
+        """A message's content with special tokens taken apart; a tool's without what cannot be spelled."""
+        text = message["content"]
+        if self._special is not None:
+            text = self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+        if self._characters is None or message["role"] != "tool":
+            return text
+        known = self._characters.ids
+        return "".join(character for character in text if character in known)
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        """Finds special tokens in a text."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        special = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, special))) if special else None
 
     @cached_property
     def _characters(self) -> "_Characters | None":
@@ -172,6 +284,22 @@ def _check(messages: Sequence[Message]) -> None:
                     f"message: {key}: wanted text, came {message.get(key)!r} in {str(message)[:80]}. "
                     'Write {"role": "user", "content": "6+1"}.'
                 )
+
+
+def _with_tables(message: Message) -> Message:
+    """The message with its calls' arguments as tables, where they are JSON of one."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_with_table(call) for call in message["tool_calls"]]}
+
+
+def _with_table(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    try:
+        arguments = loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
 class _Characters:

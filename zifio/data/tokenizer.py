@@ -8,7 +8,7 @@ Try it alone: `pytest tests/data/test_tokenizer.py`
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,9 @@ from pydantic import Field
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from zifio.config import Config, ConfigError
+from zifio.data.calls import CALL_BEGIN, TOOL_TOKENS
 from zifio.data.gguf import read_gguf_tokenizer
-from zifio.data.template import SPECIAL_TOKENS, TAGS, ChatTokenizer
+from zifio.data.template import SPECIAL_TOKENS, TAGS, TOOL_TEMPLATE, ChatTokenizer
 from zifio.gguf import is_gguf
 
 _BYTES = 256
@@ -37,14 +38,18 @@ class TokenizerConfig(Config):
     """A text or JSONL file to train on. Empty: what the recipe's task says."""
 
 
-def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer of this config, trained on `texts` (special tokens in them do not count)."""
-    return _characters(config, texts) if config.kind == "characters" else _bpe(config, texts)
+def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], with_tools: bool = False) -> Tokenizer:
+    """The tokenizer of this config, trained on `texts` (special tokens in them do not count).
+
+    Tokens for tool calls come behind the other special ones, and only when asked for.
+    """
+    special = SPECIAL_TOKENS + (TOOL_TOKENS if with_tools else ())
+    return _characters(config, texts, special) if config.kind == "characters" else _bpe(config, texts, special)
 
 
 def save_tokenizer(tokenizer: Tokenizer | ChatTokenizer, folder: str | Path) -> None:
     """Write tokenizer.json, its configs and chat_template.jinja: a folder that AutoTokenizer opens."""
-    chat = tokenizer if isinstance(tokenizer, ChatTokenizer) else ChatTokenizer(tokenizer)
+    chat = tokenizer if isinstance(tokenizer, ChatTokenizer) else chat_tokenizer(tokenizer)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": chat.bos_token, "eos_token": chat.eos_token, "pad_token": chat.pad_token}
@@ -60,6 +65,12 @@ def save_tokenizer(tokenizer: Tokenizer | ChatTokenizer, folder: str | Path) -> 
     for name, content in (("tokenizer_config.json", settings), ("special_tokens_map.json", marks)):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(chat.template, encoding="utf-8")
+
+
+def chat_tokenizer(tokenizer: Tokenizer) -> ChatTokenizer:
+    """A tokenizer trained here with the template that fits its special tokens."""
+    has_tools = tokenizer.token_to_id(CALL_BEGIN) is not None
+    return ChatTokenizer(tokenizer, TOOL_TEMPLATE) if has_tools else ChatTokenizer(tokenizer)
 
 
 def load_tokenizer(folder: str | Path) -> ChatTokenizer:
@@ -89,26 +100,26 @@ def load_tokenizer(folder: str | Path) -> ChatTokenizer:
     return ChatTokenizer(tokenizer, _template(folder, settings), **marks)
 
 
-def _characters(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def _characters(config: TokenizerConfig, texts: Iterable[str], special: Sequence[str]) -> Tokenizer:
     """A vocabulary of the special tokens and, sorted, the alphabet. What is not in it is an error, never
     unknown."""
-    alphabet = set(config.alphabet) if config.alphabet else set().union(*_plain(texts))
+    alphabet = set(config.alphabet) if config.alphabet else set().union(*_plain(texts, special))
     if not alphabet:
         raise ConfigError("tokenizer.alphabet: wanted characters or texts that have some, came neither. Give either.")
-    vocabulary = {token: id for id, token in enumerate((*SPECIAL_TOKENS, *sorted(alphabet)))}
+    vocabulary = {token: id for id, token in enumerate((*special, *sorted(alphabet)))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # not in it: the library raises
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(?m)."), "isolated")  # Oniguruma's m: dot takes newlines
     tokenizer.decoder = decoders.Fuse()
-    return _with_special_tokens(tokenizer)
+    return _with_special_tokens(tokenizer, special)
 
 
-def _plain(texts: Iterable[str]) -> Iterator[str]:
+def _plain(texts: Iterable[str], special: Sequence[str]) -> Iterator[str]:
     """The texts between special tokens."""
-    special = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
-    return (piece for text in texts for piece in special.split(text) if piece)
+    mark = re.compile("|".join(map(re.escape, special)))
+    return (piece for text in texts for piece in mark.split(text) if piece)
 
 
-def _bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
+def _bpe(config: TokenizerConfig, texts: Iterable[str], special: Sequence[str]) -> Tokenizer:
     """Byte-level BPE: every text has tokens, and every byte is one."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -117,22 +128,22 @@ def _bpe(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        special_tokens=_added_tokens(),
+        special_tokens=_added_tokens(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_plain(texts), trainer)
-    return _with_special_tokens(tokenizer)
+    tokenizer.train_from_iterator(_plain(texts, special), trainer)
+    return _with_special_tokens(tokenizer, special)
 
 
-def _added_tokens() -> list[AddedToken]:
+def _added_tokens(special: Sequence[str]) -> list[AddedToken]:
     """Marks of turns are special; the tags are plain added tokens, kept by every decoder, as in
     DeepSeek-R1."""
-    return [AddedToken(token, special=token not in TAGS, normalized=False) for token in SPECIAL_TOKENS]
+    return [AddedToken(token, special=token not in TAGS, normalized=False) for token in special]
 
 
-def _with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    for token in _added_tokens():
+def _with_special_tokens(tokenizer: Tokenizer, special: Sequence[str]) -> Tokenizer:
+    for token in _added_tokens(special):
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     return tokenizer
 

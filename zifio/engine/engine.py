@@ -163,6 +163,16 @@ class Engine:
         """Whether a step would do or tell anything."""
         return bool(self._samples or self._events)
 
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        """Open the queue anew for so many replies of so many tokens, prompts included; earlier prefixes are forgotten.
+
+        Without this the queue is opened for full contexts.
+        """
+        assert not self.has_work, "reserve while requests are under way"
+        self._pack()
+        self._open(max(1, min(self.max_rows, n_rows)) * (-(-n_tokens // PAGE) + 2))
+        self._is_queue = True
+
     def submit(self, request: Request) -> list[int]:
         """Queue a request; returns an id for each of its seeds, under which `step` tells what becomes of it.
 
@@ -216,6 +226,7 @@ class Engine:
         assert not self.has_work, "release while requests are under way"
         self._graphs = self._cache = self._routing = self._scheduler = None
         self._n_pages = self._wanted = 0
+        self._is_queue = False
         self.model.unpack()
 
     # Inside ------------------------------------------------------------------------------------------------

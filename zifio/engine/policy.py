@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zifio.config import ConfigError, Sampling
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
+from zifio.engine.dialogue import Dialogue
 from zifio.engine.engine import Completion, Engine
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
 from zifio.models.weights import load_model
-from zifio.tasks.episode import Message, Reply
+from zifio.tasks.episode import Message, Reply, Start
 
 
 class LocalPolicy:
-    """Implements `tasks.episode.Policy` with our engine."""
+    """Implements `tasks.episode.Policy` and `Player` with our engine."""
 
     def __init__(
         self,
@@ -33,6 +36,8 @@ class LocalPolicy:
         """
         self.model, self.tokenizer = model, tokenizer
         self.engine = Engine(model, tokenizer.eos_id, max_rows, settings, tokenizer.decode, precision)
+        self.longest: int | None = None
+        """Most tokens of an episode in turns, where that is less than the model's context."""
 
     def complete(
         self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
@@ -42,9 +47,23 @@ class LocalPolicy:
         completions_P_G = self.engine.generate([self.prompt(c) for c in conversations], seeds, sampling)
         return [[self._reply(completion) for completion in group] for group in completions_P_G]
 
-    def prompt(self, conversation: list[Message]) -> list[int]:
-        """The tokens after which the model replies."""
-        return self.tokenizer.encode_chat(conversation, generation_prompt=True)[0]
+    def converse(
+        self, starts_P_G: list[list[Start]], sampling: Sampling, max_turns: int, tools: list[dict[str, Any]]
+    ) -> list[list[Reply]]:
+        """Episodes in turns, all at once and token by token (`engine/dialogue.py`).
+
+        Raises ConfigError when a prompt leaves no room, or when the chat template has no words for a tool's output.
+        """
+        if tools:
+            self.tokenizer.encode_between([{"role": "tool", "content": "0"}])
+        prompts = [self.prompt(group[0].messages, tools) if group else [] for group in starts_P_G]
+        context = self.model.config.max_position_embeddings
+        longest = context if self.longest is None else min(self.longest, context)
+        return Dialogue(self.engine, self.tokenizer, sampling, max_turns, longest).play(starts_P_G, prompts)
+
+    def prompt(self, conversation: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """The tokens after which the model replies; `tools` are offered where the chat template does that."""
+        return self.tokenizer.encode_chat(conversation, generation_prompt=True, tools=tools)[0]
 
     def _reply(self, completion: Completion) -> Reply:
         finish, tokens = completion.finish, completion.tokens

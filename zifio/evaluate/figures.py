@@ -175,6 +175,28 @@ def _length(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
+def _tools(stages: Sequence[StageRecord]) -> Figure | None:
+    keys = {"episodes that call": "tools/share_of_episodes", "calls that fail": "tools/failure_frequency"}
+    found = [stage for stage in stages if any(stage.series("tools/call_frequency")[1])]
+    colours = colour_of(stages)
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        for outcome, (name, key) in zip(("right", "wrong"), keys.items(), strict=True):
+            curve(axes, *stage.series(key), LIGHT[outcome], name)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    canvas = panels(found, panel, colours, "share", (-0.03, 1.03))
+    return canvas and finish(
+        canvas,
+        "tools",
+        "Use of tools",
+        "Share of the episodes of each reinforcement step in which the model called a tool, and of its calls that "
+        "failed.",
+        "Calls that become more frequent while fewer fail: the model has found that the tool pays. Calls that vanish: "
+        "they failed too often at first to be worth their tokens.",
+    )
+
+
 def _entropy(stages: Sequence[StageRecord]) -> Figure | None:
     found, colours = [stage for stage in stages if stage.series("entropy")[0]], colour_of(stages)
     if not found:
@@ -344,7 +366,7 @@ def _cost(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 _FIGURES: tuple[Callable[[Sequence[StageRecord]], Figure | None], ...] = (
-    _final, _held_out, _reward, _length, _entropy, _gap, _loss, _expert_map, _expert_balance, _cost,
+    _final, _held_out, _reward, _length, _tools, _entropy, _gap, _loss, _expert_map, _expert_balance, _cost,
 )  # fmt: skip
 
 

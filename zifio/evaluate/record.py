@@ -141,12 +141,27 @@ def examples(stage: StageRecord, count: int = 8) -> list[Example]:
 def _example(problem: str, rows_of: dict[str, dict[str, dict[str, Any]]]) -> Example:
     rows = {model: rows[problem] for model, rows in rows_of.items()}
     any_row = next(iter(rows.values()))
-    answers = [
-        Answer(model, row["outcome"], *(parsed or ("", row["response"])), parsed is not None, row["reason"])
-        for model, row in rows.items()
-        for parsed in [parse_response(row["response"])]
-    ]
+    answers = [_answer(model, row) for model, row in rows.items()]
     return Example(any_row["prompt"], any_row["gold"], answers)
+
+
+def _answer(model: str, row: dict[str, Any]) -> Answer:
+    parsed = parse_response(row["response"])
+    thinking, answer = parsed or ("", row["response"])
+    return Answer(model, row["outcome"], (_before(row) + thinking).strip(), answer, parsed is not None, row["reason"])
+
+
+def _before(row: dict[str, Any]) -> str:
+    """What was said and heard before the last turn of an episode in turns, a line each."""
+    lines = []
+    for message in row.get("messages", [])[1:-1]:
+        if message["role"] == "assistant":
+            calls = [call["function"] for call in message.get("tool_calls", [])]
+            lines += [message["content"]] if message["content"] else []
+            lines += [f"{call['name']}({call['arguments']})" for call in calls]
+        else:
+            lines.append(f"→ {message['content']}")
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def thinking(response: str) -> str:

@@ -108,7 +108,8 @@ def terminal_table(report: dict[str, Any]) -> Table:
             table.add_row(name, row["kind"], seconds_text(row.get("seconds", 0.0)), flops_text(row.get("flops", 0.0)))
         return table
     most = max((int(k) for found in report["models"].values() for k in found.get("pass_at_k", {})), default=1)
-    columns = ("pass@1", "95%", *([f"pass@{most}"] if most > 1 else []), "worked out", "tokens", "active")
+    calls = ["calls tools"] if any("share_calls_tools" in found for found in report["models"].values()) else []
+    columns = ("pass@1", "95%", *([f"pass@{most}"] if most > 1 else []), "worked out", *calls, "tokens", "active")
     table.add_column("model")
     for column in columns:
         table.add_column(column, justify="right")
@@ -119,6 +120,7 @@ def terminal_table(report: dict[str, Any]) -> Table:
             "95%": f"{percent(interval[0])} to {percent(interval[1])}" if interval else "–",
             f"pass@{most}": percent(found.get("pass_at_k", {}).get(str(most))),
             "worked out": percent(found.get("process_pass_at_1")),
+            "calls tools": percent(found.get("share_calls_tools")),
             "tokens": f"{found['mean_response_tokens']:.0f}" if "mean_response_tokens" in found else "–",
             "active": count_text(found["parameters"]["active"]),
         }

@@ -29,6 +29,7 @@ from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
 from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Policy, conversation, play, record
 from zifio.tasks.task import Problem, Task
 
@@ -70,7 +71,7 @@ def summarise(episodes_P_G: list[list[Episode]], ks: Sequence[int], seed: int = 
         "share_shows_working": _mean([float(bool(thinking(e.reply.text))) for e in counted]),
         "share_cut_off": _mean([float(e.reply.finish == "length") for e in counted]),
     }
-    return out | _lengths(counted)
+    return out | _turns(counted) | _lengths(counted)
 
 
 def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:
@@ -82,11 +83,26 @@ def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:
     ]
 
 
+def _turns(counted: list[Episode]) -> dict[str, float]:
+    """Of episodes in turns: how many turns, how many of them call tools and how often, and which calls fail."""
+    replies = [episode.reply for episode in counted if episode.reply.messages]
+    if not replies:
+        return {}
+    n_calls = sum(reply.n_calls for reply in replies)
+    failed = {"share_calls_failed": sum(reply.n_failures for reply in replies) / n_calls} if n_calls else {}
+    return {
+        "mean_turns": _mean([reply.n_turns for reply in replies]),
+        "share_calls_tools": _mean([float(reply.n_calls > 0) for reply in replies]),
+        "mean_calls": n_calls / len(replies),
+        **failed,
+    }
+
+
 def _lengths(counted: list[Episode]) -> dict[str, float]:
     """Mean tokens of a reply, its end token included, of all replies and of right and wrong ones apart."""
-    tokens = {outcome: [len(e.reply.tokens) for e in counted if e.verdict.outcome == outcome] for outcome in _OUTCOMES}
+    tokens = {outcome: [e.reply.n_sampled for e in counted if e.verdict.outcome == outcome] for outcome in _OUTCOMES}
     apart = {f"mean_response_tokens_{outcome}": _mean(lengths) for outcome, lengths in tokens.items() if lengths}
-    return {"mean_response_tokens": _mean([len(e.reply.tokens) for e in counted])} | apart
+    return {"mean_response_tokens": _mean([e.reply.n_sampled for e in counted])} | apart
 
 
 _OUTCOMES = ("right", "wrong")
@@ -121,7 +137,7 @@ def make_look(
         for k, share in found.get("pass_at_k", {}).items():
             low, high = found["pass_at_k_interval"][k]
             metrics |= {f"pass_at_{k}": share, f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
-        return metrics | {"n_verifier_errors": found["n_errors"]}, _flops(policy, episodes_P_G)
+        return metrics | {"n_verifier_errors": found["n_errors"]}, _flops(policy, task, episodes_P_G)
 
     return look
 
@@ -187,13 +203,13 @@ class _Exam:
         episodes_P_G = self._play(policy, number, progress)
         found = summarise(episodes_P_G, self.stage.ks, self.seed)
         size = parameters(policy.model.config)
-        n_tokens = sum(len(e.reply.tokens) for group in episodes_P_G for e in group)
+        n_tokens = sum(e.reply.n_sampled for group in episodes_P_G for e in group)
         found |= {
             "path": str(path),
             "parameters": {"total": size.total, "active": size.active},
             "model_digest": model_digest(path),
             "exam_digest": self.digest,
-            "flops": _flops(policy, episodes_P_G),
+            "flops": _flops(policy, self.task, episodes_P_G),
             "n_tokens": n_tokens,
         }
         write_jsonl(self._records(key), [_row(e, j) for group in episodes_P_G for j, e in enumerate(group)])
@@ -252,10 +268,10 @@ def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem]) -> str:
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
 
 
-def _flops(policy: LocalPolicy, episodes_P_G: list[list[Episode]]) -> float:
+def _flops(policy: LocalPolicy, task: Task, episodes_P_G: list[list[Episode]]) -> float:
     """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt."""
     lengths = [
-        len(policy.prompt(conversation(group[0].problem))) + len(e.reply.tokens)
+        len(policy.prompt(conversation(group[0].problem), tools_of(task))) + len(e.reply.tokens)
         for group in episodes_P_G
         for e in group
     ]

@@ -14,7 +14,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.tasks.calculator import Calculator
 from zifio.tasks.custom import Custom
+from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
 from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
@@ -22,7 +24,8 @@ from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
 TaskConfig = Annotated[
-    ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom,
+    ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom
+    | Calculator | TicTacToe,
     Field(discriminator="name"),
 ]
 

@@ -155,7 +155,7 @@ class Conversations(ModelStage):
     """What the stages share that learn from given conversations."""
 
     data: str | None = None
-    """A `sample` stage, or a JSONL file with `prompt` and `response`."""
+    """A `sample` stage, or a JSONL file with `prompt` and `response`, or `messages`."""
     documents: PositiveInt | None = None
     """Instead of data: so many problems of the task, answered with their working."""
     sequences: PositiveInt = 64

@@ -19,6 +19,7 @@ from zifio.engine.policy import LocalPolicy
 from zifio.models.count import forward_flops
 from zifio.models.lora import folded
 from zifio.seed import stream_seed
+from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Reply, conversation, play
 from zifio.tasks.task import Problem, Task, Verdict
 from zifio.train.advantage import is_informative, overlong_punishment
@@ -93,15 +94,15 @@ class Drawing:
             metrics[f"curriculum/{self.difficulty.curriculum.option}"] = self.difficulty.value
             if "pass_at_1" in metrics:
                 self.difficulty.follow(metrics["pass_at_1"])
-        flops = _flops(policy, drawn)
+        flops = _flops(policy, task, drawn)
         return Drawn(kept, metrics, flops, time.perf_counter() - began)
 
 
-def _flops(policy: LocalPolicy, groups: list[list[Episode]]) -> float:
+def _flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
     """Of sampling: one forward pass over every prompt with its reply."""
     total = 0.0
     for group in groups:
-        n_prompt = len(policy.prompt(conversation(group[0].problem)))
+        n_prompt = len(policy.prompt(conversation(group[0].problem), tools_of(task)))
         total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
     return total
 
@@ -122,7 +123,7 @@ def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, 
 
 
 def _length(stage: RlStage, episode: Episode) -> float:
-    return overlong_punishment(len(episode.reply.tokens), stage.sampling.max_new_tokens, stage.overlong_cache)
+    return overlong_punishment(episode.reply.n_sampled, stage.sampling.max_new_tokens, stage.overlong_cache)
 
 
 def check_verifier(stage: RlStage, task: Task, episodes_P_G: list[list[Episode]]) -> None:
@@ -148,7 +149,7 @@ def rollout_metrics(
     n = len(episodes)
     lengths = {"right": [], "wrong": []}
     for episode in episodes:
-        lengths[episode.verdict.outcome].append(len(episode.reply.tokens))
+        lengths[episode.verdict.outcome].append(episode.reply.n_sampled)
     for outcome, values in lengths.items():
         if values:
             out[f"completions/mean_length_{outcome}"] = sum(values) / len(values)
@@ -156,6 +157,7 @@ def rollout_metrics(
         out[f"rewards/{part}/mean"] = sum(e.verdict.parts.get(part, 0.0) for e in episodes) / n
     if stage.overlong_cache:
         out["rewards/overlong/mean"] = sum(_length(stage, e) for e in episodes) / n
+    out |= _turn_metrics(episodes)
     counted = reward_PG[counted_PG]
     right_PG = torch.tensor([[e.verdict.outcome == "right" for e in group] for group in episodes_P_G])
     if n > 1:
@@ -168,3 +170,17 @@ def rollout_metrics(
         "completions/mean_length": sum(map(sum, lengths.values())) / n,
         "completions/clipped_ratio": sum(e.reply.finish == "length" for e in episodes) / n,
     }
+
+
+def _turn_metrics(episodes: list[Episode]) -> dict[str, float]:
+    """What episodes in turns add: turns, calls per episode, and the share of calls that failed."""
+    replies = [episode.reply for episode in episodes if episode.reply.messages]
+    if not replies:
+        return {}
+    n_calls = sum(reply.n_calls for reply in replies)
+    out = {
+        "turns/mean": sum(reply.n_turns for reply in replies) / len(replies),
+        "tools/call_frequency": n_calls / len(replies),
+        "tools/share_of_episodes": sum(reply.n_calls > 0 for reply in replies) / len(replies),
+    }
+    return out | ({"tools/failure_frequency": sum(reply.n_failures for reply in replies) / n_calls} if n_calls else {})

@@ -11,13 +11,14 @@ from __future__ import annotations
 from zifio.data.tokenizer import load_tokenizer
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig, make_task
+from zifio.tasks.environment import demonstration
 from zifio.tasks.task import Task, shows_working
 from zifio.train.batch import make_batches
 from zifio.train.config import PretrainStage
 from zifio.train.curriculum import full_value, task_with
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, new_model, prepare
+from zifio.train.stage import Context, finish, mean_weighted, messages_sequence, new_model, prepare
 
 
 def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
@@ -33,8 +34,8 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
         now = task_at(stage, task, step)
         for index in range(step * stage.documents, (step + 1) * stage.documents):
             problem = now.problem("train", index, text_seed)
-            response = now.document(problem, shows_working(index, text_seed, stage.p_cot))
-            sequence = conversation_sequence(tokenizer, problem.prompt, response)
+            messages = demonstration(now, problem, shows_working(index, text_seed, stage.p_cot))
+            sequence = messages_sequence(tokenizer, messages)
             if stage.loss_on == "all":
                 sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
             sequences.append(sequence)

@@ -30,6 +30,7 @@ from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
 from zifio.models.lora import bare, folded
 from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation
 from zifio.tasks.task import Task
 from zifio.train.advantage import group_advantage
@@ -93,13 +94,21 @@ class Rollouts:
         # A graph is no more to be recorded while another thread trains on the same GPU.
         settings = EngineConfig(record_routing=is_replay, cuda_graphs=not stage.asynchronous)
         self.precision: Precision = sampling_precision(stage.precision, model.device)
-        self.policy = LocalPolicy(model, tokenizer, stage.prompts * stage.group, settings, self.precision)
+        self.tools = tools_of(task)
+        self.policy = self._policy(model, settings)
         self.reference: Decoder | None = None
         if stage.kl_weight:  # under adapters the starting model is still there
             self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
         self.background = ThreadPoolExecutor(1) if stage.asynchronous else None
         self.next: Future[Drawn] | None = None
         """The rollouts of the step to come, when they are drawn beside the training."""
+
+    def _policy(self, model: Decoder, settings: EngineConfig) -> LocalPolicy:
+        """Whoever draws with these weights; an episode in turns must fit a row."""
+        stage = self.stage
+        policy = LocalPolicy(model, self.tokenizer, stage.prompts * stage.group, settings, self.precision)
+        policy.longest = stage.rows.row_tokens
+        return policy
 
     def step(self, step: int) -> StepData:
         """Draw and weigh: a pure function of the model, the step and what `state` tells.
@@ -132,9 +141,7 @@ class Rollouts:
         self.next = None
         if step + 1 < self.stage.steps:
             engine = self.policy.engine
-            before = LocalPolicy(
-                copy.deepcopy(engine.model), self.tokenizer, engine.max_rows, engine.settings, self.precision
-            )
+            before = self._policy(copy.deepcopy(engine.model), engine.settings)
             self.next = self.background.submit(self.drawing.draw, step + 1, before)
         return drawn
 
@@ -145,7 +152,7 @@ class Rollouts:
         metrics, flops = {}, 0.0
         if self.reference is not None and stage.kl_in == "reward" and episodes_P_G:
             kl_PG, flops = self._reward_kl(episodes_P_G)
-            metrics["kl"] = kl_PG.sum().item() / sum(len(e.reply.tokens) for group in episodes_P_G for e in group)
+            metrics["kl"] = kl_PG.sum().item() / sum(e.reply.n_sampled for group in episodes_P_G for e in group)
             reward_PG = reward_PG - stage.kl_weight * kl_PG
         advantage_PG = group_advantage(reward_PG, counted_PG, stage.advantage)
         per_update = stage.prompts // stage.updates
@@ -160,7 +167,7 @@ class Rollouts:
         return updates, metrics, flops
 
     def _sequences(self, episodes_P_G: list[list[Episode]], advantage_PG: Tensor, counted_PG: Tensor) -> list[Sequence]:
-        """Rollouts as sequences whose reply tokens carry weight, advantage and the sampler's log-probs.
+        """Rollouts as sequences whose sampled tokens carry weight, advantage and the sampler's log-probs.
 
         A rollout with advantage 0 has no gradient, so it is left out (its tokens still count in the mean), unless
         the reference penalty wants it.
@@ -171,10 +178,10 @@ class Rollouts:
             [not (stage.mask_truncated and e.reply.finish == "length") for e in group] for group in episodes_P_G
         ]
         rollouts = [(p, g, e) for p, group in enumerate(episodes_P_G) for g, e in enumerate(group)]
-        n_tokens = sum(len(e.reply.tokens) for p, g, e in rollouts if taking_part_P_G[p][g])
+        n_tokens = sum(e.reply.n_sampled for p, g, e in rollouts if taking_part_P_G[p][g])
         sequences = []
         for p, g, episode in rollouts:
-            advantage, length = float(advantage_PG[p, g]), len(episode.reply.tokens)
+            advantage, length = float(advantage_PG[p, g]), episode.reply.n_sampled
             if not counted_PG[p, g] or not taking_part_P_G[p][g] or (advantage == 0 and not in_loss):
                 continue
             weight = {
@@ -182,19 +189,24 @@ class Rollouts:
                 "sequence": 1 / (len(rollouts) * length),
                 "constant": 1 / (len(rollouts) * stage.sampling.max_new_tokens),
             }[stage.aggregate]
-            columns = {"policy_weight": [weight] * length, "advantage": [advantage] * length}
+            values = {"policy_weight": weight, "advantage": advantage}
             if in_loss:
-                columns["kl_weight"] = [weight * in_loss] * length
-            sequences.append(self._sequence(episode, columns))
+                values["kl_weight"] = weight * in_loss
+            sequences.append(self._sequence(episode, values))
         return sequences
 
-    def _sequence(self, episode: Episode, columns: dict[str, list[float]]) -> Sequence:
-        """A rollout with these values on its reply's tokens, the sampler's log-probs, and its experts if recorded."""
-        prompt = self.policy.prompt(conversation(episode.problem))
+    def _sequence(self, episode: Episode, values: dict[str, float]) -> Sequence:
+        """A rollout with these values on its sampled tokens, the sampler's log-probs, and its experts if recorded.
+
+        What the policy was told, before its first turn and between turns, has 0 in every column.
+        """
+        reply, prompt = episode.reply, self.policy.prompt(conversation(episode.problem), self.tools)
         name = "old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"
         given = [0.0] * len(prompt)
-        columns = {key: given + values for key, values in {**columns, name: episode.reply.logps}.items()}
-        tokens, experts = prompt + episode.reply.tokens, episode.reply.experts_NLA
+        sampled = reply.sampled or [True] * len(reply.tokens)
+        columns = {key: given + [value if own else 0.0 for own in sampled] for key, value in values.items()}
+        columns[name] = given + reply.logps
+        tokens, experts = prompt + reply.tokens, reply.experts_NLA
         if experts is not None:  # behind its last token nothing was sampled, so nobody knows where that would have gone
             missing = len(tokens) - len(experts)
             experts = np.pad(experts, ((0, missing), (0, 0), (0, 0)), constant_values=-1)
@@ -231,7 +243,7 @@ class Rollouts:
         """([P, G], FLOPs): each rollout's log-prob under the sampler minus that under the starting model (k1)."""
         assert self.reference is not None
         episodes = [episode for group in episodes_P_G for episode in group]
-        sequences = [self._sequence(e, {"policy_weight": [1.0] * len(e.reply.tokens)}) for e in episodes]
+        sequences = [self._sequence(e, {"policy_weight": 1.0}) for e in episodes]
         kl, flops = torch.zeros(len(episodes)), 0.0
         for batch in self._batches(sequences):
             sampler_BT = batch.columns["old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"]

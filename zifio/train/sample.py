@@ -8,6 +8,7 @@ Run alone: `zifio sample recipes/quickstart.toml --stage traces problems=64 --ou
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation, play, record
 from zifio.tasks.task import Task
 from zifio.train.config import SampleStage
@@ -81,9 +83,9 @@ def _one_part(
     problems = [task.problem("train", index, seed) for index in numbers]
     episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
     episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]
-    lengths = [len(policy.prompt(conversation(e.problem))) + len(e.reply.tokens) for _, e in episodes]
+    lengths = [len(policy.prompt(conversation(e.problem), tools_of(task))) + len(e.reply.tokens) for _, e in episodes]
     right = sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes)
-    n_tokens = sum(len(e.reply.tokens) for _, e in episodes)
+    n_tokens = sum(e.reply.n_sampled for _, e in episodes)
     flops = forward_flops(policy.model.config, lengths)
     log.metrics(part + 1, {"pass_at_1": right, "n_tokens": n_tokens, "part_flops": flops})
     seconds = time.perf_counter() - began
@@ -114,7 +116,7 @@ def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]
     per_problem: dict[str, int] = {}
     kept = []
     for row in rows:
-        key = (row["prompt"], row["response"])
+        key = (row["prompt"], json.dumps(row["messages"]) if "messages" in row else row["response"])
         good = stage.keep == "all" or (row["outcome"] == "right" and row["finish"] == "stop")
         if stage.keep == "process":
             good = good and row["parts"].get("process") == 1.0

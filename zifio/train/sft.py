@@ -19,11 +19,12 @@ from zifio.engine.policy import open_model
 from zifio.models.decoder import Decoder
 from zifio.seed import stream, stream_seed
 from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import Interactive
 from zifio.train.batch import make_batches
 from zifio.train.config import Conversations, DistillStage, SftStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, prepare
+from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, messages_sequence, prepare
 
 
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
@@ -41,7 +42,7 @@ def fine_tune(
 ) -> dict[str, float]:
     """The training that `sft` and `distill` share."""
     prepare(model, stage, context)
-    sequences = [conversation_sequence(tokenizer, row["prompt"], row["response"]) for row in rows]
+    sequences = [_sequence(tokenizer, row) for row in rows]
     sequences.sort(key=lambda sequence: len(sequence.tokens))
     check_context(model, len(sequences[-1].tokens), "a conversation of the data")
 
@@ -67,7 +68,16 @@ def conversations(stage: Conversations, context: Context) -> list[dict[str, Any]
     task = make_task(context.task)
     seed = stream_seed(context.seed, "sft", stage.name)
     problems = [task.problem("train", i, seed) for i in range(stage.documents or 0)]
+    if isinstance(task, Interactive):
+        return [{"messages": task.demonstration(problem, shows_working=True)} for problem in problems]
     return [{"prompt": one.prompt, "response": task.document(one, shows_working=True)} for one in problems]
+
+
+def _sequence(tokenizer: ChatTokenizer, row: dict[str, Any]) -> Sequence:
+    """A row's conversation: its messages where it has them, as episodes in turns do, or the prompt and the response."""
+    if "messages" in row:
+        return messages_sequence(tokenizer, row["messages"])
+    return conversation_sequence(tokenizer, row["prompt"], row["response"])
 
 
 def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int) -> list[Sequence]:
@@ -102,9 +112,14 @@ def _order(n: int, seed: int, name: str, epoch: int) -> list[int]:
 
 
 def read_conversations(path: Path) -> list[dict[str, Any]]:
-    """Rows with a `prompt` and a `response`, both strings. Raises ConfigError naming the line that lacks one."""
+    """Rows with a `prompt` and a `response`, both strings, or with `messages`.
+
+    Raises ConfigError naming the line that has neither.
+    """
     rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):
+        if isinstance(row.get("messages"), list):
+            continue
         for key in ("prompt", "response"):
             if not isinstance(row.get(key), str):
                 raise ConfigError(f"{path}: row {number}: {key}: wanted a string, came {row.get(key)!r}.")

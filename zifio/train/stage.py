@@ -19,6 +19,7 @@ from zifio.models.lora import adapters, apply, merge, save_adapter
 from zifio.models.weights import save_model
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig
+from zifio.tasks.environment import Message
 from zifio.tasks.task import Task
 from zifio.train.config import Conversations, ModelStage, RlStage
 from zifio.train.loop import Look
@@ -85,8 +86,14 @@ def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
 
 
 def conversation_sequence(tokenizer: ChatTokenizer, prompt: str, response: str) -> Sequence:
-    """One question and its reply, with weight 1 on every token of the reply and its end."""
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    """One question and its reply as `messages_sequence`."""
+    return messages_sequence(
+        tokenizer, [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    )
+
+
+def messages_sequence(tokenizer: ChatTokenizer, messages: list[Message]) -> Sequence:
+    """A conversation, with weight 1 on every token that the assistant says, ends of turns included."""
     tokens, mask = tokenizer.encode_chat(messages)
     return Sequence(tokens, [float(counted) for counted in mask])
 
