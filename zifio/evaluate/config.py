@@ -8,12 +8,13 @@ Try it alone:
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, Sampling, override
 from zifio.tasks.catalog import TaskConfig
 
 
@@ -63,6 +64,8 @@ class EvalStage(Config):
         return {report_key(model): model for model in self.models}
 
 
+_OPTION = re.compile(r":(?=\w+=)")  # between the options of a task; other colons belong to a value
+
 Scorer = Literal["logp", "short", "long", "oracle"]
 
 
@@ -109,13 +112,15 @@ class Prices(Config):
 
 
 class ExamConfig(Config):
-    """What `zifio eval MODEL` or `zifio eval URL` asks, and how. What names a reply (problem, place among the n, budget)
-    may grow from one run to the next in the same folder; the rest may not change."""
+    """What `zifio eval MODEL` or `zifio eval URL` asks, and how.
+
+    What names a reply (problem, place among the n, budget) may grow from one run to the next in the same folder.
+    """
 
     task: TaskConfig
     """The task."""
-    problems: PositiveInt = 256
-    """How many held-out problems."""
+    problems: PositiveInt | None = None
+    """How many held-out problems; by default all of a finite set, else 256."""
     n: PositiveInt = 1
     """Replies to each problem."""
     ks: list[PositiveInt] = []
@@ -173,3 +178,9 @@ def report_key(model: str) -> str:
     """What reports call a model: its stage, or its folder's name (of `r1/model`, which every stage writes, `r1`)."""
     path = PurePath(model)
     return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def task_table(words: str) -> dict[str, Any]:
+    """`chain_sum:max_terms=4:digits=2` as a table with the task's name and options. Raises ConfigError."""
+    name, *options = _OPTION.split(words)
+    return {**override({}, options), "name": name}
