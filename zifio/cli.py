@@ -2,7 +2,7 @@
 
 A verb's function takes what its options are called. What it returns belongs on stdout: text, or with `--json`
 anything that JSON can hold; everything else a run has to tell goes to stderr. Exit codes: 0 done, 1 a run
-that diverged, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
+that diverged or a check that found something, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
 
 Try it alone:
 
@@ -62,6 +62,53 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 def _stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", help="which stage, when the recipe has several of this kind")
     _run_arguments(parser)
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path", metavar="MODEL|URL|RECIPE.toml", nargs="?", help="a model, an OpenAI-compatible endpoint, or a recipe"
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="settings: sampling.temperature=0.6 'budgets=[64, 256]' 'scorers=[\"short\"]' endpoint.concurrency=16 "
+        "prices.input=1 prices.output=4 (an unknown key lists them all); of a recipe: changes to its stage",
+    )
+    parser.add_argument("--task", metavar="NAME[:key=value...]", help="the task, as chain_sum:max_terms=4")
+    parser.add_argument("--problems", metavar="N", type=int, help="held-out problems (default: all of a set, or 256)")
+    parser.add_argument("--n", metavar="N", type=int, help="replies to each problem (default: 1)")
+    parser.add_argument("--model", metavar="NAME", help="what the endpoint calls the model")
+    parser.add_argument("--answers", metavar="FILE.jsonl", type=Path, help="score these recorded replies instead")
+    parser.add_argument("--questions", metavar="FILE.jsonl", type=Path, help="write the questions here and stop")
+    parser.add_argument("--stage", metavar="NAME", help="which stage of a recipe, when it has several of this kind")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="the folder (default: runs/eval/NAME-TASK)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show what would be asked, stop")
+    parser.add_argument("--fresh", action="store_true", help="throw away what is in the folder first")
+    parser.set_defaults(kind="eval")
+    _json_argument(parser)
+
+
+def _claim_arguments(parser: argparse.ArgumentParser) -> None:
+    for letter, which in (("a", "that is said to reach"), ("b", "that is reached")):
+        parser.add_argument(letter, metavar=letter.upper(), type=Path, help=f"the evaluation of the model {which}")
+    parser.add_argument(
+        "--ratio", metavar="X", type=float, default=0.95, help="A reaches X of B (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where the card goes (default: runs/claim/A-B)")
+    _json_argument(parser)
+
+
+def _contamination_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "training", metavar="TRAIN", nargs="+", type=Path, help="JSONL, text or parquet; .gz, .xz, .bz2"
+    )
+    parser.add_argument(
+        "--against", metavar="TASK|FILE", required=True, help="a task, as for `zifio eval --task`, or a benchmark file"
+    )
+    parser.add_argument("--problems", metavar="N", type=int, help="of a task (default: all of a set, or 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of a task that draws its problems (default: 0)")
+    _json_argument(parser)
 
 
 def _chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +176,22 @@ VERBS = {
         _stage_arguments,
     ),
     "eval": Verb(
-        STAGE,
-        "measure models on problems they have not seen",
+        "zifio.exam:run_eval",
+        "measure a model, an endpoint or recorded replies on a task; or a recipe's models",
         f"zifio eval {QUICK} problems=64 --out runs/try --json",
-        _stage_arguments,
+        _eval_arguments,
+    ),
+    "claim": Verb(
+        "zifio.evaluate.claim:claim",
+        "say whether model A reaches a share of model B, or whether too few problems tell",
+        "zifio claim runs/eval/ours-gsm8k runs/eval/theirs-gsm8k --ratio 0.95",
+        _claim_arguments,
+    ),
+    "contamination": Verb(
+        "zifio.evaluate.contamination:contamination",
+        "look for a benchmark's problems in training files; exit code 1 when some are there",
+        "zifio contamination train.jsonl --against chain_sum",
+        _contamination_arguments,
     ),
     "chat": Verb(
         CHAT,
@@ -169,9 +228,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _stopped(words)
     except (ValueError, RuntimeError, OSError) as error:
         return _explained(error)
+    code, result = _finished(result)
     if result is None:
-        return 0
-    return _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result))
+        return code
+    return _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result)) or code
+
+
+def _finished(result: Any) -> tuple[int, Any]:
+    """The exit code, and what belongs on stdout."""
+    from zifio.log import Finished
+
+    return result if isinstance(result, Finished) else (0, result)
 
 
 def _parser(verb: str) -> Parser:
@@ -207,7 +274,7 @@ def _help() -> str:
         "usage: zifio VERB ...",
         "",
     ]
-    lines += [f"  {name:<10}{verb.about}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<15}{verb.about}" for name, verb in VERBS.items()]
     lines += ["", "`zifio VERB --help` tells the rest. Begin with:", "", f"  {VERBS['run'].example}"]
     return "\n".join(lines)
 

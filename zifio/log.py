@@ -20,7 +20,7 @@ import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -52,6 +52,14 @@ def _unread() -> Generator[None, None, None]:
         yield
     except (OSError, ValueError):
         _terminal.quiet = True
+
+
+class Finished(NamedTuple):
+    """What a verb returns that did its work and has more to say than "done": its exit code, and what belongs on
+    stdout."""
+
+    code: int
+    result: Any = None
 
 
 class RunFolder:
@@ -144,7 +152,7 @@ class RunFolder:
             raise ValueError(f"step {step}: not a finite number: {', '.join(bad)}")
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("a+b") as stream:
-            _drop_torn_end(stream.fileno())
+            drop_torn_end(stream.fileno())
             stream.write(json.dumps({"step": step, **line}).encode() + b"\n")
 
     def _lines(self, name: str) -> list[tuple[bytes, int, dict[str, Any]]]:
@@ -168,7 +176,7 @@ class RunFolder:
         return found
 
 
-def _drop_torn_end(descriptor: int) -> None:
+def drop_torn_end(descriptor: int) -> None:
     """Cut what a killed process left after the last newline, lest the next line be glued to it."""
     size = os.fstat(descriptor).st_size
     if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n":

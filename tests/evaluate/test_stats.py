@@ -6,8 +6,19 @@ from math import comb
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
-from zifio.evaluate.stats import bootstrap_interval, paired_difference, pass_at_k, share_interval, wilson_interval
+from zifio.evaluate.stats import (
+    bootstrap_interval,
+    mcnemar,
+    paired_difference,
+    paired_ratio,
+    pass_at_k,
+    problems_needed,
+    share_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -32,9 +43,12 @@ def test_pass_at_1_is_the_mean_and_large_counts_do_not_overflow():
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (1, 20), (7, 20), (20, 20), (250, 256)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_wilson_is_scipys(right, n, confidence):
+def test_wilson_is_scipys_and_statsmodels(right, n, confidence):
     theirs = scipy_stats.binomtest(right, n).proportion_ci(confidence, method="wilson")
     assert wilson_interval(right, n, confidence) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert wilson_interval(right, n, confidence) == pytest.approx(
+        proportion_confint(right, n, 1 - confidence, method="wilson"), abs=1e-12
+    )
 
 
 def test_bootstrap_agrees_with_scipys_and_with_the_normal_approximation():
@@ -95,3 +109,97 @@ def test_paired_difference():
 def test_runs_on_different_problems_are_not_compared():
     with pytest.raises(AssertionError, match="not the same"):
         paired_difference([1.0], [1.0, 0.0], 1)
+
+
+# Ratios and exact tests ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("only_first", "only_other"), [(0, 0), (1, 0), (7, 2), (3, 12), (10, 10), (40, 61)])
+def test_mcnemar_is_statsmodels_and_scipys(only_first, only_other):
+    one = [True] * only_first + [False] * only_other + [True] * 5 + [False] * 4
+    two = [False] * only_first + [True] * only_other + [True] * 5 + [False] * 4
+    ours = mcnemar(one, two)
+    theirs = their_mcnemar([[5, only_first], [only_other, 4]], exact=True)
+    assert ours[:2] == (only_first, only_other)
+    assert ours.p == pytest.approx(theirs.pvalue if only_first + only_other else 1.0, abs=1e-12)
+    if only_first + only_other:
+        assert ours.p == pytest.approx(scipy_stats.binomtest(only_first, only_first + only_other).pvalue, abs=1e-12)
+
+
+def test_ratio_agrees_with_scipys_bootstrap_where_problems_are_many():
+    rng = np.random.default_rng(2)
+    skill = rng.beta(2, 1, 3000)
+    a, b = rng.binomial(8, 0.9 * skill) / 8, rng.binomial(8, skill) / 8
+    ours = paired_ratio(a.tolist(), b.tolist(), 1)
+    theirs = scipy_stats.bootstrap(
+        (a, b), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True, vectorized=True, n_resamples=4000,
+        method="percentile", rng=2,
+    ).confidence_interval  # fmt: skip
+    width = theirs.high - theirs.low
+    assert ours.value == pytest.approx(a.mean() / b.mean())
+    assert ours.interval == pytest.approx((theirs.low, theirs.high), abs=0.15 * width)
+    assert ours.interval[0] < theirs.low + 0.05 * width, "made-up problems only widen"
+    assert paired_ratio(a.tolist(), b.tolist(), 1) == ours
+
+
+def test_few_problems_without_a_difference_prove_no_ratio():
+    low, high = paired_ratio([1.0] * 20, [1.0] * 20, 1).interval
+    assert low < 0.85 and high > 1.0
+    assert paired_ratio([1.0] * 2000, [1.0] * 2000, 1).interval[0] > 0.99
+    with pytest.raises(ValueError, match="no ratio"):
+        paired_ratio([1.0, 0.0], [0.0, 0.0], 1)
+
+
+def claim_data(kind: str, n: int, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two models of which the first is truly right `ratio` times as often as the second."""
+    if kind == "nested":  # solves only what the other solves
+        b = rng.binomial(1, 0.8, n)
+        return b * rng.binomial(1, ratio, n), b
+    if kind == "certain":
+        return rng.binomial(1, ratio, n), np.ones(n)
+    if kind == "clusters":
+        skill = rng.beta(0.9, 0.6, n)
+        return rng.binomial(8, ratio * skill) / 8, rng.binomial(8, skill) / 8
+    return rng.binomial(1, 0.8 * ratio, n), rng.binomial(1, 0.8, n)
+
+
+@pytest.mark.parametrize("kind", ["independent", "nested", "certain", "clusters"])
+@pytest.mark.parametrize("n", [30, 100, 300])
+def test_a_claim_at_its_edge_is_seldom_supported_or_refuted(kind, n, monkeypatch):
+    """With the true ratio at the claim, each of both mistakes may come in 2.5 % of trials; 4.5 % is three sigmas."""
+    monkeypatch.setattr("zifio.evaluate.stats._RESAMPLES", 400)
+    rng, trials, supported, refuted = np.random.default_rng(11), 400, 0, 0
+    for trial in range(trials):
+        a, b = claim_data(kind, n, 0.95, rng)
+        low, high = paired_ratio(a.tolist(), b.tolist(), trial).interval
+        supported += low > 0.95
+        refuted += high < 0.95
+    assert supported / trials <= 0.045
+    assert refuted / trials <= 0.045
+
+
+@pytest.mark.parametrize("kind", ["independent", "nested", "clusters"])
+@pytest.mark.parametrize("truth", [1.0, 0.88])
+def test_as_many_problems_as_needed_do_tell(kind, truth, monkeypatch):
+    """The number asked for decides a claim of 0.95 about as often as its power says."""
+    monkeypatch.setattr("zifio.evaluate.stats._RESAMPLES", 400)
+    rng = np.random.default_rng(12)
+    needed = problems_needed(*(x.tolist() for x in claim_data(kind, 20_000, truth, rng)), 0.95)
+    assert needed is not None and 40 < needed < 3000
+
+    def told(n: int) -> float:
+        count = 0
+        for trial in range(100):
+            a, b = claim_data(kind, n, truth, rng)
+            low, high = paired_ratio(a.tolist(), b.tolist(), trial).interval
+            count += low > 0.95 if truth > 0.95 else high < 0.95
+        return count / 100
+
+    assert told(needed) >= 0.65
+    assert told(needed // 3) <= 0.6
+
+
+def test_no_number_of_problems_tells_a_ratio_from_itself():
+    assert problems_needed([0.95] * 30, [1.0] * 30, 0.95) is None
+    few, more = problems_needed([1.0] * 30, [1.0] * 30, 0.8), problems_needed([1.0] * 30, [1.0] * 30, 0.95)
+    assert few is not None and more is not None and 10 < few < more < 150

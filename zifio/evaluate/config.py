@@ -1,4 +1,4 @@
-"""What an `eval` stage accepts; read from TOML by `recipe.py` and never importing torch.
+"""What an `eval` stage accepts, and what `zifio eval` on a model or an endpoint does; never importing torch.
 
 Try it alone:
 
@@ -8,12 +8,13 @@ Try it alone:
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, Sampling, override
 from zifio.tasks.catalog import TaskConfig
 
 
@@ -63,7 +64,123 @@ class EvalStage(Config):
         return {report_key(model): model for model in self.models}
 
 
+_OPTION = re.compile(r":(?=\w+=)")  # between the options of a task; other colons belong to a value
+
+Scorer = Literal["logp", "short", "long", "oracle"]
+
+
+class EndpointSettings(Config):
+    """How to speak with a server that understands OpenAI's chat completions."""
+
+    concurrency: PositiveInt = 8
+    """Requests under way at once."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """A request that is not answered whole after this long is given up and tried again."""
+    connect_s: float = Field(default=10.0, gt=0)
+    """A connection that is not there after this long is tried again."""
+    tries: PositiveInt = 6
+    """Tries of one request on 408, 425, 429, 5xx, a broken answer or a broken connection, before it counts as
+    failed."""
+    longest_wait_s: float = Field(default=60.0, gt=0)
+    """The longest wait between two tries, whatever Retry-After says."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; where it is empty no key is sent. The key is never written."""
+    length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the largest number of tokens to draw."""
+    send_seed: bool = True
+    """Whether each request carries its own seed."""
+    logprobs: bool = False
+    """Whether to ask for log-probs, which the scorer `logp` needs."""
+    extra: dict[str, Any] = {}
+    """More for the body of every request, as `extra = { reasoning_effort = "high" }`."""
+
+
+class Prices(Config):
+    """Per million tokens, in any currency."""
+
+    input: float = Field(ge=0)
+    """Of tokens of the prompt."""
+    output: float = Field(ge=0)
+    """Of tokens drawn, thinking included."""
+    cached: float | None = Field(default=None, ge=0)
+    """Of tokens of the prompt that the server had in its cache; by default as any other."""
+
+    def cost(self, n_prompt: int, n_drawn: int, n_cached: int = 0) -> float:
+        """What a reply costs."""
+        cached = self.input if self.cached is None else self.cached
+        return ((n_prompt - n_cached) * self.input + n_cached * cached + n_drawn * self.output) / 1e6
+
+
+class ExamConfig(Config):
+    """What `zifio eval MODEL` or `zifio eval URL` asks, and how.
+
+    What names a reply (problem, place among the n, budget) may grow from one run to the next in the same folder.
+    """
+
+    task: TaskConfig
+    """The task."""
+    problems: PositiveInt | None = None
+    """How many held-out problems; by default all of a finite set, else 256."""
+    n: PositiveInt = 1
+    """Replies to each problem."""
+    ks: list[PositiveInt] = []
+    """Report pass@k, majority@k and best-of-k for these; by default 1, 2, 4 and so on, and n."""
+    seed: NonNegativeInt = 0
+    """Every random number derives from this one."""
+    sampling: Sampling = Sampling(max_new_tokens=1024)
+    """How replies are drawn. Without a word on max_new_tokens a local model gets what its context allows, up to the
+    default."""
+    budgets: list[PositiveInt] = []
+    """Thinking budgets in tokens for the test-time curve, beside replies without one. A local model's thinking is cut
+    there, `force` put behind it and the answer drawn; an endpoint gets the budget as the most tokens of a reply."""
+    answer_tokens: PositiveInt = 64
+    """The longest answer after a budget has cut the thinking of a local model."""
+    force: str | None = None
+    """What stands behind a thinking that was cut. By default the end of thinking, with the opening answer tag where the
+    task wants it."""
+    scorers: list[Scorer] = ["logp", "short"]
+    """What chooses in best-of-k: the mean log-prob of a token, the fewest or the most tokens, or the verdict itself
+    (an oracle, no method)."""
+    system: str = ""
+    """A system message in front of every problem."""
+    instruction: str = ""
+    """Stands behind every problem, on a line of its own."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where a local model samples; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: on a GPU, matrix products, keys and values in bfloat16."""
+    most_errors: float = Field(default=0.1, ge=0, le=1)
+    """The run stops when the verifier broke on more than this share of all replies, or the endpoint failed on it."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """How to speak with an endpoint."""
+    prices: Prices | None = None
+    """What tokens cost."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ExamConfig:
+        if self.ks and max(self.ks) > self.n:
+            raise ValueError(
+                f"ks={self.ks} asks for {max(self.ks)} of n={self.n} replies. Set n to {max(self.ks)} or more, or "
+                f"leave {max(self.ks)} out of ks."
+            )
+        if len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"budgets: wanted each once, came {self.budgets}. Leave the repeated ones out.")
+        return self
+
+    @property
+    def counts(self) -> list[int]:
+        """The k of pass@k and its kin, rising."""
+        powers = [2**i for i in range(self.n.bit_length()) if 2**i <= self.n]
+        return sorted({*self.ks} or {*powers, self.n})
+
+
 def report_key(model: str) -> str:
     """What reports call a model: its stage, or its folder's name (of `r1/model`, which every stage writes, `r1`)."""
     path = PurePath(model)
     return path.parent.name if path.name == "model" and path.parent.name else path.name
+
+
+def task_table(words: str) -> dict[str, Any]:
+    """`chain_sum:max_terms=4:digits=2` as a table with the task's name and options. Raises ConfigError."""
+    name, *options = _OPTION.split(words)
+    return {**override({}, options), "name": name}

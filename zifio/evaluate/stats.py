@@ -34,6 +34,21 @@ class Difference(NamedTuple):
     interval: Interval
 
 
+class Ratio(NamedTuple):
+    """How often the one is right for every time that the other is, on the same problems."""
+
+    value: float
+    interval: Interval
+
+
+class McNemar(NamedTuple):
+    """Problems that only the one solves, that only the other solves, and how likely such a difference is by chance."""
+
+    only_first: int
+    only_other: int
+    p: float
+
+
 def pass_at_k(n: int, right: int, k: int) -> float:
     """The chance that at least one of k replies is right, from `right` of n: 1 - C(n - right, k) / C(n, k).
 
@@ -91,10 +106,85 @@ def paired_difference(
 
     Pairing takes out how hard each problem is, so the interval is narrower than two separate ones suggest.
     """
-    assert len(value_P) == len(other_P), f"{len(value_P)} problems beside {len(other_P)}: not the same ones"
+    _check_paired(value_P, other_P)
     gap_P = np.asarray(value_P, dtype=np.float64) - np.asarray(other_P, dtype=np.float64)
     interval = bootstrap_interval(gap_P.tolist(), seed, *names, "paired", confidence=confidence)
     return Difference(float(gap_P.mean()), interval)
+
+
+def paired_ratio(
+    value_P: Sequence[float], other_P: Sequence[float], seed: int, *names: int | str, confidence: float = 0.95
+) -> Ratio:
+    """mean(value) / mean(other) over the same problems of shares in [0, 1], with its interval.
+
+    Clustered percentile bootstrap, each end with z**2 / 2 (about two) made-up problems against it: ones that only the
+    other solves for the lower end, that only the first solves for the upper one. Agresti and Coull (1998) do so for
+    one share. Without them a few problems on which both agree would prove any ratio: with 30 the plain bootstrap's
+    lower end exceeds the true ratio in up to three of ten trials. Raises ValueError where the other solves nothing.
+    """
+    _check_paired(value_P, other_P)
+    pair_P2 = np.asarray([value_P, other_P], dtype=np.float64).T
+    top, bottom = pair_P2.mean(axis=0)
+    if bottom == 0:
+        raise ValueError("no ratio to a share of 0")
+    tail = (1 - confidence) / 2
+    made_up = round(NormalDist().inv_cdf(1 - tail) ** 2 / 2)
+    ends = []
+    for end, against, quantile in (("low", (0.0, 1.0), tail), ("high", (1.0, 0.0), 1 - tail)):
+        rows = np.concatenate([pair_P2, np.tile(against, (made_up, 1))])
+        means = _resampled_rows(rows, stream_seed(seed, *names, "ratio", end), _RESAMPLES)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.nan_to_num(means[:, 0] / means[:, 1], nan=0.0 if end == "low" else np.inf, posinf=np.inf)
+        ends.append(float(np.quantile(ratios, quantile, method="lower" if end == "low" else "higher")))
+    return Ratio(float(top / bottom), (ends[0], ends[1]))
+
+
+def problems_needed(
+    value_P: Sequence[float], other_P: Sequence[float], ratio: float, confidence: float = 0.95, power: float = 0.8
+) -> int | None:
+    """How many problems it takes until the interval of `paired_ratio` leaves `ratio` outside with this power, if what
+    these problems show is the truth. None when they show that very ratio: no number would tell.
+
+    From the spread of value - ratio * other over problems, by the normal approximation, made-up problems included.
+    """
+    _check_paired(value_P, other_P)
+    margin_P = np.asarray(value_P, dtype=np.float64) - ratio * np.asarray(other_P, dtype=np.float64)
+    mean, spread = abs(float(margin_P.mean())), float(margin_P.std())
+    if mean < 1e-9:
+        return None
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    made_up, weight = round(z * z / 2), ratio if margin_P.mean() > 0 else 1.0
+    reach = z + NormalDist().inv_cdf(power)
+
+    def tells(n: int) -> bool:
+        return n * mean - made_up * weight >= reach * sqrt(n * spread**2 + made_up * weight**2)
+
+    high = 1
+    while not tells(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tells(middle) else (middle, high)
+    return high
+
+
+def mcnemar(right_P: Sequence[bool], other_P: Sequence[bool]) -> McNemar:
+    """McNemar's exact test that both are right equally often, one reply of each to the same problems, two-sided.
+
+    Only the problems on which they differ speak: under the hypothesis each is a fair coin.
+    """
+    _check_paired(right_P, other_P)
+    only_first = sum(one and not two for one, two in zip(right_P, other_P, strict=True))
+    only_other = sum(two and not one for one, two in zip(right_P, other_P, strict=True))
+    differ = only_first + only_other
+    tail = sum(comb(differ, i) for i in range(min(only_first, only_other) + 1))
+    return McNemar(only_first, only_other, min(1.0, 2 * tail / 2**differ))
+
+
+def _check_paired(value_P: Sequence[float | bool], other_P: Sequence[float | bool]) -> None:
+    assert len(value_P) == len(other_P), f"{len(value_P)} problems beside {len(other_P)}: not the same ones"
+    assert len(value_P), "wanted at least one problem"
 
 
 def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
@@ -106,3 +196,10 @@ def _resampled_means(values: NDArray[np.float64], seed: int, resamples: int) -> 
         for start in range(0, resamples, block)
     ]
     return np.concatenate(means)
+
+
+def _resampled_rows(rows: NDArray[np.float64], seed: int, resamples: int) -> NDArray[np.float64]:
+    """As `_resampled_means` for rows of values. Equal rows are drawn together, for there are only a few kinds."""
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(rows), counts / len(rows), resamples)
+    return drawn @ kinds / len(rows)

@@ -1,0 +1,117 @@
+"""The results of an evaluation as Markdown for people.
+
+Try it alone: `pytest tests/evaluate/test_examine.py`
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from zifio.evaluate.wording import percent, seconds_text
+
+METHODS = {
+    "pass_at_k": "pass@{k}",
+    "majority_at_k": "majority@{k}",
+    "best_of_k_logp": "best of {k} by log-prob",
+    "best_of_k_short": "shortest of {k}",
+    "best_of_k_long": "longest of {k}",
+    "best_of_k_oracle": "best of {k} by the verdict",
+}
+
+
+def exam_page(results: dict[str, Any], has_curve: bool) -> str:
+    """results.md: the figures by method and budget, what was left out, and what it took."""
+    lines = [f"# {results['name']} on {results['task']}", "", counted(results), ""]
+    arms = results.get("arms") or [results]
+    for arm in arms:
+        if "pass_at_k" not in arm:
+            continue
+        if len(arms) > 1:
+            said = f"Thinking budget {arm['budget']} tokens" if arm["budget"] is not None else "No thinking budget"
+            lines += [f"## {said}", ""]
+        lines += ["| figure | value | 95% interval |", "|---|---:|---:|", *_figure_lines(arm), "", *_notes(arm), ""]
+    if has_curve:
+        lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]
+    lines += [
+        "Intervals resample problems (clustered bootstrap). pass@k, majority@k and best-of-k are exact "
+        "expectations over all choices of k replies; ties are broken by lot. Replies whose check broke are "
+        "left out of every figure.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def exam_table(results: dict[str, Any]) -> Table:
+    """The figures for the terminal, budgets side by side."""
+    arms = [arm for arm in results.get("arms") or [results] if "pass_at_k" in arm]
+    title = f"{results['name']} on {results['task']}: {counted(results)}"
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("figure")
+    for arm in arms:
+        budget = arm["budget"]
+        table.add_column("" if len(arms) == 1 else "no budget" if budget is None else f"{budget}", justify="right")
+    for name, label in _named_cells(arms):
+        cells = [_cell(arm, name) for arm in arms]
+        table.add_row(label, *(f"{percent(c['mean'])} ({_interval(c)})" if c else "–" for c in cells))
+    return table
+
+
+def counted(results: dict[str, Any]) -> str:
+    """How much was measured, and what is left out."""
+    arm = (results.get("arms") or [results])[-1]
+    said = f"{arm['n_problems']} problems, {arm['n_replies']} replies"
+    if arm["n_errors"]:
+        said += f", {arm['n_errors']} of them left out because their check broke"
+    if results.get("n_missing"):
+        said += f"; {results['n_missing']} replies are missing"
+    return said + "."
+
+
+def _figure_lines(arm: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, label in _named_cells([arm]):
+        cell = _cell(arm, name)
+        if cell:
+            lines.append(f"| {label} | {percent(cell['mean'])} | {_interval(cell)} |")
+    return lines
+
+
+def _notes(arm: dict[str, Any]) -> list[str]:
+    """Lengths and what it took, in one paragraph."""
+    said = []
+    if "wilson" in arm:
+        low, high = arm["wilson"]
+        said.append(f"Wilson interval of pass@1, one reply a problem: {percent(low)} to {percent(high)}.")
+    if "mean_tokens" in arm:
+        thinking = f", {arm['mean_thinking_tokens']:.0f} of them thinking" if "mean_thinking_tokens" in arm else ""
+        said.append(
+            f"A reply takes {arm['mean_tokens']:.0f} tokens{thinking}; {percent(arm['share_cut_off'])} cut off."
+        )
+    if "tokens_per_solved" in arm:
+        cost = f", {arm['cost_per_solved']:.4g} in money" if "cost_per_solved" in arm else ""
+        time = f", {seconds_text(arm['seconds_per_solved'])}" if "seconds_per_solved" in arm else ""
+        said.append(f"A right answer takes {arm['tokens_per_solved']:.0f} tokens{time}{cost}.")
+    return said
+
+
+def _named_cells(arms: list[dict[str, Any]]) -> list[tuple[tuple[str, str], str]]:
+    """((method, k), what it is called) of everything that any of these has a figure of."""
+    found = []
+    names = [name for arm in arms for name in arm if name.endswith("_at_k") or name.startswith("best_of_k_")]
+    for name in dict.fromkeys([*(name for name in METHODS if name in names), *names]):
+        ks = sorted({int(k) for arm in arms for k in arm.get(name, {})})
+        label = METHODS.get(name, "best of {k} by " + name.removeprefix("best_of_k_"))
+        found += [((name, str(k)), label.format(k=k)) for k in ks if k > 1 or name == "pass_at_k"]
+    return found
+
+
+def _cell(arm: dict[str, Any], name: tuple[str, str]) -> dict[str, Any] | None:
+    return arm.get(name[0], {}).get(name[1])
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{percent(low)} to {percent(high)}"
