@@ -87,9 +87,8 @@ def _whole_logs(expression: Any) -> Any:
 
     def apart(argument: Any) -> Any:
         if isinstance(argument, sympy.Rational) and argument > 0 and max(argument.p, argument.q) < 10**12:
-            return sum(
-                (power * sympy.log(prime) for prime, power in sympy.factorrat(argument).items()), sympy.Integer(0)
-            )
+            factors: dict[int, int] = dict(sympy.factorrat(argument))  # type: ignore[arg-type]
+            return sympy.Add(*(power * sympy.log(prime) for prime, power in factors.items()))
         return sympy.log(argument)
 
     return expression.replace(sympy.log, apart)
@@ -146,7 +145,8 @@ def _divided(above: Any, below: Any) -> Any:
 def _power(node: Node) -> Any:
     import sympy
 
-    base, exponent = (build(arg) for arg in node.args)
+    base: Any = build(node.args[0])
+    exponent: Any = build(node.args[1])
     if base == 0 and not (exponent.is_positive or False):
         raise ValueError("zero to a power that is not positive")
     if exponent.is_number:

@@ -2,8 +2,8 @@
 
 Scalars: `num` (an exact Fraction), `const` (pi, e, i, inf, reals, empty), `sym`, `add`, `mul`, `div`, `neg`, `pow`,
 `call`, `pm` and `mp`. Around them: `quantity` (a scalar with a Unit), `approx`, `tuple` (brackets), `list` (bare
-commas), `set`, `interval`, `union`, `minus` (a set without another), `matrix`, `relation`, `ratio`, `numeral` (digits and base),
-`choice`, `text`.
+commas), `set`, `interval`, `union`, `minus` (a set without another), `matrix`, `relation`, `ratio`, `numeral` (digits
+and base), `choice`, `text`.
 
 Try it alone: `python -c "from zifio.tasks.maths.tree import *; print(number(3))"`
 """

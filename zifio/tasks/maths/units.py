@@ -54,7 +54,8 @@ _TABLE: dict[str, tuple[str, Fraction]] = {
 KNOWN = {name: entry for names, entry in _TABLE.items() for name in names.split()}
 _PLURALS = {"feet": "foot", "inches": "inch", "pennies": "penny", "centuries": "century", "people": "person"}
 # words that make another number of the one before them, or another claim
-_MEANING_WORDS = """or and not no nor but less more than over under below above at least most minus plus times divided negative
+_MEANING_WORDS = """or and not no nor but less more than over under below above at least most minus plus times divided
+    negative
     positive to from through between about around approximately roughly nearly almost almost half halves third thirds
     quarter quarters fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths
     thousandth thousandths millionth factorial base mod modulo if where when either neither maybe perhaps possibly
