@@ -2,7 +2,7 @@
 
 A verb's function takes what its options are called. What it returns belongs on stdout: text, or with `--json`
 anything that JSON can hold; everything else a run has to tell goes to stderr. Exit codes: 0 done, 1 a run
-that diverged, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
+that diverged or lines that could not be checked, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
 
 Try it alone:
 
@@ -85,6 +85,27 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
 
 
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = """Check the lines of a file and write a verdict for each.
+
+A line is a JSON object: the model's text as "response", "output", "prediction" or "completion", and the right answer as
+"gold" or "answer"; or "task" with "prompt" and "gold" where a task of ours is to check it:
+
+  {"id": "q1", "gold": "\\\\frac{1}{2}", "response": "So the answer is \\\\boxed{0.5}."}
+  {"task": "chain_sum", "prompt": "6+1-1+9", "gold": "15", "response": "<think></think><answer>15</answer>"}
+
+Each gives a line, in order: {"line": 1, "id": "q1", "verdict": "right", "reward": 1.0, "parts": {"accuracy": 1.0,
+"format": 1.0}, "reason": "", "seconds": 0.001}. The verdict is right, wrong or error: error where a line cannot be read
+or its check broke, with the reason. Exit code 1 where there are errors. The same command goes on where it stopped."""
+    parser.add_argument("path", metavar="FILE.jsonl", type=Path, help="a JSON object a line")
+    parser.add_argument("--verifier", choices=("maths",), default="maths", help="what checks gold (default: maths)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the verdicts (default: FILE.verdicts.jsonl)")
+    parser.add_argument("--fresh", action="store_true", help="write over verdicts that are there")
+    parser.add_argument("--unordered", action="store_true", help="1, 2 without brackets is the same as 2, 1")
+    parser.add_argument("--second-opinion", action="store_true", help="ask math-verify too, and tell where it differs")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -140,6 +161,12 @@ VERBS = {
         "zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'",
         _chat_arguments,
     ),
+    "score": Verb(
+        "zifio.tasks.score:score",
+        "check anyone's outputs against the right answers",
+        "zifio score outputs.jsonl --verifier maths --out verdicts.jsonl",
+        _score_arguments,
+    ),
     "convert": Verb(
         "zifio.convert:convert",
         "write a GGUF file as a folder that transformers opens",
@@ -171,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explained(error)
     if result is None:
         return 0
-    return _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result))
+    _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result))
+    return getattr(result, "exit_code", 0)
 
 
 def _parser(verb: str) -> Parser:

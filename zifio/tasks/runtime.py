@@ -27,10 +27,10 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Protocol, get_args, runtime_checkable
 
 from zifio.config import ConfigError
-from zifio.tasks.task import Outcome, Problem, Task, Verdict
+from zifio.tasks.task import Outcome, Problem, Verdict
 
 CATALOG = "zifio.tasks.catalog:read_task"
 _SETUP_S = 60.0  # to rebuild a task, which may have to read a file
@@ -41,6 +41,16 @@ _MOST_ATTEMPTS = 3  # for a check beside which the whole pool dies
 _LONGEST_LINE = 1 << 20
 _LONGEST_REASON = 2000
 _QUOTED = 300
+
+
+@runtime_checkable
+class Checker(Protocol):
+    """Whatever checks answers: a task, or a verifier by itself."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, problem: Problem, response: str) -> Verdict: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +70,24 @@ class Checked:
     seconds: float
 
 
-def judge(task: Task, problem: Problem, response: str) -> Verdict:
+def judge(task: Checker, problem: Problem, response: str) -> Verdict:
     """The task's verdict, or one with outcome "error" that names the task, the problem and what went wrong."""
     return judge_all(task, [(problem, response)])[0]
 
 
-def judge_all(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+def judge_all(task: Checker, answered: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict on each response, in order: here, or in the shared pool when the task is isolated."""
     return [checked.verdict for checked in check_all(task, answered)]
 
 
-def check_all(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Checked]:
+def check_all(task: Checker, answered: Sequence[tuple[Problem, str]]) -> list[Checked]:
     """As `judge_all`, with the seconds that each check took."""
     if getattr(task, "isolated", False):
         return shared_pool().check(task, answered)
     return [_check_here(task, problem, response) for problem, response in answered]
 
 
-def _check_here(task: Task, problem: Problem, response: str) -> Checked:
+def _check_here(task: Checker, problem: Problem, response: str) -> Checked:
     start = time.perf_counter()
     try:
         verdict = verdict_of(task, problem, response)
@@ -86,7 +96,7 @@ def _check_here(task: Task, problem: Problem, response: str) -> Checked:
     return Checked(verdict, time.perf_counter() - start)
 
 
-def verdict_of(task: Task, problem: Problem, response: str) -> Verdict:
+def verdict_of(task: Checker, problem: Problem, response: str) -> Verdict:
     """What the task says, made sure to be a verdict: what is none becomes an error. Raises what the check raises."""
     verdict = task.score(problem, response)
     fault = verdict_fault(verdict)
@@ -125,7 +135,7 @@ def _is_share(value: Any) -> bool:
     return _is_finite(value) and 0 <= value <= 1
 
 
-def named(task: Task, problem: Problem) -> str:
+def named(task: Checker, problem: Problem) -> str:
     """How a reason begins that tells of a check gone wrong."""
     return f"{task.name}: the check of {problem.id}"
 
@@ -301,7 +311,7 @@ class Pool:
                 self._template.close()
                 self._template = None
 
-    def check(self, task: Task, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None) -> list[Checked]:
+    def check(self, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None) -> list[Checked]:
         """The verdict on each response and its seconds, in order. `limits` are the task's own unless given.
 
         Raises ConfigError for a task that has no config, and RuntimeError where no process can be started.
@@ -406,7 +416,7 @@ class _Call:
     worker; otherwise it is tried again alone, because an earlier one may have left the worker in a bad state.
     """
 
-    def __init__(self, pool: Pool, task: Task, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
+    def __init__(self, pool: Pool, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
         self.pool, self.task, self.answered, self.limits = pool, task, answered, limits
         self.config: dict[str, Any] = task.model_dump(mode="json")  # type: ignore[attr-defined]
         self.done: list[Checked | None] = [None] * len(answered)
