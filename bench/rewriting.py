@@ -48,6 +48,8 @@ def rewritings(gold: str) -> list[Form]:
     """At least ten other ways to write the gold, all of them true."""
     value = _plain_number(gold)
     forms = _true_numbers(value) if value is not None else _true_expressions(gold)
+    if "\\$" in gold:  # it has a unit, so another is no rewriting
+        forms = [form for form in forms if form.how != "unit"] + [Form("as given", gold)]
     return list(dict.fromkeys(forms))
 
 
@@ -108,9 +110,8 @@ def _false_numbers(value: Fraction) -> list[Form]:
         Form("two answers", f"{text} \\text{{ or }} {_decimal(value + 1)}"),
         Form("list", f"{text}, {_decimal(value + 1)}"),
         Form("interval", f"[{text}, {_decimal(value + 1)}]"),
-        Form("with a variable", f"{text}x"),
     ]
-    return forms
+    return [*forms, Form("with a variable", f"{text}x")] if value else forms
 
 
 # --- everything else
@@ -169,9 +170,16 @@ def _by_shape(gold: str) -> Iterator[tuple[str, str]]:
     elif unit := re.fullmatch(r"(.+?)\s*(\^\\circ|\\(?:text|mbox)\{[^}]*\}(?:\^2)?|\\%)", gold):
         number, mark = unit.groups()
         yield "no unit", number
-        yield from ((how, f"{text}{mark}") for how, text in _identities(number))
+        yield from ((how, f"({text}){mark}") for how, text in _identities(number))
+    elif "\\in" in gold and "\\infty" not in gold:
+        yield from [("bare", gold.split("\\in")[1]), ("other spaces", gold.replace("\\in", "\\in  "))]
+        low, high = re.findall(r"-?\d+", gold)
+        yield from [("inequality", f"{low} \\le x \\le {high}"), ("turned", f"{high} \\ge x \\ge {low}")]
+        yield from [("fractions", f"[\\frac{{{2 * int(low)}}}{{2}}, \\frac{{{3 * int(high)}}}{{3}}]")]
     elif parts is not None:
         yield from _containers(*parts)
+    elif re.fullmatch(r"x=-?\d+", gold):  # an equation that is not solved is no answer to this
+        yield from ((how, f"x = {text}") for how, text in _identities(gold[2:]))
     elif "=" in gold:
         left, right = gold.split("=")
         yield from [("swapped", f"{right} = {left}"), ("all on one side", f"{left} - ({right}) = 0")]
@@ -182,10 +190,6 @@ def _by_shape(gold: str) -> Iterator[tuple[str, str]]:
         plus, minus = gold.replace("\\pm", "+"), gold.replace("\\pm", "-")
         yield from [("both", f"{plus}, {minus}"), ("the other first", f"{minus}, {plus}")]
         yield from [("or", f"{plus} \\text{{ or }} {minus}"), ("set", f"\\{{{minus}, {plus}\\}}")]
-    elif "\\in" in gold and "\\infty" not in gold:
-        yield from [("bare", gold.split("\\in")[1]), ("other spaces", gold.replace("\\in", "\\in  "))]
-        low, high = re.findall(r"-?\d+", gold)
-        yield from [("inequality", f"{low} \\le x \\le {high}"), ("turned", f"{high} \\ge x \\ge {low}")]
     else:
         yield from _identities(gold)
         yield from _other_forms(gold)
@@ -206,7 +210,7 @@ def _identities(text: str) -> Iterator[tuple[str, str]]:
 def _other_forms(gold: str) -> Iterator[tuple[str, str]]:
     """As sympy would write it, expanded, factored and in plain text."""
     read = independent(gold)
-    if read is None:
+    if read is None or any(str(symbol) not in gold for symbol in read.free_symbols):
         return
     import sympy
 
@@ -287,6 +291,8 @@ def _mutations(gold: str) -> Iterator[Form]:
         others = [chr((ord(word[1]) - 65 + step) % 10 + 65) for step in range(1, 10)] if len(word[1]) == 1 else []
         others += [
             "west",
+            "north",
+            "parabola",
             "odd",
             "circle",
             "Anna",
@@ -298,6 +304,12 @@ def _mutations(gold: str) -> Iterator[Form]:
             "",
         ]
         yield from (Form("other words", other) for other in others if other and other.lower() != word[1].lower())
+        return
+    if numeral := re.fullmatch(r"(\d+)_\{?(\d+)\}?", gold):
+        yield from _other_numerals(numeral[1], int(numeral[2]))
+        return
+    if unit := re.fullmatch(r"(.+?)\s*(\^\\circ|\\(?:text|mbox)\{[^}]*\}(?:\^2)?|\\%)", gold):
+        yield from (Form("number of a unit", f"{form.text}{unit[2]}") for form in _wrong_amounts(unit[1]))
         return
     for place, digit in ((found.start(), found[0]) for found in re.finditer(r"\d", gold)):
         for step in (1, 5):
@@ -313,6 +325,12 @@ def _mutations(gold: str) -> Iterator[Form]:
         left, right = gold.split("=")
         yield from (Form("side", f"{left} = {right} {more}") for more in ("+ 1", "- 1", "+ 2", "- x", "+ y"))
         yield from (Form("factor", f"{factor}({left}) = {right}") for factor in (2, 3, -1))
+    elif "\\pm" in gold:
+        plus, minus = gold.replace("\\pm", "+"), gold.replace("\\pm", "-")
+        both = (plus, minus, f"{plus}, {minus}, 0", f"{plus}, {minus} + 1", f"({gold}) + 1")
+        yield from (Form("branch", one) for one in both)
+        more = (("+ 1", "+ 1"), ("- 1", ""), ("", "- 2"), ("+ 2", "- 2"), ("+ 5", ""))
+        yield from (Form("branch", f"{plus} {a}, {minus} {b}") for a, b in more)
     elif not re.search(r"_|\\in(?!f)|\\pm|\\text|\\mbox|circ", gold):
         for more in ("+ 1", "- 1", "+ \\frac{1}{1000}", "+ 10^{-9}"):
             yield Form("added", f"{gold} {more}")
@@ -358,16 +376,59 @@ def _broken_containers(opening: str, items: list[str], closing: str) -> Iterator
         yield Form("open for closed", whole(items, b=back[closing]))
 
 
+def _other_numerals(digits: str, base: int) -> Iterator[Form]:
+    """Other digits that mean another number, and the same digits in another base."""
+    for place, digit in enumerate(digits):
+        for step in range(1, min(base, 6)):
+            yield Form("numeral", f"{digits[:place]}{(int(digit) + step) % base}{digits[place + 1 :]}_{{{base}}}")
+    yield from (Form("numeral", f"{digits}_{{{other}}}") for other in (base + 1, base + 2, 16))
+    yield from (Form("numeral", f"{other}_{{{base}}}") for other in (digits + "1", "1" + digits, digits[:-1] or "0"))
+
+
+def _wrong_amounts(number: str) -> Iterator[Form]:
+    """Other numbers, to be given the gold's unit."""
+    value = _plain_number(number)
+    if value is not None:
+        listing = ("two answers", "list", "interval", "with a variable")
+        yield from (form for form in _false_numbers(value) if form.how not in listing)
+        return
+    for more in (
+        "+ 1",
+        "- 1",
+        "+ 2",
+        "+ 10",
+        "- 10",
+        "+ \\frac{1}{2}",
+        "+ \\frac{1}{1000}",
+        "- 2",
+        "+ 3",
+        "- \\frac{1}{7}",
+    ):
+        yield Form("added", f"({number} {more})")
+
+
 def _is_false(form: Form, gold: str) -> bool:
     """Whether it is proven to say something else: by its structure, or by other values at the points."""
-    if form.how in ("other words", "item missing", "item more", "closed for open", "open for closed", "item"):
+    if form.how in (
+        "number of a unit",
+        "numeral",
+        "branch",
+        "other words",
+        "item missing",
+        "item more",
+        "closed for open",
+        "open for closed",
+        "item",
+    ):
         return True
     if re.search(r"\\text|\\mbox|circ|_\{?\d|\\cup|\\in(?!f)|\\infty", gold):
         return form.how == "digit" and not re.search(r"\^2|_", gold) and _numbers(form.text) != _numbers(gold)
     if "=" in gold:
         return _other_equation(form.text, gold)
     if taken_apart(gold) is not None or "\\pm" in gold:
-        return form.how == "swapped" or (form.how == "digit" and "^" not in gold and _flat(form.text) != _flat(gold))
+        if form.how == "swapped":
+            return len(set(map(str, _flat(gold)))) > 1
+        return form.how == "digit" and "^" not in gold and _flat(form.text) != _flat(gold)
     ours, theirs = independent(gold), independent(form.text)
     return ours is not None and theirs is not None and _values_differ(ours, theirs)
 
@@ -419,8 +480,11 @@ def independent(text: str) -> Any:
     """What latex2sympy2-extended reads, or None. It shares no code with our grammar."""
     from latex2sympy2_extended import latex2sympy
 
+    text = text.replace("\\!", "").replace("\\dfrac", "\\frac")
+    text = re.sub(r"\\frac\s*(\d)\s*(?=\d|\{)", r"\\frac{\1}", text)
+    text = re.sub(r"(\\frac\{[^{}]*\})(\d)", r"\1{\2}", re.sub(r"\\sqrt\s*(\d)", r"\\sqrt{\1}", text))
     try:
-        read = latex2sympy(text.replace("\\!", "").replace("\\dfrac", "\\frac"))
+        read = latex2sympy(text)
     except Exception:  # a foreign parser of foreign text: whatever it raises, it did not read it
         return None
     return (

@@ -311,7 +311,9 @@ class Pool:
                 self._template.close()
                 self._template = None
 
-    def check(self, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None) -> list[Checked]:
+    def check(
+        self, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None
+    ) -> list[Checked]:
         """The verdict on each response and its seconds, in order. `limits` are the task's own unless given.
 
         Raises ConfigError for a task that has no config, and RuntimeError where no process can be started.

@@ -105,7 +105,7 @@ def _words(text: str) -> str:
     """The text as plain words in small letters, or "" when it is something else."""
     for _ in range(3):
         text = _TEXT_COMMAND.sub(r" \1 ", text)
-    text = re.sub(r"\\[,;:! ]|[$~]", " ", text).replace("^\\prime", "'")
+    text = re.sub(r"\\(?:[,;:! ]|displaystyle(?![A-Za-z])|quad(?![A-Za-z]))|[$~]", " ", text).replace("^\\prime", "'")
     text = " ".join(text.split()).strip(" .,;:!\"'`*")
     if (
         re.search(r"[\\{}^_=<>|]", text)
@@ -212,7 +212,8 @@ def _same_relation(answer: Node, gold: Node, ordered: bool) -> Equality:
     theirs = _assigned(answer)
     if theirs is None:
         flipped = _flipped(answer)
-        theirs = _assigned(flipped) if flipped is not None else None
+        if flipped is not None:
+            answer, theirs = flipped, _assigned(flipped)
     if theirs is not None and theirs[0] == name:
         return _valued(answer, value, ordered)
     if gold.value == ("=",) and len(gold.symbols) > 1:
@@ -337,6 +338,8 @@ def _same_collection(answer: Node, gold: Node, ordered: bool) -> Equality:
     loose = gold.op == "set" or (gold.op == "list" and not ordered)
     if gold.op == "set" and gold.value != "or" and len(gold.args) == 1 and answer.is_scalar:
         return _same(answer, gold.args[0], ordered)
+    if gold.op not in ("tuple", "list", "set"):
+        return different(answer, gold)
     allowed = {"tuple": ("tuple", "list", "matrix"), "list": ("tuple", "list", "set"), "set": ("set", "list")}[gold.op]
     if gold.op == "list" and not ordered:
         allowed = ("list", "set", "tuple")

@@ -18,6 +18,7 @@ _FUNCTION_WORDS = """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh
     gcd lcm"""
 FUNCTIONS = frozenset(_FUNCTION_WORDS.split())
 _ARC = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "ceiling": "ceil"}
+_LETTERS_OF_PRODUCTS = frozenset("abcdkmnpqrstuvwxyz")
 _GREEK_WORDS = """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma
     tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"""
 _GREEK = frozenset(_GREEK_WORDS.split())
@@ -74,11 +75,8 @@ class Expressions(ABC):
         node = _signed(sign, self.product())
         while sign := self.took("+", "-", r"\pm", r"\mp"):
             other = self.product()
-            if sign in (r"\pm", r"\mp"):
-                node = Node(sign[1:], (node, other))
-            else:
-                other = Node("neg", (other,)) if sign == "-" else other
-                node = Node("add", (*node.args, other) if node.op == "add" else (node, other))
+            double = sign in (r"\pm", r"\mp")
+            node = Node(sign[1:], (node, other)) if double else _plus(node, _signed(sign, other))
         self.depth -= 1
         return node
 
@@ -93,8 +91,9 @@ class Expressions(ABC):
                 other = Node("neg", (other,)) if minus else other
                 node = Node("div", (node, other)) if sign in ("/", r"\div") else _times(node, other)
             elif self._goes_on(node):
-                before, other = self.peek(-1), self.power()
-                mixed = _mixed(node, other, before)
+                may_be_mixed = self.peek(-1).kind == "number" and self.peek().text == r"\frac"
+                other = self.power()
+                mixed = _mixed(node, other) if may_be_mixed else None
                 node = mixed if mixed is not None else _times(node, other)
             else:
                 plain = self._plain_fraction(node)
@@ -128,9 +127,11 @@ class Expressions(ABC):
             return len(word) > 3 and not _function(word)
         if _function(word) or word in ("i", "e", "pi", "sqrt", "infinity", "inf", "oo"):
             return False
-        if self.letters_are_units:
+        if len(word) > 1 and is_known(word):
             return True
-        return len(word) > 3 or (len(word) > 1 and is_known(word))
+        if len(word) == 1 or not token.spaced:  # 5 m may be metres, 42x never is 42 of something
+            return self.letters_are_units and token.spaced and is_known(word)
+        return len(word) > 3 or (self.letters_are_units and not set(word) <= _LETTERS_OF_PRODUCTS)
 
     def _plain_fraction(self, node: Node) -> Node | None:
         """`1 4/5`, a mixed number in plain text, when it comes."""
@@ -438,11 +439,24 @@ def _function(word: str) -> str:
 def _signed(sign: str, node: Node) -> Node:
     if sign in (r"\pm", r"\mp"):
         return Node(sign[1:], (number(0), node))
+    if sign == "-" and node.op == "quantity":
+        return Node("quantity", (Node("neg", node.args),), node.value)
     return Node("neg", (node,)) if sign == "-" else node
 
 
+def _plus(one: Node, other: Node) -> Node:
+    """A sum; of quantities only where both have the same unit."""
+    if "quantity" in (one.op, other.op):
+        if one.op != other.op or one.value != other.value:
+            raise Unreadable("a sum of different units")
+        return Node("quantity", (_plus(one.args[0], other.args[0]),), one.value)
+    return Node("add", (*one.args, other) if one.op == "add" else (one, other))
+
+
 def _times(one: Node, other: Node) -> Node:
-    """A product; a number times a matrix goes into the entries."""
+    """A product; a number times a matrix goes into the entries, times a quantity into its number."""
+    if other.op == "quantity" and one.is_scalar and one.op != "quantity":
+        return Node("quantity", (_times(one, other.args[0]),), other.value)
     if one.op == "matrix" and other.is_scalar:
         one, other = other, one
     if other.op == "matrix" and one.is_scalar:
@@ -452,14 +466,14 @@ def _times(one: Node, other: Node) -> Node:
     return Node("mul", (*one.args, other) if one.op == "mul" else (one, other))
 
 
-def _mixed(whole: Node, part: Node, before: Token) -> Node | None:
-    r"""1\frac{4}{5}: a whole number just before a proper fraction of whole numbers."""
+def _mixed(whole: Node, part: Node) -> Node | None:
+    r"""1\frac{4}{5}: a whole number just before a proper fraction of whole numbers. Before any other it is refused."""
     plain = part.op == "div" and all(arg.op == "num" and arg.value.denominator == 1 for arg in part.args)
-    if not (plain and whole.op == "num" and whole.value.denominator == 1 and before.kind == "number"):
+    if not (plain and whole.op == "num" and whole.value.denominator == 1):
         return None
     above, below = (arg.value for arg in part.args)
     if not 0 < above < below:
-        return None
+        raise Unreadable("a mixed number without a proper fraction")
     return number(whole.value + above / below)
 
 
