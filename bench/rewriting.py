@@ -72,6 +72,15 @@ def _decimal(value: Fraction) -> str:
     return sign + (whole[:-digits] + "." + whole[-digits:] if digits else whole)
 
 
+def _written(value: Fraction) -> str:
+    """In decimal notation where it has one, else as a fraction."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return _decimal(value) if rest == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 def _true_numbers(value: Fraction) -> list[Form]:
     text, bottom = _decimal(value), value.denominator
     grouped = re.sub(r"(?<=\d)(?=(?:\d{3})+(?!\d))", ",", text.partition(".")[0])
@@ -99,11 +108,13 @@ def _false_numbers(value: Fraction) -> list[Form]:
     text = _decimal(value)
     others = {
         "one more": value + 1, "one less": value - 1, "sign": -value, "tenfold": value * 10, "a tenth": value / 10,
-        "a hundredfold": value * 100, "half more": value + Fraction(1, 2), "a thousandth more": value + Fraction(1, 1000),
-        "twice": value * 2, "square": value * value, "ten more": value + 10, "a billionth less": value - Fraction(1, 10**9),
-        "digits reversed": Fraction(text.lstrip("-")[::-1] if "." not in text else text.lstrip("-")) + (0 if "." not in text else 3),
+        "a hundredfold": value * 100, "half more": value + Fraction(1, 2),
+        "a thousandth more": value + Fraction(1, 1000),
+        "twice": value * 2, "square": value * value, "ten more": value + 10,
+        "two more": value + 2,
+        "a third more": value + Fraction(1, 3), "a billionth less": value - Fraction(1, 10**9),
     }  # fmt: skip
-    forms = [Form(how, _decimal(other)) for how, other in others.items() if other != value]
+    forms = [Form(how, _written(other)) for how, other in others.items() if other != value]
     if value not in (0, 1, -1):
         forms.append(Form("inverse", f"\\frac{{{value.denominator}}}{{{value.numerator}}}"))
     forms += [
@@ -354,13 +365,20 @@ def _broken_containers(opening: str, items: list[str], closing: str) -> Iterator
     for place in places:
         item = items[place].strip()
         if "infty" not in item and "\\cup" not in items and "\\pm" not in item:
-            for changed in (f"{item} + 1", f"-({item}) - 1", f"{item} + \\frac{{1}}{{100}}", f"2({item}) + 3"):
+            for more in ("+ 1", "- 1", "+ \\frac{1}{100}", "+ 10", "- \\frac{1}{1000}", "+ 2", "- 3", "+ \\pi"):
+                changed = f"{item} {more}"
                 yield Form("item", whole([*items[:place], changed, *items[place + 1 :]]))
     if opening == "\\begin{pmatrix}":
         yield Form("item missing", whole(items[:-2]))
         return
     yield Form("item missing", whole(items[: -2 if "\\cup" in items else -1]))
-    if "\\cup" not in items:
+    if "\\cup" in items:
+        yield from (Form("item missing", one.strip()) for one in (items[0], items[2]))
+        yield Form("item more", f"{''.join(items)} \\cup (77, 78)")
+        yield from (
+            Form("item", re.sub(r"(?<![\d.])(\d+)(?![\d.])", rf"\1 + {more}", "".join(items))) for more in (1, 2, 3)
+        )
+    else:
         yield Form("item more", whole([*items, "77"]))
         if opening != "\\{":
             yield (

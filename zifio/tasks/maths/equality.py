@@ -122,7 +122,7 @@ def _is_word(words: str) -> bool:
 
 def _same(answer: Node, gold: Node, ordered: bool) -> Equality:
     """Compare two trees by the kind of the gold."""
-    if answer == gold and not gold.has("approx", "relation"):
+    if answer == gold and (not gold.has("approx", "relation") or (gold.value == ("=",) and gold.symbols)):
         return meaningful(gold)
     if gold.op == "text":
         return SAME if answer.op == "text" and answer.value == gold.value else Equality("different", "other words")
@@ -236,7 +236,7 @@ def _valued(answer: Node, gold: Node, ordered: bool) -> Equality:
     if not set(answer.value) <= {"=", "~"} and answer.value != ("in",):
         return different(answer, gold)
     args = list(answer.args)
-    if args[0].op == "sym":
+    if args[0].op == "sym" and not any(args[0].value in arg.symbols for arg in args[1:]):
         args = args[1:]
     elif answer.value == ("=",) and args[1].op == "sym" and not args[0].symbols:
         args = args[:1]

@@ -13,7 +13,7 @@ from zifio.tasks.maths.scan import Token, Unreadable
 from zifio.tasks.maths.tree import Node, const, number
 from zifio.tasks.maths.units import DEGREE, Unit, is_known
 
-MOST_DEPTH = 40
+MOST_DEPTH = 60
 _FUNCTION_WORDS = """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp abs floor ceil max min
     gcd lcm"""
 FUNCTIONS = frozenset(_FUNCTION_WORDS.split())
@@ -106,6 +106,8 @@ class Expressions(ABC):
         token = self.peek()
         if token.kind == "word":
             return not self._begins_unit(node, token)
+        if token.kind == "number":
+            return self.peek(-1).text == "!"  # 2!3!
         if token.kind == "command":
             return token.text[1:] in FUNCTIONS | _GREEK | {
                 "frac",
@@ -193,6 +195,12 @@ class Expressions(ABC):
 
     def atom(self) -> Node:
         """The smallest piece."""
+        self._deeper()
+        node = self._atom()
+        self.depth -= 1
+        return node
+
+    def _atom(self) -> Node:
         token = self.peek()
         if token.kind == "number":
             return self._number()
@@ -352,7 +360,7 @@ class Expressions(ABC):
             name, args = "log", [args[0], number(10)]
         if len(args) != (2 if name == "log" else 1) and name not in ("max", "min", "gcd", "lcm"):
             raise Unreadable(f"{name} of {len(args)} arguments")
-        node = Node("call", tuple(args), name)
+        node = Node("call", tuple(_in_radians(arg) for arg in args), name)
         if exponent is None:
             return node
         if exponent.op in ("neg",) or (exponent.op == "num" and exponent.value < 0):
@@ -436,6 +444,13 @@ def _function(word: str) -> str:
     return name if name in FUNCTIONS else ""
 
 
+def _in_radians(node: Node) -> Node:
+    """An angle in degrees as a number: sin 30° is 1/2."""
+    if node.op != "quantity" or node.value != DEGREE:
+        return node
+    return Node("div", (Node("mul", (node.args[0], const("pi"))), number(180)))
+
+
 def _signed(sign: str, node: Node) -> Node:
     if sign in (r"\pm", r"\mp"):
         return Node(sign[1:], (number(0), node))
@@ -480,9 +495,9 @@ def _mixed(whole: Node, part: Node) -> Node | None:
 def with_unit(node: Node, unit: Unit) -> Node:
     if not node.is_scalar or node.op in ("quantity", "approx"):
         raise Unreadable("a unit behind what is no number")
-    if not unit.powers:
-        return node if unit.factor == 1 else Node("mul", (node, number(unit.factor)))
-    return Node("quantity", (node,), unit)
+    if unit.count != 1:
+        node = Node("mul", (node, number(unit.count)))
+    return Node("quantity", (node,), Unit(unit.factor, unit.powers)) if unit.powers else node
 
 
 def _rows(items: tuple[Node, ...]) -> Node:

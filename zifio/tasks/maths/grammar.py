@@ -18,7 +18,7 @@ from zifio.tasks.maths.scan import Unreadable, joined, scan, tidy
 from zifio.tasks.maths.tree import Node
 from zifio.tasks.maths.units import ONE, PERCENT, Unit, unit_of, word_unit
 
-MOST_NODES, MOST_ITEMS = 600, 60
+MOST_NODES, MOST_NESTED, MOST_ITEMS = 600, 100, 60
 _RELATIONS = {"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "!=": "!="}
 _RELATIONS |= {r"\le": "<=", r"\ge": ">=", r"\ne": "!=", r"\approx": "~", r"\in": "in"}
 _MONEY = {r"\$": "$", "€": "€", "£": "£"}
@@ -53,8 +53,8 @@ def parse(text: str, thousands: bool = True, letters_are_units: bool = False) ->
     if named and not {*(named["words"] or "").lower().split()} & {*FUNCTIONS, "or", "and", "sqrt"}:
         text = r"\zname" + text[named.end() :]
     node = _Answers(scan(joined(text) if thousands else text), letters_are_units).whole()
-    if sum(1 for _ in node.nodes()) > MOST_NODES:
-        raise Unreadable("too long an expression")
+    if sum(1 for _ in node.nodes()) > MOST_NODES or node.depth > MOST_NESTED:
+        raise Unreadable("too long or too deep an expression")
     if approximate:
         return Node("approx", (node,), _places(text))
     return node
@@ -161,14 +161,12 @@ class _Answers(Expressions):
             node = Node("neg", (node,)) if negative else node
             unit = word_unit(_MONEY[money])
             assert unit is not None, "the table has it"
-            multiplier, written = self._unit() or ONE, unit
-            if multiplier.only not in ("", "dollar") or (multiplier.powers and multiplier.only != unit.only):
+            more = self._unit() or ONE
+            if more.powers == unit.powers:  # $5 dollars
+                more = Unit(Fraction(1), (), more.count)
+            if any(power > 0 for _, power in more.powers):
                 raise Unreadable("two units")
-            return Node(
-                "quantity",
-                (node,),
-                written.times(Unit(multiplier.factor if not multiplier.powers else Fraction(1), ())),
-            )
+            return with_unit(node, unit.times(more))
         unit = self._unit()
         if unit is None:
             return node

@@ -121,9 +121,7 @@ def _same_expression(answer: Node, gold: Node) -> Equality:
         return Equality("different", "another value" if not gold.symbols else "another value at some point")
     if apart is None and not (answer.symbols or gold.symbols) and _has_value(gold):
         return Equality("different", "the answer has no value")
-    if proved(answer, gold):
-        return SAME if apart is False else meaningful(answer)
-    return UNDECIDED
+    return SAME if apart is False and proved(answer, gold) else UNDECIDED
 
 
 def _has_value(node: Node) -> bool:

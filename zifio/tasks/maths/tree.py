@@ -26,9 +26,22 @@ class Node:
 
     def nodes(self) -> Iterator["Node"]:
         """This node and all below it."""
-        yield self
-        for arg in self.args:
-            yield from arg.nodes()
+        waiting: list[Node] = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(node.args)
+
+    @property
+    def depth(self) -> int:
+        """How deep it is nested."""
+        deepest = 0
+        waiting: list[tuple[Node, int]] = [(self, 1)]
+        while waiting:
+            node, depth = waiting.pop()
+            deepest = max(deepest, depth)
+            waiting.extend((arg, depth + 1) for arg in node.args)
+        return deepest
 
     @property
     def symbols(self) -> frozenset[str]:

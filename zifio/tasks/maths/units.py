@@ -72,6 +72,8 @@ class Unit:
 
     factor: Fraction
     powers: tuple[tuple[str, int], ...]
+    count: Fraction = Fraction(1)
+    """What words such as `thousand` make of the number before them, apart from any unit."""
 
     def times(self, other: "Unit", power: int = 1) -> "Unit":
         """Their product, the other one to a power."""
@@ -79,7 +81,7 @@ class Unit:
         for name, exponent in other.powers:
             powers[name] = powers.get(name, 0) + exponent * power
         kept = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
-        return Unit(self.factor * other.factor**power, kept)
+        return Unit(self.factor * other.factor**power, kept, self.count * other.count)
 
     @property
     def only(self) -> str:
@@ -99,10 +101,10 @@ def is_known(word: str) -> bool:
 def word_unit(word: str) -> Unit | None:
     """The unit that one word names, or None for a word that is none."""
     name = _singular(word)
-    if name.lower() in _MEANING or not (name.isalpha() or name in KNOWN):
+    if {name.lower(), word.lower()} & _MEANING or not (name.isalpha() or name in KNOWN):
         return None
     base, factor = KNOWN.get(name, (name.lower(), Fraction(1)))
-    return Unit(factor, ((base, 1),) if base else ())
+    return Unit(factor, ((base, 1),)) if base else Unit(Fraction(1), (), factor)
 
 
 def unit_of(*words: str) -> Unit | None:
