@@ -174,9 +174,10 @@ def solutions(pool: Pool, file: Path) -> str:
     tally = Counter((mark, one.verdict.outcome) for (_, _, mark), one in zip(marked, checked, strict=True))
     agreed = tally[True, "right"] + tally[False, "wrong"]
     return (
-        f"Real outputs: of {len(marked):,} solutions by four models to GSM8K's test problems, published with marks, "
-        f"the verdict agrees with the mark on {agreed:,}: {tally[True, 'right']:,} right, {tally[False, 'wrong']:,} "
-        f"wrong; marked right and not accepted: {tally[True, 'wrong']}; marked wrong and accepted: {tally[False, 'right']}."
+        f"Real outputs: of {len(marked):,} solutions by four models to GSM8K's test problems, published with "
+        f"marks, the verdict agrees with the mark on {agreed:,}: {tally[True, 'right']:,} right, "
+        f"{tally[False, 'wrong']:,} wrong; "
+        f"marked right and not accepted: {tally[True, 'wrong']}; marked wrong and accepted: {tally[False, 'right']}."
     )
 
 

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zifio.tasks.runtime import Checker, Limits, described, named, verdict_of
+from zifio.tasks.checking import Checker, Limits, described, named, verdict_of
 from zifio.tasks.task import Problem
 
 _CHUNK = 1 << 16

@@ -176,9 +176,7 @@ def _called(name: str, args: list[Any]) -> Any:
         return sympy.log(args[0]) / sympy.log(args[1])
     if name == "root":
         return _root(*args)
-    if name in ("factorial", "binom") and any(
-        not arg.is_Symbol and not (arg.is_number and abs(arg) < 5000) for arg in args
-    ):
+    if name in ("factorial", "binom") and any(arg.is_number and not abs(arg.evalf(15)) < 5000 for arg in args):
         raise TooLarge("a factorial too large")
     functions = {
         "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,

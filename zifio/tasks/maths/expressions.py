@@ -493,6 +493,7 @@ def _mixed(whole: Node, part: Node) -> Node | None:
 
 
 def with_unit(node: Node, unit: Unit) -> Node:
+    """A number with its unit. Raises Unreadable where there is no number, or a unit already."""
     if not node.is_scalar or node.op in ("quantity", "approx"):
         raise Unreadable("a unit behind what is no number")
     if unit.count != 1:

@@ -38,6 +38,7 @@ def region_of(node: Node) -> Node | None:
 
 
 def is_region(node: Node) -> bool:
+    """Whether it is a set of numbers that is not written as one: (2, ∞) reads as a pair."""
     return (node.op == "tuple" and len(node.args) == 2 and any(infinity(arg) for arg in node.args)) or node in (
         const("reals"),
     )
@@ -74,6 +75,7 @@ def pieces_of(node: Node) -> list[Node] | None:
 
 
 def same_interval(answer: Node, gold: Node) -> Equality:
+    """End by end, open or closed as the gold is."""
     brackets = [_brackets(node) for node in (answer, gold)]
     if brackets[0] != brackets[1]:
         return Equality("different", "other ends: open where closed is wanted, or the reverse")

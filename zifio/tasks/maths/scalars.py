@@ -61,6 +61,7 @@ def meaningful(node: Node) -> Equality:
 
 
 def same_scalar(answer: Node, gold: Node) -> Equality:
+    """Compare two expressions, with their units and, for a gold that is an approximation, to its places."""
     if gold.op == "approx":
         return within(answer, gold)
     if answer.op == "approx":
