@@ -323,7 +323,7 @@ def _mutations(gold: str) -> Iterator[Form]:
         yield from (Form("number of a unit", f"{form.text}{unit[2]}") for form in _wrong_amounts(unit[1]))
         return
     for place, digit in ((found.start(), found[0]) for found in re.finditer(r"\d", gold)):
-        for step in (1, 5):
+        for step in (1, 3, 5):
             yield Form("digit", gold[:place] + str((int(digit) + step) % 10) + gold[place + 1 :])
     for found in re.finditer(r"(?<![\^_{])[-+](?=[^{}]*)", gold):
         yield Form("sign", gold[: found.start()] + ("+" if found[0] == "-" else "-") + gold[found.end() :])

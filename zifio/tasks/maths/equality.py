@@ -169,6 +169,7 @@ def _letter(text: str) -> str:
     if found is None:
         return text if re.fullmatch("[A-J]", text) else ""
     others = set(re.findall(r"(?<![A-Z'])[B-H](?![A-Z'])", found[2])) - {found[1]}
+    others |= set(re.findall(r"(?<![A-Z'])A(?![A-Z'])(?!\s+[A-Z]{2})", found[2])) - {found[1]}  # A is a word, too
     return "" if others or re.search(r"\bOR\b|\bNOT\b|/", found[2]) else found[1]
 
 

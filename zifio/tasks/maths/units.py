@@ -61,7 +61,9 @@ _MEANING_WORDS = """or and not no nor but less more than over under below above 
     thousandth thousandths millionth factorial base mod modulo if where when either neither maybe perhaps possibly
     probably wait so is are was equals equal point zero one two three four five six seven eight nine ten eleven twelve
     twenty thirty forty fifty sixty seventy eighty ninety double twice triple each otherwise except without unless
-    versus vs instead actually wrong incorrect correct then else sqrt root infinity"""
+    versus vs instead actually wrong incorrect correct then else sqrt root infinity
+    inverse reciprocal opposite repeating recurring bar remainder mil mill bn mn tn grand gross score scores pair pairs
+    couple couples squares cubes power powers"""
 _MEANING = frozenset(_MEANING_WORDS.split())
 MOST_WORDS = 5
 
@@ -109,9 +111,9 @@ def word_unit(word: str) -> Unit | None:
 
 def unit_of(*words: str) -> Unit | None:
     """The unit that words name, or None: `square feet`, `feet squared`, `miles per hour`, `mph`, `large eggs`."""
-    if not 0 < len(words) <= MOST_WORDS:
+    if not 0 < len(words) <= MOST_WORDS or words[0].lower() in ("squared", "cubed"):
         return None
-    unit, sign, power, unknown = ONE, 1, 1, []
+    unit, sign, power, unknown, n_known = ONE, 1, 1, [], 0
     for place, word in enumerate(words):
         low = word.lower()
         following = words[place + 1].lower() if place + 1 < len(words) else ""
@@ -122,18 +124,20 @@ def unit_of(*words: str) -> Unit | None:
         elif low in ("squared", "cubed"):
             continue
         elif low in ("mph", "kph"):
-            unit = unit.times(KNOWN_SPEEDS[low])
+            unit, n_known = unit.times(KNOWN_SPEEDS[low]), n_known + 1
         else:
             one = word_unit(word)
             if one is None:
                 return None
             power = {"squared": 2, "cubed": 3}.get(following, power)
             if is_known(word):
-                unit = unit.times(one, sign * power)
+                unit, n_known = unit.times(one, sign * power), n_known + 1
             else:
                 unknown.append(one.powers[0][0])
             power = 1
-    return unit.times(Unit(Fraction(1), ((" ".join(unknown), 1),))) if unknown else unit
+    if unknown:
+        return unit.times(Unit(Fraction(1), ((" ".join(unknown), 1),)))
+    return unit if n_known and power == 1 else None  # 5 squared is 25 of nothing
 
 
 def _singular(word: str) -> str:
