@@ -83,7 +83,7 @@ def test_examples_fit_their_function(verb: str, monkeypatch: pytest.MonkeyPatch)
     inspect.signature(function).bind(**calls[0])
 
 
-@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("chat", "convert")])
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("chat", "convert", "score")])
 def test_examples_are_right(verb: str, monkeypatch: pytest.MonkeyPatch):
     """Every example names a recipe, a stage and keys that exist."""
     if not (ROOT / cli.QUICK).exists():

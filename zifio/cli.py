@@ -132,6 +132,27 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
 
 
+def _score_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = """Check the lines of a file and write a verdict for each.
+
+A line is a JSON object: the model's text as "response", "output", "prediction" or "completion", and the right answer as
+"gold" or "answer"; or "task" with "prompt" and "gold" where a task of ours is to check it:
+
+  {"id": "q1", "gold": "\\\\frac{1}{2}", "response": "So the answer is \\\\boxed{0.5}."}
+  {"task": "chain_sum", "prompt": "6+1-1+9", "gold": "15", "response": "<think></think><answer>15</answer>"}
+
+Each gives a line, in order: {"line": 1, "id": "q1", "verdict": "right", "reward": 1.0, "parts": {"accuracy": 1.0,
+"format": 1.0}, "reason": "", "seconds": 0.001}. The verdict is right, wrong or error: error where a line cannot be read
+or its check broke, with the reason. Exit code 1 where there are errors. The same command goes on where it stopped."""
+    parser.add_argument("path", metavar="FILE.jsonl", type=Path, help="a JSON object a line")
+    parser.add_argument("--verifier", choices=("maths",), default="maths", help="what checks gold (default: maths)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the verdicts (default: FILE.verdicts.jsonl)")
+    parser.add_argument("--fresh", action="store_true", help="write over verdicts that are there")
+    parser.add_argument("--unordered", action="store_true", help="1, 2 without brackets is the same as 2, 1")
+    parser.add_argument("--second-opinion", action="store_true", help="ask math-verify too, and tell where it differs")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -198,6 +219,12 @@ VERBS = {
         "talk to a model, its thinking shown apart",
         "zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'",
         _chat_arguments,
+    ),
+    "score": Verb(
+        "zifio.tasks.score:score",
+        "check anyone's outputs against the right answers",
+        "zifio score outputs.jsonl --verifier maths --out verdicts.jsonl",
+        _score_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",

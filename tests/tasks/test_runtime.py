@@ -17,7 +17,7 @@ from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
 
 TASK = Nasty()
-QUICK = Limits(seconds=0.15, memory_mb=128)
+QUICK, PATIENT = Limits(seconds=0.15, memory_mb=128), Limits(seconds=20, memory_mb=128)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_what_goes_wrong_is_that_checks_error_alone(way: str, pool: Pool):
     responses = ["0", "1", way, "3", "x", "5"]
-    verdicts = [checked.verdict for checked in pool.check(TASK, asked(responses), QUICK)]
+    limits = QUICK if "longer" in WAYS[way] else PATIENT
+    verdicts = [checked.verdict for checked in pool.check(TASK, asked(responses), limits)]
     assert [verdict.outcome for verdict in verdicts] == ["right", "right", "error", "right", "wrong", "right"]
     guilty = verdicts[2]
     assert guilty.reward == 0 and guilty.parts == {}
@@ -81,7 +82,7 @@ def test_one_check_alone_and_none_at_all(pool: Pool):
     assert pool.check(TASK, []) == []
     assert pool.check(TASK, asked(["spin"]), QUICK)[0].verdict.outcome == "error"
     (checked,) = pool.check(TASK, asked(["0"]))
-    assert checked.verdict == Verdict("right", 1.0, {"accuracy": 1.0}) and 0 < checked.seconds < 0.3
+    assert checked.verdict == Verdict("right", 1.0, {"accuracy": 1.0}) and checked.seconds > 0
 
 
 def test_what_an_earlier_check_left_behind_is_not_held_against_a_later_one():
@@ -97,7 +98,7 @@ def test_what_an_earlier_check_left_behind_is_not_held_against_a_later_one():
 
 
 def test_a_check_that_kills_the_template_is_named_and_the_pool_goes_on(pool: Pool):
-    verdicts = [checked.verdict for checked in pool.check(TASK, asked(["0", "template", "2"]), QUICK)]
+    verdicts = [checked.verdict for checked in pool.check(TASK, asked(["0", "template", "2"]), PATIENT)]
     assert [verdict.outcome for verdict in verdicts] == ["right", "error", "right"]
     assert "the whole pool died" in verdicts[1].reason
     assert pool.check(TASK, asked(["0"]))[0].verdict.outcome == "right"
@@ -150,7 +151,7 @@ def test_threads_share_a_pool(pool: Pool):
     def call(which: int) -> None:
         responses = [str(n) for n in range(150)]
         responses[which * 10] = "exit"
-        results[which] = pool.check(TASK, asked(responses), QUICK)
+        results[which] = pool.check(TASK, asked(responses), PATIENT)
 
     threads = [threading.Thread(target=call, args=[which]) for which in range(6)]
     for thread in threads:
@@ -164,7 +165,7 @@ def test_threads_share_a_pool(pool: Pool):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_a_killed_check_takes_its_children_along(tmp_path: Path, pool: Pool):
-    checked = pool.check(TASK, asked([f"child {tmp_path / 'pids'}"]), QUICK)
+    checked = pool.check(TASK, asked([f"child {tmp_path / 'pids'}"]), Limits(seconds=2))
     assert "took longer" in checked[0].verdict.reason
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert not any(alive(pid) for pid in pids)
@@ -229,9 +230,9 @@ def many(pool: Pool, n: int, limits: Limits) -> None:
 
 
 def test_one_in_twenty_of_many_checks_breaks(pool: Pool):
-    many(pool, 400, Limits(seconds=0.1, memory_mb=96))
+    many(pool, 400, Limits(seconds=0.25, memory_mb=96))
 
 
 @pytest.mark.slow
 def test_five_hundred_of_ten_thousand_checks_break(pool: Pool):
-    many(pool, 10_000, Limits(seconds=0.2, memory_mb=96))
+    many(pool, 10_000, Limits(seconds=0.25, memory_mb=96))

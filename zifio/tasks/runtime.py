@@ -27,120 +27,48 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from zifio.config import ConfigError
-from zifio.tasks.task import Outcome, Problem, Task, Verdict
+from zifio.tasks.checking import Checked, Checker, Limits, described, error_verdict, named, verdict_fault, verdict_of
+from zifio.tasks.task import Problem, Verdict
+
+__all__ = ["Checked", "Checker", "Limits", "Pool", "check_all", "judge", "judge_all", "shared_pool"]
 
 CATALOG = "zifio.tasks.catalog:read_task"
 _SETUP_S = 60.0  # to rebuild a task, which may have to read a file
 _GRACE_S = 2.0  # the worker's own alarm comes first; then we wait this much longer for a sign of it
-_START_S = 60.0
+_START_S = 180.0  # a machine short of time imports slowly
 _MOST_CHECKS, _MOST_CHARACTERS = 64, 1 << 20  # of one message
 _MOST_ATTEMPTS = 3  # for a check beside which the whole pool dies
 _LONGEST_LINE = 1 << 20
 _LONGEST_REASON = 2000
-_QUOTED = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one check may use."""
-
-    seconds: float = 10.0
-    memory_mb: int = 1024
-    """Beyond what the interpreter itself uses."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A verdict and how long it took."""
-
-    verdict: Verdict
-    seconds: float
-
-
-def judge(task: Task, problem: Problem, response: str) -> Verdict:
+def judge(task: Checker, problem: Problem, response: str) -> Verdict:
     """The task's verdict, or one with outcome "error" that names the task, the problem and what went wrong."""
     return judge_all(task, [(problem, response)])[0]
 
 
-def judge_all(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Verdict]:
+def judge_all(task: Checker, answered: Sequence[tuple[Problem, str]]) -> list[Verdict]:
     """The verdict on each response, in order: here, or in the shared pool when the task is isolated."""
     return [checked.verdict for checked in check_all(task, answered)]
 
 
-def check_all(task: Task, answered: Sequence[tuple[Problem, str]]) -> list[Checked]:
+def check_all(task: Checker, answered: Sequence[tuple[Problem, str]]) -> list[Checked]:
     """As `judge_all`, with the seconds that each check took."""
     if getattr(task, "isolated", False):
         return shared_pool().check(task, answered)
     return [_check_here(task, problem, response) for problem, response in answered]
 
 
-def _check_here(task: Task, problem: Problem, response: str) -> Checked:
+def _check_here(task: Checker, problem: Problem, response: str) -> Checked:
     start = time.perf_counter()
     try:
         verdict = verdict_of(task, problem, response)
     except (Exception, SystemExit) as error:  # the boundary: a broken check must neither stop a run nor pass for wrong
-        verdict = _error(f"{named(task, problem)} raised {described(error)}")
+        verdict = error_verdict(f"{named(task, problem)} raised {described(error)}")
     return Checked(verdict, time.perf_counter() - start)
-
-
-def verdict_of(task: Task, problem: Problem, response: str) -> Verdict:
-    """What the task says, made sure to be a verdict: what is none becomes an error. Raises what the check raises."""
-    verdict = task.score(problem, response)
-    fault = verdict_fault(verdict)
-    if fault:
-        return _error(f"{named(task, problem)} gave {fault}")
-    parts = {name: float(value) for name, value in verdict.parts.items()}
-    return Verdict(verdict.outcome, float(verdict.reward), parts, verdict.reason[:_LONGEST_REASON])
-
-
-def verdict_fault(verdict: object) -> str:
-    """What keeps this from being a verdict, or ""."""
-    if not isinstance(verdict, Verdict):
-        return f"{described(verdict)}, not a verdict"
-    if verdict.outcome not in get_args(Outcome):
-        return f"the outcome {described(verdict.outcome)}, which is none of {', '.join(get_args(Outcome))}"
-    if not _is_share(verdict.reward):
-        return f"the reward {described(verdict.reward)}, which is no number in [0, 1]"
-    if not isinstance(verdict.reason, str):
-        return f"the reason {described(verdict.reason)}, which is no text"
-    if not isinstance(verdict.parts, dict):
-        return f"the parts {described(verdict.parts)}, which are no table"
-    for name, value in verdict.parts.items():
-        if not isinstance(name, str) or not _is_finite(value):
-            return f"the part {described(name)} = {described(value)}, which is no finite number"
-    return ""
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def _is_share(value: Any) -> bool:
-    return _is_finite(value) and 0 <= value <= 1
-
-
-def named(task: Task, problem: Problem) -> str:
-    """How a reason begins that tells of a check gone wrong."""
-    return f"{task.name}: the check of {problem.id}"
-
-
-def described(thing: object) -> str:
-    """Its repr, cut; its type where even that fails."""
-    try:
-        text = repr(thing)
-    except Exception:
-        text = f"a {type(thing).__name__} without a repr"
-    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}... ({len(text)} characters)"
-
-
-def _error(reason: str) -> Verdict:
-    return Verdict("error", 0.0, {}, reason[:_LONGEST_REASON])
 
 
 class _TemplateDied(Exception):
@@ -301,7 +229,9 @@ class Pool:
                 self._template.close()
                 self._template = None
 
-    def check(self, task: Task, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None) -> list[Checked]:
+    def check(
+        self, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits | None = None
+    ) -> list[Checked]:
         """The verdict on each response and its seconds, in order. `limits` are the task's own unless given.
 
         Raises ConfigError for a task that has no config, and RuntimeError where no process can be started.
@@ -406,7 +336,7 @@ class _Call:
     worker; otherwise it is tried again alone, because an earlier one may have left the worker in a bad state.
     """
 
-    def __init__(self, pool: Pool, task: Task, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
+    def __init__(self, pool: Pool, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
         self.pool, self.task, self.answered, self.limits = pool, task, answered, limits
         self.config: dict[str, Any] = task.model_dump(mode="json")  # type: ignore[attr-defined]
         self.done: list[Checked | None] = [None] * len(answered)
@@ -532,7 +462,7 @@ class _Call:
             self.suspects.append(index)
             return
         problem, _ = self.answered[index]
-        self.done[index] = Checked(_error(f"{named(self.task, problem)} {what}"), seconds)
+        self.done[index] = Checked(error_verdict(f"{named(self.task, problem)} {what}"), seconds)
 
     def _again(self, worker: _Worker) -> None:
         """The whole pool died, nobody knows by whom: each check again, alone, and not for ever."""
@@ -543,7 +473,7 @@ class _Call:
                 continue
             problem, _ = self.answered[index]
             reason = f"{named(self.task, problem)} was begun {_MOST_ATTEMPTS} times, and each time the whole pool died"
-            self.done[index] = Checked(_error(reason), 0.0)
+            self.done[index] = Checked(error_verdict(reason), 0.0)
 
     def _cannot_set_up(self, worker: _Worker, fault: str) -> None:
         """No check of this call can be made: the task cannot be rebuilt."""
@@ -558,7 +488,7 @@ class _Call:
         for index, (problem, _) in enumerate(self.answered):
             if self.done[index] is None:
                 reason = f"{named(self.task, problem)} never began: setting up the task {fault}"
-                self.done[index] = Checked(_error(reason), 0.0)
+                self.done[index] = Checked(error_verdict(reason), 0.0)
 
     def _leave(self, worker: _Worker) -> None:
         self.busy.discard(worker)

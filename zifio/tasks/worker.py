@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zifio.tasks.runtime import Limits, described, named, verdict_of
-from zifio.tasks.task import Problem, Task
+from zifio.tasks.checking import Checker, Limits, described, named, verdict_of
+from zifio.tasks.task import Problem
 
 _CHUNK = 1 << 16
 _PARENT_LOOK_S = 1.0  # how often the template looks whether its parent lives, beside the end of their socket
@@ -74,7 +74,7 @@ def _import(modules: list[str]) -> str:
     return ""
 
 
-def _fork(control: socket.socket, descriptor: int, make: Callable[[dict[str, Any], str], Task]) -> int:
+def _fork(control: socket.socket, descriptor: int, make: Callable[[dict[str, Any], str], Checker]) -> int:
     """The pid of a new worker that talks through `descriptor`. In the worker itself this never returns."""
     us = os.getpid()
     pid = os.fork()
@@ -126,12 +126,12 @@ def _prctl(option: int, value: int) -> None:
             ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def work(wire: socket.socket, make: Callable[[dict[str, Any], str], Task]) -> None:
+def work(wire: socket.socket, make: Callable[[dict[str, Any], str], Checker]) -> None:
     """Check what comes until nothing does any more."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     base, recursion = _mapped_bytes(), sys.getrecursionlimit()
-    tasks: dict[str, Task] = {}
+    tasks: dict[str, Checker] = {}
     with wire.makefile("rb") as lines:
         for line in lines:
             message = json.loads(line)
@@ -158,7 +158,7 @@ def work(wire: socket.socket, make: Callable[[dict[str, Any], str], Task]) -> No
                 del tasks[next(iter(tasks))]
 
 
-def _check(task: Task, problem: Problem, response: str, limits: Limits) -> dict[str, Any]:
+def _check(task: Checker, problem: Problem, response: str, limits: Limits) -> dict[str, Any]:
     """One check under its alarm, as the line that tells of it."""
     start = time.perf_counter()
     memory = False

@@ -15,7 +15,7 @@ from typing import Any
 from zifio.tasks.maths.numeric import TooLarge, exact
 from zifio.tasks.maths.tree import Node
 
-MOST_POWER = 40  # of a sum, which is going to be expanded
+MOST_POWER = 10_000
 MOST_OPERATIONS = 400  # beyond which only expanding is tried
 MOST_TERMS = 5000  # after expanding
 MOST_DEGREE = 64  # of the field that an algebraic number lies in
@@ -27,9 +27,17 @@ def proved(one: Node, other: Node) -> bool:
     if one == other:
         return True
     try:
-        return _is_zero(build(Node("add", (one, Node("neg", (other,))))))
+        difference = build(Node("add", (one, Node("neg", (other,)))))
+        return _is_finite(difference) and _is_zero(difference)
     except (ValueError, TypeError, NotImplementedError, AttributeError, ArithmeticError, RecursionError):
         return False  # sympy's ways to say that it does not know
+
+
+def _is_finite(expression: Any) -> bool:
+    """Whether nothing in it is infinite or undefined: sympy counts on with those, and may come out anywhere."""
+    import sympy
+
+    return not expression.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo)
 
 
 def _is_zero(difference: Any) -> bool:
@@ -64,6 +72,9 @@ def _attempts(difference: Any) -> Iterator[Callable[[], Any]]:
     if difference.has(sympy.log):
         yield lambda: sympy.expand(sympy.expand_log(difference))
         yield lambda: sympy.expand(sympy.expand_log(_whole_logs(difference)))
+    if difference.has(sympy.factorial, sympy.binomial):
+        yield lambda: sympy.expand(sympy.expand_func(difference))
+        yield lambda: sympy.expand(sympy.gammasimp(difference.rewrite(sympy.gamma)))
     yield lambda: sympy.simplify(difference)
     if not difference.free_symbols:
         yield lambda: _algebraic_zero(difference)
@@ -87,9 +98,8 @@ def _whole_logs(expression: Any) -> Any:
 
     def apart(argument: Any) -> Any:
         if isinstance(argument, sympy.Rational) and argument > 0 and max(argument.p, argument.q) < 10**12:
-            return sum(
-                (power * sympy.log(prime) for prime, power in sympy.factorrat(argument).items()), sympy.Integer(0)
-            )
+            factors: dict[int, int] = dict(sympy.factorrat(argument))  # type: ignore[arg-type]
+            return sympy.Add(*(power * sympy.log(prime) for prime, power in factors.items()))
         return sympy.log(argument)
 
     return expression.replace(sympy.log, apart)
@@ -146,12 +156,13 @@ def _divided(above: Any, below: Any) -> Any:
 def _power(node: Node) -> Any:
     import sympy
 
-    base, exponent = (build(arg) for arg in node.args)
-    if base == 0 and not (exponent.is_positive or False):
+    base: Any = build(node.args[0])
+    exponent: Any = build(node.args[1])
+    if base.is_zero and not exponent.is_positive:
         raise ValueError("zero to a power that is not positive")
     if exponent.is_number:
         size = abs(exponent.evalf(15))
-        if not size.is_comparable or size > 1000 or (base.is_Add and size > MOST_POWER):
+        if not size.is_comparable or size > MOST_POWER:
             raise TooLarge("a power too large")
         if base.is_number and base.is_Rational and size * base.p.bit_length() > 20_000:
             raise TooLarge("a power too large")
@@ -165,9 +176,7 @@ def _called(name: str, args: list[Any]) -> Any:
         return sympy.log(args[0]) / sympy.log(args[1])
     if name == "root":
         return _root(*args)
-    if name in ("factorial", "binom") and any(
-        not arg.is_Symbol and not (arg.is_number and abs(arg) < 5000) for arg in args
-    ):
+    if name in ("factorial", "binom") and any(arg.is_number and not abs(arg.evalf(15)) < 5000 for arg in args):
         raise TooLarge("a factorial too large")
     functions = {
         "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec, "csc": sympy.csc,
@@ -203,7 +212,7 @@ def constant_ratio(one: Node, other: Node) -> Any:
 
     try:
         above, below = (sympy.expand(build(node)) for node in (one, other))
-        if above == 0 or below == 0:
+        if above == 0 or below == 0 or not (_is_finite(above) and _is_finite(below)):
             return None
         ratio = sympy.cancel(above / below)
         if ratio.free_symbols:

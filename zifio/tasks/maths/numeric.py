@@ -164,7 +164,7 @@ def _apart(one: Node, other: Node, point: dict[str, Any], digits: int) -> bool |
     with mpmath.workdps(digits):
         try:
             a, b = value(one, point), value(other, point)
-        except (ValueError, ZeroDivisionError, OverflowError, ArithmeticError, TypeError, mpmath.libmp.NoConvergence):
+        except (ValueError, ZeroDivisionError, OverflowError, ArithmeticError, TypeError):
             return None
         if not (mpmath.isfinite(a) and mpmath.isfinite(b)):
             return None

@@ -68,7 +68,7 @@ def tidy(text: str) -> str:
     text = _SIZES.sub(" ", _SPACES.sub(lambda found: found[1] or " ", text))
     text = _without_delimiters(text.strip())
     text = _FLOAT.sub(lambda found: f"({found[1]}*10^{{{found[2] or found[3]}}})", text)
-    return _FLOAT_POINT.sub(r"(\1*10^{\2})", text).strip()
+    return re.sub(r"(?<=[^\s.])\s*[.,;]$", "", _FLOAT_POINT.sub(r"(\1*10^{\2})", text).strip())
 
 
 def _without_delimiters(text: str) -> str:
@@ -83,8 +83,14 @@ def _without_delimiters(text: str) -> str:
 
 
 def joined(text: str) -> str:
-    """The text with `12,345` read as one number."""
-    return _GROUPED.sub(lambda found: found[0].replace(",", ""), text)
+    """The text with `12,345` read as one number; (12,345) is a pair."""
+
+    def one(found: re.Match[str]) -> str:
+        before, after = text[: found.start()].rstrip(), text[found.end() :].lstrip()
+        paired = before.endswith(("(", "[", "\\{")) and after.startswith((")", "]", "\\}"))
+        return found[0] if paired else found[0].replace(",", "")
+
+    return _GROUPED.sub(one, text)
 
 
 def scan(text: str) -> list[Token]:

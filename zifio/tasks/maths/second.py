@@ -29,7 +29,7 @@ def is_there() -> bool:
 
 
 def opinion(answer: str, gold: str) -> bool | None:
-    """Whether math-verify calls them equal; None when it is not installed or cannot tell.
+    """Whether math-verify calls them equal; None when it is not installed or cannot tell. `9^{9^{9^9}}` hangs it.
 
     Without its own time limits, which need the main thread: whoever asks has one.
     """

@@ -2,8 +2,8 @@
 
 Scalars: `num` (an exact Fraction), `const` (pi, e, i, inf, reals, empty), `sym`, `add`, `mul`, `div`, `neg`, `pow`,
 `call`, `pm` and `mp`. Around them: `quantity` (a scalar with a Unit), `approx`, `tuple` (brackets), `list` (bare
-commas), `set`, `interval`, `union`, `minus` (a set without another), `matrix`, `relation`, `ratio`, `numeral` (digits and base),
-`choice`, `text`.
+commas), `set`, `interval`, `union`, `minus` (a set without another), `matrix`, `relation`, `ratio`, `numeral` (digits
+and base), `choice`, `text`.
 
 Try it alone: `python -c "from zifio.tasks.maths.tree import *; print(number(3))"`
 """
@@ -26,9 +26,22 @@ class Node:
 
     def nodes(self) -> Iterator["Node"]:
         """This node and all below it."""
-        yield self
-        for arg in self.args:
-            yield from arg.nodes()
+        waiting: list[Node] = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting.extend(node.args)
+
+    @property
+    def depth(self) -> int:
+        """How deep it is nested."""
+        deepest = 0
+        waiting: list[tuple[Node, int]] = [(self, 1)]
+        while waiting:
+            node, depth = waiting.pop()
+            deepest = max(deepest, depth)
+            waiting.extend((arg, depth + 1) for arg in node.args)
+        return deepest
 
     @property
     def symbols(self) -> frozenset[str]:

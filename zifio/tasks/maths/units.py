@@ -54,13 +54,16 @@ _TABLE: dict[str, tuple[str, Fraction]] = {
 KNOWN = {name: entry for names, entry in _TABLE.items() for name in names.split()}
 _PLURALS = {"feet": "foot", "inches": "inch", "pennies": "penny", "centuries": "century", "people": "person"}
 # words that make another number of the one before them, or another claim
-_MEANING_WORDS = """or and not no nor but less more than over under below above at least most minus plus times divided negative
+_MEANING_WORDS = """or and not no nor but less more than over under below above at least most minus plus times divided
+    negative
     positive to from through between about around approximately roughly nearly almost almost half halves third thirds
     quarter quarters fourth fourths fifth fifths sixth sixths eighth eighths tenth tenths hundredth hundredths
     thousandth thousandths millionth factorial base mod modulo if where when either neither maybe perhaps possibly
     probably wait so is are was equals equal point zero one two three four five six seven eight nine ten eleven twelve
     twenty thirty forty fifty sixty seventy eighty ninety double twice triple each otherwise except without unless
-    versus vs instead actually wrong incorrect correct then else sqrt root infinity"""
+    versus vs instead actually wrong incorrect correct then else sqrt root infinity
+    inverse reciprocal opposite repeating recurring bar remainder mil mill bn mn tn grand gross score scores pair pairs
+    couple couples squares cubes power powers"""
 _MEANING = frozenset(_MEANING_WORDS.split())
 MOST_WORDS = 5
 
@@ -71,6 +74,8 @@ class Unit:
 
     factor: Fraction
     powers: tuple[tuple[str, int], ...]
+    count: Fraction = Fraction(1)
+    """What words such as `thousand` make of the number before them, apart from any unit."""
 
     def times(self, other: "Unit", power: int = 1) -> "Unit":
         """Their product, the other one to a power."""
@@ -78,7 +83,7 @@ class Unit:
         for name, exponent in other.powers:
             powers[name] = powers.get(name, 0) + exponent * power
         kept = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
-        return Unit(self.factor * other.factor**power, kept)
+        return Unit(self.factor * other.factor**power, kept, self.count * other.count)
 
     @property
     def only(self) -> str:
@@ -98,17 +103,17 @@ def is_known(word: str) -> bool:
 def word_unit(word: str) -> Unit | None:
     """The unit that one word names, or None for a word that is none."""
     name = _singular(word)
-    if name.lower() in _MEANING or not (name.isalpha() or name in KNOWN):
+    if {name.lower(), word.lower()} & _MEANING or not (name.isalpha() or name in KNOWN):
         return None
     base, factor = KNOWN.get(name, (name.lower(), Fraction(1)))
-    return Unit(factor, ((base, 1),) if base else ())
+    return Unit(factor, ((base, 1),)) if base else Unit(Fraction(1), (), factor)
 
 
 def unit_of(*words: str) -> Unit | None:
     """The unit that words name, or None: `square feet`, `feet squared`, `miles per hour`, `mph`, `large eggs`."""
-    if not 0 < len(words) <= MOST_WORDS:
+    if not 0 < len(words) <= MOST_WORDS or words[0].lower() in ("squared", "cubed"):
         return None
-    unit, sign, power, unknown = ONE, 1, 1, []
+    unit, sign, power, unknown, n_known = ONE, 1, 1, [], 0
     for place, word in enumerate(words):
         low = word.lower()
         following = words[place + 1].lower() if place + 1 < len(words) else ""
@@ -119,18 +124,20 @@ def unit_of(*words: str) -> Unit | None:
         elif low in ("squared", "cubed"):
             continue
         elif low in ("mph", "kph"):
-            unit = unit.times(KNOWN_SPEEDS[low])
+            unit, n_known = unit.times(KNOWN_SPEEDS[low]), n_known + 1
         else:
             one = word_unit(word)
             if one is None:
                 return None
             power = {"squared": 2, "cubed": 3}.get(following, power)
             if is_known(word):
-                unit = unit.times(one, sign * power)
+                unit, n_known = unit.times(one, sign * power), n_known + 1
             else:
                 unknown.append(one.powers[0][0])
             power = 1
-    return unit.times(Unit(Fraction(1), ((" ".join(unknown), 1),))) if unknown else unit
+    if unknown:
+        return unit.times(Unit(Fraction(1), ((" ".join(unknown), 1),)))
+    return unit if n_known and power == 1 else None  # 5 squared is 25 of nothing
 
 
 def _singular(word: str) -> str:

@@ -30,11 +30,10 @@ def verify(response: str, gold: str, *, ordered: bool = True, second_opinion: bo
     result = _judged(found, wanted, ordered)
     parts = {"accuracy": float(result.holds), "format": float(found.marked)}
     reason = result.reason
-    if found.stated and (second_opinion or result.outcome == "undecided"):
-        second = opinion(found.stated[0], wanted)
-        if second is not None and second_opinion:
-            parts["second"] = float(second)
-        if second is not None and second != result.holds:
+    second = opinion(found.stated[0], wanted) if second_opinion and found.stated else None
+    if second is not None:
+        parts["second"] = float(second)
+        if second != result.holds:
             reason = f"{reason}; " if reason else ""
             reason += f"math-verify says {'equal' if second else 'not equal'}"
     return Verdict("right" if result.holds else "wrong", float(result.holds), parts, reason)
