@@ -12,12 +12,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, build
+from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.gym import Gym
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
-TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym, Field(discriminator="name")]
+TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym | HumanEval | Mbpp, Field(discriminator="name")]
 
 
 def make_task(config: TaskConfig) -> Task:
