@@ -27,11 +27,11 @@ import sys
 import types
 from typing import Any
 
-_FILE = "<tests>"
 _LONGEST_MESSAGE = 16 * 2**20
 _LONGEST_ITERATOR = 10**6
 _PLAIN = (type(None), bool, int, float, str)
 _CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+_TYPES = {one.__name__: one for one in (bool, int, float, complex, str, bytes, dict, *_CONTAINERS.values())}
 
 
 class Fault(Exception):
@@ -93,6 +93,8 @@ def _pack(value: Any, keep: Any) -> Any:
         return ["complex", value.real, value.imag]
     if isinstance(value, bytes | bytearray):
         return ["bytes", value.hex()]
+    if kind is type and _TYPES.get(value.__name__) is value:
+        return ["type", value.__name__]
     if kind is range:
         return ["range", value.start, value.stop, value.step]
     for base in (int, float, str):
@@ -121,6 +123,8 @@ def _unpack(data: Any, found: Any) -> Any:
         return complex(*rest)
     if name == "bytes":
         return bytes.fromhex(rest[0])
+    if name == "type":
+        return _TYPES[rest[0]]
     if name == "range":
         return range(*rest)
     if name == "handle":
@@ -207,9 +211,10 @@ class _Examiner:
     def examine(self, program: str, preamble: str, names: list[str], tests: list[str]) -> tuple[str, str]:
         """("right" | "wrong" | "broken", why)."""
         space: dict[str, Any] = {"__name__": "tests"}
+        sources = {f"<test {number}>": test for number, test in enumerate(tests)}
         try:
             exec(compile(preamble, "<preamble>", "exec"), space)
-            compiled = [compile(test, _FILE, "exec") for test in tests]
+            compiled = [compile(test, name, "exec") for name, test in sources.items()]
         except Exception as error:
             return "broken", f"the tests: {error!r}"
         try:
@@ -217,13 +222,13 @@ class _Examiner:
             space.update({name: self.ask("name", name) for name in names})
         except Fault as fault:
             return "wrong", f"the program {fault}"
-        for source, code in zip(tests, compiled, strict=True):
+        for code in compiled:
             try:
                 exec(code, space)
             except AssertionError as error:
-                return "wrong", f"failed: {_line(source, error)}"
+                return "wrong", f"failed: {_line(sources, error)}"
             except Exception as error:
-                return "wrong", f"at {_line(source, error)}: {'' if isinstance(error, Fault) else 'raised '}{error}"
+                return "wrong", f"at {_line(sources, error)}: {'' if isinstance(error, Fault) else 'raised '}{error}"
         return "right", ""
 
 
@@ -234,15 +239,15 @@ def _number_of(value: Any) -> int:
     return value.__dict__["_number"]
 
 
-def _line(source: str, error: BaseException) -> str:
-    """The line of the tests where this was raised."""
-    number, trace = 1, error.__traceback__
+def _line(sources: dict[str, str], error: BaseException) -> str:
+    """The innermost line of the tests where this was raised."""
+    line, trace = "", error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == _FILE:
-            number = trace.tb_lineno
+        source = sources.get(trace.tb_frame.f_code.co_filename)
+        if source is not None:
+            line = source.splitlines()[trace.tb_lineno - 1].strip()[:200]
         trace = trace.tb_next
-    lines = source.splitlines()
-    return lines[number - 1].strip()[:200] if number <= len(lines) else ""
+    return line
 
 
 def _be_candidate(end: socket.socket) -> None:
