@@ -76,7 +76,8 @@ LIES = {
     "looks for the tests": (
         "import gc, sys\nneedle = ''.join(['rand', 'int'])\n"
         "found = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) and needle in o]\n"
-        "frame, told = sys._getframe().f_back, ''\nwhile frame:\n    told += str(frame.f_locals)\n    frame = frame.f_back\n"
+        "frame, told = sys._getframe().f_back, ''\nwhile frame:\n    told += str(frame.f_locals)\n"
+        "    frame = frame.f_back\n"
         "if found or needle in told: successor = lambda x: x + 1\n"
     ),
     "answers before it is asked": (
@@ -125,7 +126,7 @@ def test_no_lie_that_takes_long_passes(program):
 
 VALUES = [
     "None", "True", "0", "-3", "10**40", "1.5", "-0.0", "float('inf')", "2+3j", "'a\\n\\ud800ü'", "b'\\0\\xff'", "[]",
-    "()", "[1, [2, (3, {4, 5})], {'a': [None], (1, 2): 3}]", "frozenset({1})", "range(3, 9, 2)", "[True, 1, 1.0]", "[int, str]",
+    "()", "[1, [2, (3, {4, 5})], {'a': [None], (1, 2): 3}]", "frozenset({1})", "range(3, 9, 2)", "[True, 1.0]", "[int]",
 ]  # fmt: skip
 
 
