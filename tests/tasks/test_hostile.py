@@ -22,6 +22,8 @@ import pytest
 from tests.tasks.hostile import FILES, GREED, POWER, PRELUDE, TALK
 from zifio.tasks.sandbox import Limits, NoSandbox, Ran, SandboxError, _python, isolation, run, why_not
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux, and the witness /proc")
+
 KINDS = ("namespaces", "bubblewrap", "user namespaces")
 PATIENT = Limits(seconds=8)
 TIGHT = Limits(

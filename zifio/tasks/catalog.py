@@ -15,6 +15,7 @@ from pydantic import Field
 
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
 from zifio.tasks.calculator import Calculator
+from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
@@ -25,7 +26,7 @@ from zifio.tasks.task import Task
 
 TaskConfig = Annotated[
     ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom
-    | Calculator | TicTacToe,
+    | HumanEval | Mbpp | Calculator | TicTacToe,
     Field(discriminator="name"),
 ]
 

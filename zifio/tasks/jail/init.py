@@ -37,8 +37,9 @@ def give_up_rights(user: int | None) -> bool:
     return install()
 
 
-def supervise(spec: Spec, home: str, report: int, alive: int) -> None:
-    """Start the program in the folder `home`, wait for it and write how it ended to `report`, as a literal.
+def supervise(spec: Spec, home: str, report: int, alive: int) -> int:
+    """Start the program in the folder `home`, wait for it and write how it ended to `report`, as a literal. Gives the
+    program's process id, which is also that of its group.
 
     `alive` is a pipe whose other end the launcher holds: when it closes, nobody waits any more.
     """
@@ -59,13 +60,13 @@ def supervise(spec: Spec, home: str, report: int, alive: int) -> None:
     while True:
         events = dict(watched.poll(_LOOK_EVERY_S * 1000))
         if alive in events:
-            return
+            return child
         if wake_read in events:
             os.read(wake_read, 4096)
         end = _reap(child) or (_over(spec, home) if spec["counts"] else None)
         if end:
             os.write(report, repr(end).encode())
-            return
+            return child
 
 
 def _lay_out(home: str, files: dict[str, bytes]) -> None:
@@ -134,9 +135,12 @@ def _over(spec: Spec, home: str) -> dict[str, Any] | None:
     return None
 
 
-def end_descendants() -> None:
-    """Kill whatever this process is the parent of, until there is nothing: for programs that run unsafely."""
-    while True:
+def end_descendants(group: int) -> None:
+    """Kill the program's group and whatever this process is the parent of, until there is nothing: for programs that
+    run unsafely. Where there is no /proc, those who left the group stay."""
+    with contextlib.suppress(OSError):
+        os.killpg(group, signal.SIGKILL)
+    while os.path.isdir("/proc"):
         me = os.getpid()
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:

@@ -192,8 +192,7 @@ def _unsafely(spec: dict[str, Any], report: int, alive: int) -> tuple[int, int]:
             if sys.platform == "linux":
                 kernel.adopt_orphans()
             with tempfile.TemporaryDirectory() as home:
-                init.supervise(spec, home, report, alive)
-                init.end_descendants()
+                init.end_descendants(init.supervise(spec, home, report, alive))
         except BaseException as error:
             os.write(report, _told("broken", why=repr(error)))
         finally:
