@@ -2,7 +2,7 @@
 
 A verb's function takes what its options are called. What it returns belongs on stdout: text, or with `--json`
 anything that JSON can hold; everything else a run has to tell goes to stderr. Exit codes: 0 done, 1 a run
-that diverged, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
+that diverged or a task that failed its screen, 2 a mistake in the command or the recipe, 130 stopped by Ctrl-C.
 
 Try it alone:
 
@@ -85,6 +85,16 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
 
 
+def _screen_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "task", metavar="TASK", help="NAME, NAME:key=value,key=value, a .jsonl or .parquet file, or RECIPE.toml[:STAGE]"
+    )
+    parser.add_argument("--problems", metavar="N", type=int, default=32, help="attack so many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same problems (default: 0)")
+    parser.add_argument("--report", metavar="FILE.html", type=Path, help="write a page that shows what passed")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -134,6 +144,12 @@ VERBS = {
         f"zifio eval {QUICK} problems=64 --out runs/try --json",
         _stage_arguments,
     ),
+    "screen": Verb(
+        "zifio.tasks.screen:screen",
+        "attack a reward before anyone trains on it",
+        "zifio screen mine.jsonl:verifier=integer --report screen.html",
+        _screen_arguments,
+    ),
     "chat": Verb(
         CHAT,
         "talk to a model, its thinking shown apart",
@@ -171,7 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explained(error)
     if result is None:
         return 0
-    return _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result))
+    _write(json.dumps(result, indent=2, default=str) if arguments["as_json"] else str(result))
+    return getattr(result, "exit_code", 0)  # 1: a screen that found what no one should train on
 
 
 def _parser(verb: str) -> Parser:
