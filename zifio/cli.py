@@ -153,6 +153,16 @@ or its check broke, with the reason. Exit code 1 where there are errors. The sam
     _json_argument(parser)
 
 
+def _screen_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "task", metavar="TASK", help="NAME, NAME:key=value,key=value, a .jsonl or .parquet file, or RECIPE.toml[:STAGE]"
+    )
+    parser.add_argument("--problems", metavar="N", type=int, default=32, help="attack so many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same problems (default: 0)")
+    parser.add_argument("--report", metavar="FILE.html", type=Path, help="write a page that shows what passed")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -213,6 +223,12 @@ VERBS = {
         "look for a benchmark's problems in training files; exit code 1 when some are there",
         "zifio contamination train.jsonl --against chain_sum",
         _contamination_arguments,
+    ),
+    "screen": Verb(
+        "zifio.tasks.screen:screen",
+        "attack a reward before anyone trains on it",
+        "zifio screen mine.jsonl:verifier=integer --report screen.html",
+        _screen_arguments,
     ),
     "chat": Verb(
         CHAT,

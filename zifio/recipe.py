@@ -33,6 +33,7 @@ from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
 from zifio.tasks.catalog import TaskConfig, make_task
+from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     recipe = build(Recipe, override(read_toml(path), overrides), str(path))
     _check_kinds(recipe, str(path))
     _check_lengths(recipe, str(path))
+    _check_sizes(recipe, str(path))
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):
@@ -131,6 +133,17 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
                     f"{where}: {stage.name}.sampling.max_new_tokens: wanted less than the model's context of {context} "
                     f"tokens, came {stage.sampling.max_new_tokens}. Lower it, or raise max_position_embeddings."
                 )
+
+
+def _check_sizes(recipe: Recipe, where: str) -> None:
+    """Raise ConfigError where a stage wants more held-out problems than its task has, or its data are not there."""
+    for stage in recipe.stage:
+        task = getattr(stage, "task", None) or recipe.task
+        looks = getattr(stage, "held_out", None)
+        n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
+        if n and isinstance(task, Rows) and n > task.size("held-out"):
+            key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
+            raise ConfigError(f"{where}: {stage.name}.{key}: {too_few(task.name, n, task.size('held-out'))}")
 
 
 def _context_length(recipe: Recipe, name: str) -> int | None:

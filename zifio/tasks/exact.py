@@ -24,7 +24,7 @@ _NUMBER = re.compile(
 )
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?", re.ASCII)
 _SUM = re.compile(r"[0-9+*/() -]{1,400}", re.ASCII)
-_ROUNDED = 8  # a gold with so many decimals was cut: it stands for every number that rounds to it
+_ROUNDED = 8  # a gold with so many decimals was cut: it stands for the fraction that rounds to it
 _QUOTED = 40  # characters of a stranger's text that a reason repeats
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -53,7 +53,7 @@ def number_fault(answer: str, gold: str) -> str:
     if given is None:
         return f"no number: {answer[:_QUOTED]!r}"
     n_decimals = len(gold.partition(".")[2])
-    slack = Fraction(1, 2 * 10**n_decimals) if n_decimals >= _ROUNDED else 0
+    slack = Fraction(1, 2 * 10**n_decimals) if n_decimals >= _ROUNDED and "/" in answer else 0
     return "" if abs(given - wanted) <= slack else _not(answer, gold)
 
 

@@ -7,7 +7,7 @@ in this process.
 
 Try it alone:
 
-    python -c "from zifio.tasks.families import *; print(len(allowed()), excluded()['coin_flip'])"
+    python -c "from zifio.tasks.families import *; print(len(allowed()), excluded()['boxnet'])"
 """
 
 import contextlib

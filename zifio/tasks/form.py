@@ -24,7 +24,7 @@ ASK: dict[Form, str] = {
 OPEN, CLOSE = "<answer>", "</answer>"
 _BOX = "\\boxed{"
 _THINK, _THOUGHT = "<think>", "</think>"
-_LEAD = re.compile(r"(?:.*\b(?:answer|result)\b\**(?:\s+is)?\s*[:=]?|#{2,4})\s*", re.IGNORECASE)
+_LEAD = re.compile(r"(?:.*\banswer\b\**(?:\s+is\b|\s*[:=])|#{4})[\s:=*]*", re.IGNORECASE)
 _BRACE = re.compile(r"[{}]")
 _LONGEST_LINE = 4096
 
@@ -97,11 +97,15 @@ def _in_box(reply: str) -> tuple[str, str]:
 
 
 def _on_last_line(reply: str) -> tuple[str, str]:
-    last = reply.rstrip().rpartition("\n")[2].strip()
-    if not last:
+    lines = [line.strip() for line in reply.strip().splitlines() if line.strip()]
+    if not lines:
         return "", "no answer"
-    if len(last) > _LONGEST_LINE:
-        return "", f"a last line of {len(last)} characters"
-    lead = _LEAD.match(last)
-    said = last[lead.end() :] if lead else last
-    return said.strip("* \t").removesuffix(".").strip("* \t$"), ""
+    if len(lines[-1]) > _LONGEST_LINE:
+        return "", f"a last line of {len(lines[-1])} characters"
+    leads = [_LEAD.match(line) for line in lines if len(line) <= _LONGEST_LINE]
+    said = [lead.string[lead.end() :].strip("* \t").removesuffix(".").strip("* \t$") for lead in leads if lead]
+    if len(set(said)) > 1:
+        return "", f"{len(set(said))} different answers"
+    if said and leads[-1]:
+        return said[0], ""
+    return ("", "the answer is not on the last line") if said or len(lines) > 1 else (lines[0].removesuffix("."), "")

@@ -1,8 +1,8 @@
 """Problems of reasoning-gym, put in its own words, with the answer wanted inside tags: for models that speak English.
 
 reasoning-gym draws the problem (pip install reasoning-gym); the check is ours, because its own gives part marks when
-the right answer merely occurs somewhere. Families that passed the screen are offered (`zifio.tasks.families`). `chain_sum`,
-one-line sums and differences, has options and a working of its own; the others take reasoning-gym's own `options`.
+the right answer merely occurs somewhere. Families that passed the screen are offered (`zifio.tasks.families`): the sums
+and differences of `chain_sum`, with options and a working of our own, and others with reasoning-gym's own `options`.
 
 Try it alone:
 

@@ -20,7 +20,7 @@ from zifio.seed import stream
 from zifio.tasks.exact import choice_fault, number_fault, read_number
 from zifio.tasks.form import ASK, Form, boxes, final_answer, judged, unboxed, wrap
 from zifio.tasks.rows import Hub, find, read_rows, text, value
-from zifio.tasks.task import Problem, Split, Verdict, address, is_held_out
+from zifio.tasks.task import Problem, Split, Verdict, address, folded, is_held_out
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _CALCULATION = re.compile(r"<<[^<>]*>>")
@@ -260,10 +260,10 @@ def _splits(task: Rows) -> dict[str, Any]:
     }
     held_out, train = rows["held-out"], rows.get("train", [])
     if "train" not in rows and not task.evaluation:
-        train = [row for row in held_out if not is_held_out(row.question)]
-        held_out = [row for row in held_out if is_held_out(row.question)]
-    asked = {row.question for row in held_out}
-    kept = [row for row in train if row.question not in asked]
+        train = [row for row in held_out if not is_held_out(folded(row.question))]
+        held_out = [row for row in held_out if is_held_out(folded(row.question))]
+    asked = {folded(row.question) for row in held_out}
+    kept = [row for row in train if folded(row.question) not in asked]
     return {"train": kept, "held-out": held_out, "left out": len(train) - len(kept)}
 
 

@@ -11,7 +11,7 @@ Try it alone:
 
 import random
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ class Splits(Config):
     """Which task this is."""
     junk: float = Field(default=0.0, ge=0, le=1)
     """Share of documents whose six digits are random."""
+    many: ClassVar[bool] = True  # a problem has several right answers
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function; train and held-out share no prompt."""

@@ -110,6 +110,11 @@ def is_held_out(prompt: str) -> bool:
     return hashlib.sha256(prompt.encode()).digest()[0] % _HELD_OUT_OF == 0
 
 
+def folded(prompt: str) -> str:
+    """The prompt without what makes no other problem: case, and runs of spaces."""
+    return " ".join(prompt.casefold().split())
+
+
 def draw(name: str, split: Split, index: int, seed: int, once: Callable[[random.Random], str]) -> str:
     """The first prompt out of `once` that falls in `split`, from the stream of this address.
 
