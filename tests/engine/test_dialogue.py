@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import deepseek, llama, made
+from tiny import Parrot, brief, deepseek, llama, tool_characters
 
 from zifio.config import ConfigError, Sampling
 from zifio.data.calls import read_calls
@@ -22,40 +22,10 @@ from zifio.models.decoder import Decoder
 from zifio.tasks.environment import Observation, Turn
 from zifio.tasks.episode import Reply, Start
 
-TOKENIZER = chat_tokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), [], with_tools=True))
+TOKENIZER = tool_characters()
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 SAMPLING = Sampling(max_new_tokens=40, temperature=0.9)
 ASK = [[{"role": "user", "content": "1+2"}], [{"role": "user", "content": "7-5+3"}]]
-
-
-class Parrot:
-    """Answers every turn with its length in tokens of text, `turns` times; the last one is the verdict of nobody."""
-
-    def __init__(self, turns: int = 3, role: str = "tool", instant: bool = True, seconds: float = 0.0) -> None:
-        self.turns, self.role, self.instant, self.seconds = turns, role, instant, seconds
-        self.seen: list[Turn] = []
-
-    def step(self, turn: Turn) -> Observation:
-        """The answer."""
-        time.sleep(self.seconds)
-        self.seen.append(turn)
-        if len(self.seen) >= self.turns:
-            return Observation(done=True)
-        content = f"{len(turn.text)}={len(self.seen)}"
-        return Observation(({"role": self.role, "content": content},), n_calls=1, n_failures=len(self.seen) % 2)
-
-    def verdict(self, text: str) -> None:
-        """Nothing."""
-
-
-def brief(config: Any, seed: int = 1) -> Decoder:
-    """A model that ends its turns after a few tokens."""
-    model = made(config.model_copy(update={"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 256}), seed)
-    with torch.no_grad():
-        hidden_D = model(torch.randint(0, 30, (4, 20)), torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
-        model.lm_head.weight *= 0.5
-        model.lm_head.weight[TOKENIZER.eos_id] += 2.0 * hidden_D / hidden_D.square().sum()
-    return model
 
 
 def starts(n: int = 3, **kind: Any) -> list[list[Start]]:
