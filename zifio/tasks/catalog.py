@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, build
+from zifio.tasks.agent import Agent
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
@@ -19,7 +20,7 @@ from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
-TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym | Calculator | TicTacToe, Field(discriminator="name")]
+TaskConfig = Annotated[ChainSum | ChainMod | Splits | Gym | Calculator | TicTacToe | Agent, Field(discriminator="name")]
 
 
 def make_task(config: TaskConfig) -> Task:
