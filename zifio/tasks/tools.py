@@ -196,3 +196,7 @@ def search(corpus: Corpus | None, count: int = 3) -> Tool:
         return "\n".join(f"[{hit.title}] {hit.snippet}" for hit in found) or "nothing found"
 
     return Tool("search", "Finds passages in a collection of texts.", _object(query="words to look for"), run)
+
+
+PLAIN: dict[str, Callable[[], Tool]] = {"calculator": calculator, "python": python}
+"""Tools that want nothing, by name."""
