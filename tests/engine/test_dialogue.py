@@ -189,3 +189,54 @@ def test_replies_in_turns_survive_json():
     for group in converse(brief(deepseek()), starts(2)):
         for reply in group:
             assert Reply(**json.loads(json.dumps(asdict(reply)))) == reply
+
+
+class Duet(Parrot):
+    """Two voices in turn, both the policy's; the learner begins and is heard `turns` times."""
+
+    def __init__(self, turns: int = 2) -> None:
+        super().__init__(turns)
+        self.heard: dict[int, list[str]] = {0: [], 1: []}
+
+    def step(self, turn: Turn) -> Observation:
+        """Pass on how much was said."""
+        self.heard[turn.voice].append(turn.text)
+        done = len(self.heard[0]) >= self.turns
+        return Observation(({"role": "user", "content": f"{len(turn.text)}"},), done, voice=1 - turn.voice)
+
+
+@pytest.mark.parametrize("config", [deepseek(), llama()], ids=["experts", "dense"])
+def test_a_second_voice_has_a_history_and_seeds_of_its_own(config: Any):
+    """The reply is the learner's alone, and still the trainer's to the bit."""
+    model = brief(config)
+    policy = LocalPolicy(model, TOKENIZER)
+    begun = [[Start(ASK[0], Duet(), seed) for seed in range(8)]]
+    (group,) = policy.converse(begun, SAMPLING, 9, [])
+    whole = 0
+    for start, reply in zip(begun[0], group, strict=True):
+        heard = start.environment.heard  # type: ignore[attr-defined]
+        whole += bool(heard[1]) and reply.n_turns == 2
+        if reply.n_turns == 2:
+            said = TOKENIZER.tokenizer.decode(reply.tokens, skip_special_tokens=False)
+            assert f"<｜User｜>{len(heard[1][0])}<｜Assistant｜>" in said
+            assert [message["role"] for message in reply.messages] == ["assistant", "user", "assistant"]
+        found = rescored(model, policy.prompt(ASK[0]), reply)
+        np.testing.assert_array_equal(found, np.array(reply.logps, np.float32))
+        (alone,) = policy.converse([[Start(ASK[0], Duet(), start.seed)]], SAMPLING, 9, [])
+        assert alone == [reply]
+    assert whole > 3
+
+
+def test_a_stop_string_ends_a_turn_and_the_end_token_is_told():
+    model = brief(llama())
+    policy = LocalPolicy(model, TOKENIZER)
+    sampling = SAMPLING.model_copy(update={"stop": tuple("0123456789")})
+    cut = 0
+    for group in policy.converse(starts(6, role="user"), sampling, 9, []):
+        for reply in group:
+            ends = [i for i in range(len(reply.tokens) - 1) if reply.sampled[i] and not reply.sampled[i + 1]]
+            for i in ends:
+                is_end = reply.tokens[i] == TOKENIZER.eos_id
+                assert is_end or reply.tokens[i + 1] == TOKENIZER.eos_id
+                cut += not is_end
+    assert cut > 0
