@@ -15,6 +15,7 @@ from tiny import Parrot, brief, deepseek, llama, tool_characters
 from zifio.config import ConfigError, Sampling
 from zifio.data.calls import read_calls
 from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, train_tokenizer
+from zifio.engine.cache import PAGE, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Errands
 from zifio.engine.policy import LocalPolicy
@@ -134,6 +135,15 @@ def test_turns_and_tokens_are_bounded():
     policy.longest = 5
     with pytest.raises(ConfigError, match="row_tokens"):
         policy.converse(starts(1), SAMPLING, 9, TOOLS)
+
+
+def test_short_memory_cuts_episodes_and_refuses_none():
+    """One page for all together: episodes wait for one another, and end where it ends."""
+    model = brief(llama())
+    page_gb = bytes_per_page(model.config, False, torch.float32, torch.device("cpu")) / 1e9
+    for group in converse(model, starts(4, turns=99), max_turns=99, memory_gb=1.01 * page_gb):
+        assert all(reply.tokens and not reply.fault for reply in group)
+        assert all(8 < len(reply.tokens) < PAGE for reply in group)
 
 
 def test_an_environment_that_breaks_ends_its_own_episode_only():
