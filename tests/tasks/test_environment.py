@@ -191,14 +191,31 @@ def test_demonstrations_of_the_calculator():
         assert json.loads(worked[1]["tool_calls"][0]["function"]["arguments"]) == {"expression": problem.prompt}
 
 
+def test_sums_may_stand_beside_products_that_are_bare():
+    """Every operation as often as the others; of the products the wanted share shows no call, of the sums all do."""
+    task = Calculator(operations=("+", "-", "*"), bare=0.75)
+    problems = [task.problem("train", index, seed=1) for index in range(600)]
+    calls = {sign: [] for sign in "+-*"}
+    for problem in problems:
+        assert task.check_gold(problem).outcome == "right"
+        (sign,) = (sign for sign in "+-*" if sign in problem.prompt)
+        calls[sign].append(len(task.demonstration(problem, shows_working=True)) == 4)
+        assert len(task.demonstration(problem, shows_working=False)) == 2
+    assert all(abs(len(shown) - 200) < 50 for shown in calls.values())
+    assert all(calls["+"]) and all(calls["-"]) and abs(sum(calls["*"]) / len(calls["*"]) - 0.25) < 0.1
+    assert any(problem.gold.startswith("-") for problem in problems)
+
+
 def test_options_of_the_calculator_are_checked():
     with pytest.raises(ValueError, match="min_digits"):
         Calculator(min_digits=4, max_digits=3)
+    with pytest.raises(ValueError, match="sum_digits"):
+        Calculator(min_digits=3, max_digits=3, sum_digits=2)
     assert len(Calculator(min_digits=1, max_digits=1).problem("train", 0, 1).prompt) == 3
     with pytest.raises(ValueError, match="gold"):
         TASK.score(Problem("p", "2*3", "7"), "")
     with pytest.raises(ValueError, match="no product"):
-        TASK.score(Problem("p", "2+3", "5"), "")
+        TASK.score(Problem("p", "2/3", "5"), "")
 
 
 def test_any_task_of_single_questions_may_have_tools():
