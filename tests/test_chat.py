@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import deepseek, save_brief
 
 from zifio import cli
 from zifio.chat import chat, split_reply
@@ -114,3 +115,17 @@ def test_on_a_terminal(model: Path):
         shown = ""
     assert talk.wait(timeout=60) == 0
     os.close(ours)
+
+
+def test_tools_are_called_and_shown_with_the_thinking(tmp_path: Path):
+    """An untrained model opens a call now and then; whatever it writes there is answered, if only with an error."""
+    folder = save_brief(tmp_path / "model", deepseek())
+    found = [chat(folder, "1+2", 1.0, 60, True, seed, tools=["calculator"]) for seed in range(12)]
+    assert any("→ error" in record["thinking"] for record in found)
+    plain = [chat(folder, "1+2", 1.0, 60, True, seed) for seed in range(12)]
+    assert not any("→" in record["thinking"] for record in plain)
+
+
+def test_a_model_without_words_for_tools_says_so(model: Path):
+    with pytest.raises(ConfigError, match="tool"):
+        chat(model, "1+2", tools=["calculator"])

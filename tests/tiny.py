@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from zifio.config import build
 from zifio.data.template import ChatTokenizer
-from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
+from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, save_tokenizer, train_tokenizer
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.families import (
@@ -25,6 +26,7 @@ from zifio.models.families import (
     Yarn,
 )
 from zifio.models.weights import save_model
+from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage
@@ -129,7 +131,7 @@ def made(config: AnyConfig, seed: int = 1) -> Decoder:
 def lively(config: DeepseekV3Config | LlamaConfig, eos_id: int, seed: int = 1, push: float = 1.4) -> Decoder:
     """A model that ends its replies now and then: the end token has about `push` more logits than others."""
     model = made(config, seed)
-    tokens = tokens_like(4, 20)
+    tokens = tokens_like(4, 20, vocab=min(40, config.vocab_size or 40))
     with torch.no_grad():
         mean_D = model(tokens, torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
         model.lm_head.weight *= 0.5
@@ -173,6 +175,65 @@ class Sevens(ChainSum):
         right = "7" in response
         parts = {"accuracy": float(right), "format": float(response[:1].isdigit()), "process": 0.0}
         return Verdict("right" if right else "wrong", float(right), parts)
+
+
+class Parrot:
+    """An environment that answers every turn with the length of its text, until `turns` were said."""
+
+    def __init__(self, turns: int = 3, role: str = "tool", instant: bool = True, seconds: float = 0.0) -> None:
+        self.turns, self.role, self.instant, self.seconds = turns, role, instant, seconds
+        self.seen: list[Turn] = []
+
+    def step(self, turn: Turn) -> Observation:
+        """The answer; every second one is said to have failed."""
+        time.sleep(self.seconds)
+        self.seen.append(turn)
+        if len(self.seen) >= self.turns:
+            return Observation(done=True)
+        content = f"{len(turn.text)}={len(self.seen)}"
+        return Observation(({"role": self.role, "content": content},), n_calls=1, n_failures=len(self.seen) % 2)
+
+    def verdict(self, text: str) -> Verdict | None:
+        """None: the task says what it came to."""
+        return None
+
+
+class Chatter(Sevens):
+    """As `Sevens`, played in turns with a parrot."""
+
+    max_turns: int = 4
+    n_turns: int = 3
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+    def start(self, problem: Problem, seed: int) -> Environment:
+        """A parrot of its own."""
+        return Parrot(self.n_turns)
+
+    def demonstration(self, problem: Problem, shows_working: bool) -> list[Message]:
+        """A call, what comes of it, and the answer."""
+        turn = Turn("", (Call("f", "1"),)).message()
+        answer = Turn(self.document(problem, shows_working)).message()
+        return [*conversation(problem), turn, {"role": "tool", "content": "1"}, answer]
+
+
+def tool_characters() -> ChatTokenizer:
+    """The tokenizer of sums, with the tokens for tools."""
+    return chat_tokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), [], with_tools=True))
+
+
+def brief(config: AnyConfig, seed: int = 1) -> Decoder:
+    """A model over the tokens of `tool_characters` that ends its turns after a few tokens."""
+    tokenizer = tool_characters()
+    changes = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
+    return lively(config.model_copy(update=changes), tokenizer.eos_id, seed, push=2.0)  # type: ignore[arg-type]
+
+
+def save_brief(folder: Path, config: AnyConfig) -> Path:
+    """That model with its tokenizer, as a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(brief(config), folder)
+    save_tokenizer(tool_characters(), folder)
+    return folder
 
 
 def counting_look(*_: Any) -> Look:

@@ -2,14 +2,15 @@
 
 On a terminal it asks until an empty line. With `--prompt`, or lines piped in, the answers go to stdout and the thinking
 to stderr, so that `zifio chat MODEL --prompt '(3+7)%10' 2>/dev/null` is the answer alone. Every question is a
-conversation of its own: these models learn from single questions.
+conversation of its own: these models learn from single questions. With `--tools calculator` the model may call, and
+its calls and their results are shown with its thinking.
 
 Try it alone: `zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'`
 """
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,9 @@ from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.hub import resolve
 from zifio.seed import stream_seed
+from zifio.tasks.environment import transcript
+from zifio.tasks.episode import Start
+from zifio.tasks.tools import PLAIN, Workshop
 
 if TYPE_CHECKING:
     from zifio.engine.policy import LocalPolicy
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 LONGEST = 1024
 """Tokens of a reply, at most, where the command does not say and the model's context allows."""
+
+MOST_CALLS = 8
+"""Of tools for one question, and turns."""
 
 
 class Turn(NamedTuple):
@@ -47,8 +54,9 @@ def chat(
     as_json: bool = False,
     seed: int = 0,
     device: "Device" = "cpu",
+    tools: Sequence[str] = (),
 ) -> Any:
-    """Answer `prompt`, or the lines of stdin, or whoever sits at the terminal.
+    """Answer `prompt`, or the lines of stdin, or whoever sits at the terminal; the model may call `tools`.
 
     What belongs on stdout comes back: the answers as text, or as JSON with thinking, tokens and finish; from a terminal
     nothing. A GPU answers in bf16. Raises ConfigError when there is no model or no such device, or a question does not
@@ -65,13 +73,13 @@ def chat(
         )
     from zifio.engine.policy import load_policy
 
-    policy = load_policy(model, device=device, precision="bf16")
+    asked = _Asked(load_policy(model, device=device, precision="bf16"), sampling, max_new_tokens is None, tools)
     if prompt is None and sys.stdin.isatty():
-        return _converse(policy, sampling, max_new_tokens is None, seed)
+        return _converse(asked, seed)
     questions = [prompt] if prompt is not None else [line.strip() for line in sys.stdin if line.strip()]
     turns: list[Turn] = []
     for place, question in enumerate(questions):
-        turns.append(_ask(policy, question, sampling, max_new_tokens is None, stream_seed(seed, "chat", place)))
+        turns.append(asked.ask(question, stream_seed(seed, "chat", place)))
         if not as_json:
             _show_thinking(turns[-1])
     if as_json:
@@ -96,22 +104,40 @@ def _untagged(text: str) -> str:
     return re.sub(r"</?answer>", "", text).strip()
 
 
-def _ask(policy: "LocalPolicy", question: str, sampling: Sampling, as_long_as_fits: bool, seed: int) -> Turn:
-    """One question as one conversation."""
-    conversation = [{"role": "user", "content": question}]
-    if as_long_as_fits:
-        left = policy.model.config.max_position_embeddings - len(policy.prompt(conversation))
-        sampling = sampling.model_copy(update={"max_new_tokens": max(1, min(LONGEST, left))})
-    [[reply]] = policy.complete([conversation], 1, sampling, [[seed]])
-    return Turn(question, *split_reply(reply.text), len(reply.tokens), reply.finish)
+class _Asked(NamedTuple):
+    """Who answers, and how."""
+
+    policy: "LocalPolicy"
+    sampling: Sampling
+    as_long_as_fits: bool
+    tools: Sequence[str]
+
+    def ask(self, question: str, seed: int) -> Turn:
+        """One question as one conversation."""
+        conversation = [{"role": "user", "content": question}]
+        offered = [PLAIN[name]() for name in self.tools]
+        schemas, sampling = [tool.schema for tool in offered], self.sampling
+        if self.as_long_as_fits:
+            left = self.policy.model.config.max_position_embeddings - len(self.policy.prompt(conversation, schemas))
+            sampling = sampling.model_copy(update={"max_new_tokens": max(1, min(LONGEST, left))})
+        if not offered:
+            [[reply]] = self.policy.complete([conversation], 1, sampling, [[seed]])
+            return Turn(question, *split_reply(reply.text), len(reply.tokens), reply.finish)
+        start = Start(conversation, Workshop(offered, MOST_CALLS), seed)
+        [[reply]] = self.policy.converse([[start]], sampling, MOST_CALLS, schemas)
+        if reply.fault:
+            raise ConfigError(f"tools: wanted {', '.join(self.tools)} to work here, came {reply.fault}.")
+        thinking, answer = split_reply(reply.text)
+        thinking = "\n".join(filter(None, [transcript(reply.messages[:-1]), thinking]))
+        return Turn(question, thinking, answer, reply.n_sampled, reply.finish)
 
 
-def _converse(policy: "LocalPolicy", sampling: Sampling, as_long_as_fits: bool, seed: int) -> None:
+def _converse(asked: _Asked, seed: int) -> None:
     """Ask and answer until an empty line."""
     say(Text("a question a line; an empty line ends", style="dim"))
     for place, question in enumerate(_questions()):
         try:
-            turn = _ask(policy, question, sampling, as_long_as_fits, stream_seed(seed, "chat", place))
+            turn = asked.ask(question, stream_seed(seed, "chat", place))
         except ConfigError as error:
             say(Text(str(error), style="yellow"))
             continue

@@ -120,6 +120,9 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", metavar="T", type=float, default=0.6, help="0 is greedy (default: %(default)s)"
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest reply (default: what fits the model)")
+    parser.add_argument(
+        "--tools", nargs="+", choices=("calculator", "python"), default=(), help="what the model may call"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same reply (default: 0)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"

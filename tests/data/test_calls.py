@@ -15,7 +15,8 @@ from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, load_tokenizer
 
 TEXT = '0123456789*{}":expression calculator error'
 ARGUMENTS = '{"expression":"347*582"}'
-OURS = f"<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>calculator<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+CALL = f"<｜tool▁call▁begin｜>calculator<｜tool▁sep｜>{ARGUMENTS}<｜tool▁call▁end｜>"
+OURS = f"<｜tool▁calls▁begin｜>{CALL}<｜tool▁calls▁end｜>"
 QWEN = """\
 {%- if tools %}{{- '<|im_start|>system\\n# Tools\\n' }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}\
 {{- '<|im_end|>\\n' }}{%- endif %}

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import deepseek, llama, made
+from tiny import Parrot, brief, deepseek, llama, tool_characters
 
 from zifio.config import ConfigError, Sampling
 from zifio.data.calls import read_calls
 from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, train_tokenizer
+from zifio.engine.cache import PAGE, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Errands
 from zifio.engine.policy import LocalPolicy
@@ -22,40 +23,10 @@ from zifio.models.decoder import Decoder
 from zifio.tasks.environment import Observation, Turn
 from zifio.tasks.episode import Reply, Start
 
-TOKENIZER = chat_tokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), [], with_tools=True))
+TOKENIZER = tool_characters()
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 SAMPLING = Sampling(max_new_tokens=40, temperature=0.9)
 ASK = [[{"role": "user", "content": "1+2"}], [{"role": "user", "content": "7-5+3"}]]
-
-
-class Parrot:
-    """Answers every turn with its length in tokens of text, `turns` times; the last one is the verdict of nobody."""
-
-    def __init__(self, turns: int = 3, role: str = "tool", instant: bool = True, seconds: float = 0.0) -> None:
-        self.turns, self.role, self.instant, self.seconds = turns, role, instant, seconds
-        self.seen: list[Turn] = []
-
-    def step(self, turn: Turn) -> Observation:
-        """The answer."""
-        time.sleep(self.seconds)
-        self.seen.append(turn)
-        if len(self.seen) >= self.turns:
-            return Observation(done=True)
-        content = f"{len(turn.text)}={len(self.seen)}"
-        return Observation(({"role": self.role, "content": content},), n_calls=1, n_failures=len(self.seen) % 2)
-
-    def verdict(self, text: str) -> None:
-        """Nothing."""
-
-
-def brief(config: Any, seed: int = 1) -> Decoder:
-    """A model that ends its turns after a few tokens."""
-    model = made(config.model_copy(update={"vocab_size": TOKENIZER.vocab_size, "max_position_embeddings": 256}), seed)
-    with torch.no_grad():
-        hidden_D = model(torch.randint(0, 30, (4, 20)), torch.arange(20).expand(4, -1)).hidden_BTD.mean(dim=(0, 1))
-        model.lm_head.weight *= 0.5
-        model.lm_head.weight[TOKENIZER.eos_id] += 2.0 * hidden_D / hidden_D.square().sum()
-    return model
 
 
 def starts(n: int = 3, **kind: Any) -> list[list[Start]]:
@@ -166,6 +137,15 @@ def test_turns_and_tokens_are_bounded():
         policy.converse(starts(1), SAMPLING, 9, TOOLS)
 
 
+def test_short_memory_cuts_episodes_and_refuses_none():
+    """One page for all together: episodes wait for one another, and end where it ends."""
+    model = brief(llama())
+    page_gb = bytes_per_page(model.config, False, torch.float32, torch.device("cpu")) / 1e9
+    for group in converse(model, starts(4, turns=99), max_turns=99, memory_gb=1.01 * page_gb):
+        assert all(reply.tokens and not reply.fault for reply in group)
+        assert all(8 < len(reply.tokens) < PAGE for reply in group)
+
+
 def test_an_environment_that_breaks_ends_its_own_episode_only():
     class Broken(Parrot):
         def step(self, turn: Turn) -> Observation:
@@ -219,3 +199,54 @@ def test_replies_in_turns_survive_json():
     for group in converse(brief(deepseek()), starts(2)):
         for reply in group:
             assert Reply(**json.loads(json.dumps(asdict(reply)))) == reply
+
+
+class Duet(Parrot):
+    """Two voices in turn, both the policy's; the learner begins and is heard `turns` times."""
+
+    def __init__(self, turns: int = 2) -> None:
+        super().__init__(turns)
+        self.heard: dict[int, list[str]] = {0: [], 1: []}
+
+    def step(self, turn: Turn) -> Observation:
+        """Pass on how much was said."""
+        self.heard[turn.voice].append(turn.text)
+        done = len(self.heard[0]) >= self.turns
+        return Observation(({"role": "user", "content": f"{len(turn.text)}"},), done, voice=1 - turn.voice)
+
+
+@pytest.mark.parametrize("config", [deepseek(), llama()], ids=["experts", "dense"])
+def test_a_second_voice_has_a_history_and_seeds_of_its_own(config: Any):
+    """The reply is the learner's alone, and still the trainer's to the bit."""
+    model = brief(config)
+    policy = LocalPolicy(model, TOKENIZER)
+    begun = [[Start(ASK[0], Duet(), seed) for seed in range(8)]]
+    (group,) = policy.converse(begun, SAMPLING, 9, [])
+    whole = 0
+    for start, reply in zip(begun[0], group, strict=True):
+        heard = start.environment.heard  # type: ignore[attr-defined]
+        whole += bool(heard[1]) and reply.n_turns == 2
+        if reply.n_turns == 2:
+            said = TOKENIZER.tokenizer.decode(reply.tokens, skip_special_tokens=False)
+            assert f"<｜User｜>{len(heard[1][0])}<｜Assistant｜>" in said
+            assert [message["role"] for message in reply.messages] == ["assistant", "user", "assistant"]
+        found = rescored(model, policy.prompt(ASK[0]), reply)
+        np.testing.assert_array_equal(found, np.array(reply.logps, np.float32))
+        (alone,) = policy.converse([[Start(ASK[0], Duet(), start.seed)]], SAMPLING, 9, [])
+        assert alone == [reply]
+    assert whole > 3
+
+
+def test_a_stop_string_ends_a_turn_and_the_end_token_is_told():
+    model = brief(llama())
+    policy = LocalPolicy(model, TOKENIZER)
+    sampling = SAMPLING.model_copy(update={"stop": tuple("0123456789")})
+    cut = 0
+    for group in policy.converse(starts(6, role="user"), sampling, 9, []):
+        for reply in group:
+            ends = [i for i in range(len(reply.tokens) - 1) if reply.sampled[i] and not reply.sampled[i + 1]]
+            for i in ends:
+                is_end = reply.tokens[i] == TOKENIZER.eos_id
+                assert is_end or reply.tokens[i + 1] == TOKENIZER.eos_id
+                cut += not is_end
+    assert cut > 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from zifio.config import ConfigError, Sampling
 from zifio.tasks.calculator import Calculator
+from zifio.tasks.catalog import read_task
 from zifio.tasks.environment import Call, Interactive, Said, Turn, conversation, converse, demonstration, tools_of
 from zifio.tasks.episode import Reply, Start, play, record
 from zifio.tasks.game import TicTacToe, best_moves, legal_moves, read_position
@@ -188,11 +191,67 @@ def test_demonstrations_of_the_calculator():
         assert json.loads(worked[1]["tool_calls"][0]["function"]["arguments"]) == {"expression": problem.prompt}
 
 
+def test_sums_may_stand_beside_products_that_are_bare():
+    """Every operation as often as the others; of the products the wanted share shows no call, of the sums all do."""
+    task = Calculator(operations=("+", "-", "*"), bare=0.75)
+    problems = [task.problem("train", index, seed=1) for index in range(600)]
+    calls = {sign: [] for sign in "+-*"}
+    for problem in problems:
+        assert task.check_gold(problem).outcome == "right"
+        (sign,) = (sign for sign in "+-*" if sign in problem.prompt)
+        calls[sign].append(len(task.demonstration(problem, shows_working=True)) == 4)
+        assert len(task.demonstration(problem, shows_working=False)) == 2
+    assert all(abs(len(shown) - 200) < 50 for shown in calls.values())
+    assert all(calls["+"]) and all(calls["-"]) and abs(sum(calls["*"]) / len(calls["*"]) - 0.25) < 0.1
+    assert any(problem.gold.startswith("-") for problem in problems)
+
+
 def test_options_of_the_calculator_are_checked():
     with pytest.raises(ValueError, match="min_digits"):
         Calculator(min_digits=4, max_digits=3)
+    with pytest.raises(ValueError, match="sum_digits"):
+        Calculator(min_digits=3, max_digits=3, sum_digits=2)
     assert len(Calculator(min_digits=1, max_digits=1).problem("train", 0, 1).prompt) == 3
     with pytest.raises(ValueError, match="gold"):
         TASK.score(Problem("p", "2*3", "7"), "")
     with pytest.raises(ValueError, match="no product"):
-        TASK.score(Problem("p", "2+3", "5"), "")
+        TASK.score(Problem("p", "2/3", "5"), "")
+
+
+def test_any_task_of_single_questions_may_have_tools():
+    """Problems, score and documents are the inner task's; the tools are the agent's."""
+    agent = read_task({"name": "agent", "of": {"name": "chain_sum", "max_terms": 7}, "use": ["calculator"]}, "here")
+    inner = ChainSum(max_terms=7)
+    assert isinstance(agent, Interactive) and [tool["function"]["name"] for tool in agent.tools] == ["calculator"]
+    problem = agent.problem("train", 0, 1)
+    assert problem == inner.problem("train", 0, 1)
+    assert agent.document(problem, True) == agent.demonstration(problem, True)[1]["content"]
+    turns = [ask_for(problem.prompt), Turn(inner.document(problem, True))]
+    ((episode,),) = play(Talker(lambda prompt: turns), agent, [problem], 1, Sampling(), 1)
+    assert episode.verdict == inner.score(problem, turns[1].text) and episode.reply.n_calls == 1
+    assert agent.check_gold(problem).outcome == "right" and pickle.loads(pickle.dumps(agent)) == agent
+
+
+def test_an_agent_searches_its_corpus(tmp_path: Path):
+    (tmp_path / "facts.txt").write_text("The answer is written here.")
+    table = {"name": "agent", "of": {"name": "chain_sum"}, "use": ["search"], "corpus": [str(tmp_path / "facts.txt")]}
+    agent = read_task(table, "here")
+    assert isinstance(agent, Interactive)
+    desk = agent.start(agent.problem("train", 0, 1), 1)
+    seen = desk.step(Turn("", (Call("search", '{"query": "answers"}'),)))
+    assert seen.messages[0]["content"] == "[facts.txt] The answer is written here."
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"of": {"name": "nope"}}, "nope"),
+        ({"of": {"name": "calculator"}}, "played in turns"),
+        ({"of": {"name": "chain_sum"}, "use": ["search"]}, "corpus"),
+        ({"of": {"name": "chain_sum", "max_term": 3}}, "max_terms"),
+        ({"of": {"name": "chain_sum"}, "use": []}, "use"),
+    ],
+)
+def test_impossible_agents_are_refused(table: dict[str, Any], words: str):
+    with pytest.raises(ConfigError, match=words):
+        read_task({"name": "agent", **table}, "here")

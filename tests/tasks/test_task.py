@@ -20,7 +20,7 @@ TASKS: list[TaskConfig] = [
     ChainMod(modulus=7, working="totals"),
     Splits(),
     Calculator(),
-    Calculator(min_digits=2, max_digits=4),
+    Calculator(min_digits=2, max_digits=4, operations=("*", "+", "-")),
     TicTacToe(),
 ]
 

@@ -122,13 +122,13 @@ class Dialogue:
             [_Talk(start, {LEARNER: self._voice(prompt)}) for start in group]
             for group, prompt in zip(starts_P_G, prompts, strict=True)
         ]
+        self.longest = self.engine.reserve(sum(map(len, starts_P_G)), self.longest)
         longest_prompt = max((len(p) for p, group in zip(prompts, starts_P_G, strict=True) if group), default=0)
         if longest_prompt >= self.longest:
             raise ConfigError(
                 f"the longest prompt has {longest_prompt} tokens, and an episode may have {self.longest}. Shorten it, "
-                "or raise max_position_embeddings (in RL also rows.row_tokens)."
+                "or raise max_position_embeddings (in RL also rows.row_tokens) or the engine's memory_gb."
             )
-        self.engine.reserve(sum(map(len, starts_P_G)), self.longest)
         for group in talks_P_G:
             if group:
                 self._speak(group)

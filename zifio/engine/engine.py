@@ -163,15 +163,18 @@ class Engine:
         """Whether a step would do or tell anything."""
         return bool(self._samples or self._events)
 
-    def reserve(self, n_rows: int, n_tokens: int) -> None:
+    def reserve(self, n_rows: int, n_tokens: int) -> int:
         """Open the queue anew for so many replies of so many tokens, prompts included; earlier prefixes are forgotten.
 
-        Without this the queue is opened for full contexts.
+        Returns how many tokens one of them may have at most, which is fewer where the memory is short. Without this the
+        queue is opened for full contexts.
         """
         assert not self.has_work, "reserve while requests are under way"
         self._pack()
         self._open(max(1, min(self.max_rows, n_rows)) * (-(-n_tokens // PAGE) + 2))
         self._is_queue = True
+        assert self._scheduler is not None
+        return min(n_tokens, self._scheduler.pages.n_pages * PAGE)
 
     def submit(self, request: Request) -> list[int]:
         """Queue a request; returns an id for each of its seeds, under which `step` tells what becomes of it.

@@ -17,6 +17,7 @@ from typing import Any
 
 from zifio.data.sources import read_jsonl
 from zifio.log import RunFolder
+from zifio.tasks.environment import transcript
 from zifio.tasks.task import parse_response
 
 _GAINED, _STUMBLED = 5, 2  # of the examples shown: learned since the first model; still wrong for some
@@ -148,20 +149,9 @@ def _example(problem: str, rows_of: dict[str, dict[str, dict[str, Any]]]) -> Exa
 def _answer(model: str, row: dict[str, Any]) -> Answer:
     parsed = parse_response(row["response"])
     thinking, answer = parsed or ("", row["response"])
-    return Answer(model, row["outcome"], (_before(row) + thinking).strip(), answer, parsed is not None, row["reason"])
-
-
-def _before(row: dict[str, Any]) -> str:
-    """What was said and heard before the last turn of an episode in turns, a line each."""
-    lines = []
-    for message in row.get("messages", [])[1:-1]:
-        if message["role"] == "assistant":
-            calls = [call["function"] for call in message.get("tool_calls", [])]
-            lines += [message["content"]] if message["content"] else []
-            lines += [f"{call['name']}({call['arguments']})" for call in calls]
-        else:
-            lines.append(f"→ {message['content']}")
-    return "\n".join([*lines, ""]) if lines else ""
+    earlier = transcript(row.get("messages", [])[1:-1])  # of an episode in turns
+    thinking = "\n".join(filter(None, [earlier, thinking]))
+    return Answer(model, row["outcome"], thinking, answer, parsed is not None, row["reason"])
 
 
 def thinking(response: str) -> str:

@@ -1,7 +1,8 @@
 """Products of two numbers that nobody multiplies in one glance, with a calculator to call: `347*582` is 201954.
 
 The documents answer straight away, or show how the calculator is called. Whoever can only guess is right almost never,
-whoever calls is right almost always. A verdict's part "process" says that the right answer came from the tool.
+whoever calls is right almost always. A verdict's part "process" says that the right answer came from the tool. Sums may
+stand beside the products, and `bare` products without a call, so that a base can know how to call and not do it.
 
 Try it alone:
 
@@ -19,11 +20,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from zifio.config import Config
+from zifio.seed import stream
 from zifio.tasks.environment import Call, Message, Turn, conversation
 from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, render_response
 from zifio.tasks.tools import Workshop, calculator
 
-_PROMPT = re.compile(r"([1-9][0-9]{0,8})\*([1-9][0-9]{0,8})", re.ASCII)
+_PROMPT = re.compile(r"([1-9][0-9]{0,8})([-+*])([1-9][0-9]{0,8})", re.ASCII)
 _QUOTED = 24  # characters of a stranger's text that a reason repeats
 
 
@@ -36,6 +38,12 @@ class Calculator(Config):
     """Fewest digits of a factor; every length up to max_digits is equally likely."""
     max_digits: int = Field(default=3, ge=1, le=9)
     """Most digits of a factor."""
+    operations: tuple[Literal["*", "+", "-"], ...] = Field(default=("*",), min_length=1)
+    """What is asked, each equally often."""
+    sum_digits: int = Field(default=6, ge=1, le=9)
+    """Most digits of a term of a sum or difference; the fewest are min_digits."""
+    bare: float = Field(default=0.0, ge=0, le=1)
+    """Share of products whose documents answer straight away even when a call is to be shown."""
     max_turns: int = Field(default=4, ge=1, le=64)
     """An episode is cut after so many turns."""
     max_calls: int = Field(default=3, ge=0, le=64)
@@ -48,6 +56,8 @@ class Calculator(Config):
                 f"wanted min_digits at most max_digits, came {self.min_digits} and {self.max_digits}. "
                 f"Set max_digits to {self.min_digits} or more."
             )
+        if self.min_digits > self.sum_digits:
+            raise ValueError(f"wanted sum_digits of {self.min_digits} or more, came {self.sum_digits}. Raise it.")
         return self
 
     @property
@@ -58,7 +68,7 @@ class Calculator(Config):
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function; train and held-out share no prompt."""
         prompt = draw(self.name, split, index, seed, self._prompt)
-        return Problem(address(self.name, split, index, seed), prompt, _product(prompt))
+        return Problem(address(self.name, split, index, seed), prompt, _result(prompt))
 
     def document(self, problem: Problem, shows_working: bool) -> str:
         """The assistant's last text: the true answer. Its working would be a call, see `demonstration`."""
@@ -67,7 +77,8 @@ class Calculator(Config):
     def demonstration(self, problem: Problem, shows_working: bool) -> list[Message]:
         """The conversation: with working the calculator is asked, without it the answer comes straight away."""
         answer = Turn(self.document(problem, shows_working)).message()
-        if not shows_working:
+        is_bare = "*" in problem.prompt and stream(0, f"task/{self.name}/bare", problem.id).random() < self.bare
+        if is_bare or not shows_working:
             return [*conversation(problem), answer]
         arguments = json.dumps({"expression": problem.prompt}, separators=(",", ":"))
         turn = Turn("", (Call("calculator", arguments),))
@@ -80,7 +91,7 @@ class Calculator(Config):
 
     def score(self, problem: Problem, response: str) -> Verdict:
         """The verdict on an answer. Raises ValueError when the problem is broken."""
-        if problem.gold != _product(problem.prompt):
+        if problem.gold != _result(problem.prompt):
             raise ValueError(f"gold of {problem.prompt} is given as {problem.gold[:_QUOTED]}")
         return grade(response, lambda answer: _answer_fault(answer, problem.gold), lambda *_: "a working is a call")
 
@@ -89,11 +100,13 @@ class Calculator(Config):
         return self.score(problem, self.document(problem, shows_working=True))
 
     def _prompt(self, rng: random.Random) -> str:
-        factors = []
+        operation = rng.choice(self.operations) if len(self.operations) > 1 else self.operations[0]
+        most = self.max_digits if operation == "*" else self.sum_digits
+        numbers = []
         for _ in range(2):
-            n_digits = rng.randint(self.min_digits, self.max_digits)
-            factors.append(rng.randrange(10 ** (n_digits - 1), 10**n_digits))
-        return f"{factors[0]}*{factors[1]}"
+            n_digits = rng.randint(self.min_digits, most)
+            numbers.append(rng.randrange(10 ** (n_digits - 1), 10**n_digits))
+        return f"{numbers[0]}{operation}{numbers[1]}"
 
 
 class _Desk(Workshop):
@@ -112,11 +125,13 @@ class _Desk(Workshop):
         return replace(verdict, parts={**verdict.parts, "process": 1.0}, reason="")
 
 
-def _product(prompt: str) -> str:
+def _result(prompt: str) -> str:
+    """The right answer. Raises ValueError for what is no prompt of this task."""
     found = _PROMPT.fullmatch(prompt)
     if found is None:
-        raise ValueError(f"no product: {prompt[:_QUOTED]!r}")
-    return str(int(found[1]) * int(found[2]))
+        raise ValueError(f"no product, sum or difference: {prompt[:_QUOTED]!r}")
+    left, right = int(found[1]), int(found[3])
+    return str({"*": left * right, "+": left + right, "-": left - right}[found[2]])
 
 
 def _answer_fault(answer: str, gold: str) -> str:

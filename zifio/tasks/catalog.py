@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.tasks.agent import Agent
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
@@ -26,7 +27,7 @@ from zifio.tasks.task import Task
 
 TaskConfig = Annotated[
     ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom
-    | HumanEval | Mbpp | Calculator | TicTacToe,
+    | HumanEval | Mbpp | Calculator | TicTacToe | Agent,
     Field(discriminator="name"),
 ]
 

@@ -128,6 +128,16 @@ def demonstration(task: Task, problem: Problem, shows_working: bool) -> list[Mes
     return [*conversation(problem), {"role": "assistant", "content": task.document(problem, shows_working)}]
 
 
+def transcript(messages: list[Message]) -> str:
+    """What was said, called and heard, a line each, for people."""
+    lines = []
+    for message in messages:
+        calls = [call["function"] for call in message.get("tool_calls", [])]
+        lines += [f"→ {message['content']}" if message["role"] != "assistant" else message["content"]]
+        lines += [f"{call['name']}({call['arguments']})" for call in calls]
+    return "\n".join(filter(None, lines))
+
+
 def turn_seed(seed: int, voice: int, number: int) -> int:
     """The random numbers of a voice's turn, for the sample of this seed. The learner's first are the sample's own, as
     in an episode of one turn."""

@@ -186,11 +186,17 @@ def python(seconds: float = 10.0, unsafe: bool = False) -> Tool:
     return Tool("python", about, _object(code="the program"), run, instant=False)
 
 
-def search(corpus: Corpus, count: int = 3) -> Tool:
-    """Search over a local corpus, the best passages first."""
+def search(corpus: Corpus | None, count: int = 3) -> Tool:
+    """Search over a local corpus, the best passages first; without a corpus it can be described but not called."""
 
     def run(query: str) -> str:
+        if corpus is None:
+            raise ToolBroken("no corpus was opened")
         found = corpus.search(query, count)
         return "\n".join(f"[{hit.title}] {hit.snippet}" for hit in found) or "nothing found"
 
     return Tool("search", "Finds passages in a collection of texts.", _object(query="words to look for"), run)
+
+
+PLAIN: dict[str, Callable[[], Tool]] = {"calculator": calculator, "python": python}
+"""Tools that want nothing, by name."""

@@ -36,7 +36,7 @@ def tokenizer(stage: TokenizerStage, context: Context) -> dict[str, float]:
 def _task_texts(task: Task, seed: int) -> list[str]:
     """Questions and worked replies of the task, which hold every character that it uses.
 
-    Of a task in turns all that is said, and where tools answer, letters enough for their errors.
+    Of a task in turns all that is said, and where tools answer, characters enough for their errors and for sums.
     """
     seed = stream_seed(seed, "tokenizer")
     problems = [task.problem("train", index, seed) for index in range(_DOCUMENTS)]
