@@ -27,6 +27,11 @@ def prose(n: int, seed: int) -> str:
     return " ".join(random.Random(seed).choices(VOCABULARY, k=n))
 
 
+def clean(n: int, seed: int) -> str:
+    """Prose that is in no problem."""
+    return prose(n, 1_000_000 + seed)
+
+
 ITEMS = [
     Item(f"q{i}", f"Question: {prose(30, i)}?", str(100 + i), f"Because {prose(25, 1000 + i)}.") for i in range(40)
 ]
@@ -39,8 +44,10 @@ def found(*texts_: str) -> dict[str, list]:
 
 def test_thirteen_words_and_no_fewer():
     words = ITEMS[3].prompt.split()
-    assert found(f"{prose(50, 77)} {' '.join(words[5:18])} {prose(50, 78)}") == {"q3": ["13-gram", "prompt", 1]}
-    assert found(f"{prose(50, 77)} {' '.join(words[5:17])} {prose(50, 78)}") == {}
+    assert found(f"{prose(50, 'clean 77')} {' '.join(words[5:18])} {prose(50, 'clean 78')}") == {
+        "q3": ["13-gram", "prompt", 1]
+    }
+    assert found(f"{prose(50, 'clean 77')} {' '.join(words[5:17])} {prose(50, 'clean 78')}") == {}
 
 
 def test_case_punctuation_and_space_do_not_hide_a_leak():
@@ -52,14 +59,14 @@ def test_case_punctuation_and_space_do_not_hide_a_leak():
 
 def test_solutions_leak_too_and_a_passage_is_counted_once():
     assert found(ITEMS[2].solution, ITEMS[2].solution + " " + ITEMS[2].solution) == {"q2": ["13-gram", "solution", 3]}
-    assert found(prose(5000, 3)) == {}
+    assert found(clean(5000, 3)) == {}
 
 
 def test_what_all_problems_share_is_no_leak():
     ask = "Work it out step by step, then give the final answer alone between the two tags, please."
     items = [Item(item.id, f"{item.prompt}\n{ask}") for item in ITEMS]
     index = Index(items)
-    assert index.search("f", [Located("line 1", f"{prose(40, 8)} {ask}")]) == []
+    assert index.search("f", [Located("line 1", f"{prose(40, 'clean 8')} {ask}")]) == []
     assert [hit.item for hit in index.search("f", [Located("line 1", items[4].prompt)])] == ["q4"]
 
 
@@ -77,16 +84,16 @@ def test_short_problems_are_found_whole_with_their_answers():
 
 def planted(folder: Path, kind: str) -> Path:
     """A file with one leaked question of three in it, in the middle."""
-    clean = [prose(60, 500 + i) for i in range(600)]
-    clean[311] = f"{prose(20, 1)} {ITEMS[9].prompt} {ITEMS[9].gold} {prose(20, 2)}"
+    lines = [clean(60, 100 + i) for i in range(600)]
+    lines[311] = f"{prose(20, 'clean 1')} {ITEMS[9].prompt} {ITEMS[9].gold} {prose(20, 'clean 2')}"
     if kind == "parquet":
-        rows = [{"messages": [{"role": "user", "content": text}], "n": 1} for text in clean]
+        rows = [{"messages": [{"role": "user", "content": text}], "n": 1} for text in lines]
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet", row_group_size=100)
         return folder / "train.parquet"
     opener = {"gz": gzip.open, "xz": lzma.open, "bz2": bz2.open}.get(kind.partition(".")[2], open)
     path = folder / f"train.{kind}"
     with opener(path, "wb") as file:
-        for text in clean:
+        for text in lines:
             wrapped = (
                 text.replace(" ", "\n", 5) if kind.startswith("txt") else json.dumps({"a": [{"text": text}], "b": 1})
             )
@@ -131,18 +138,18 @@ def test_no_leak_is_lost_at_a_seam(tmp_path, monkeypatch):
     monkeypatch.setattr(texts, "_OVERLAP", 500)
     index = Index(ITEMS)
     for shift in range(0, 2200, 90):
-        text = f"{prose(1500, 6)[:shift]} {ITEMS[5].prompt} {prose(800, 7)} é"
+        text = f"{prose(1500, 'clean 6')[:shift]} {ITEMS[5].prompt} {prose(800, 'clean 7')} é"
         for path, content in ((tmp_path / "a.txt", text), (tmp_path / "a.jsonl", json.dumps({"text": text}))):
             path.write_text(content)
             [hit] = index.search("f", read_located(path))
             assert (hit.item, hit.count) == ("q5", 1), shift
 
 
-def test_memory_stays_bounded_over_a_big_file(tmp_path):
-    path = tmp_path / "big.txt"
-    block = prose(40_000, 9)
+def test_memory_stays_bounded_over_a_big_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "_BLOCK", 1 << 16)
+    path, block = tmp_path / "big.txt", clean(10_000, 9)
     with path.open("w") as file:
-        for _ in range(60):  # 12 MB without the end of a line
+        for _ in range(60):  # 3 MB without the end of a line
             file.write(block + " ")
     index = Index(ITEMS)
     tracemalloc.start()
@@ -151,7 +158,7 @@ def test_memory_stays_bounded_over_a_big_file(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert n > 5
+    assert n > 40
     assert peak < path.stat().st_size, "never the whole file at once"
 
 

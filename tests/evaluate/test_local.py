@@ -1,4 +1,4 @@
-"""A local model under examination: budgets cut thinking and nothing else, and the same command gives the same replies."""
+"""A local model under examination: budgets cut thinking and nothing else; the same command gives the same replies."""
 
 import json
 
