@@ -15,6 +15,7 @@ import pytest
 
 from zifio import cli
 from zifio.config import ConfigError
+from zifio.log import Finished
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,7 +84,7 @@ def test_examples_fit_their_function(verb: str, monkeypatch: pytest.MonkeyPatch)
     inspect.signature(function).bind(**calls[0])
 
 
-@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb not in ("chat", "convert", "score")])
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if "recipes/" in cli.VERBS[verb].example])
 def test_examples_are_right(verb: str, monkeypatch: pytest.MonkeyPatch):
     """Every example names a recipe, a stage and keys that exist."""
     if not (ROOT / cli.QUICK).exists():
@@ -158,6 +159,27 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     called(monkeypatch, KeyboardInterrupt())
     assert cli.main(["run", "my recipe.toml", "--fresh", "name=x y"]) == 130
     assert capsys.readouterr().err.strip() == "stopped; resume with: zifio run 'my recipe.toml' 'name=x y'"
+
+
+def test_a_verb_may_bring_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    called(monkeypatch, Finished(1, {"hits": 2}))
+    assert cli.main(["contamination", "a.jsonl", "--against", "chain_sum", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"hits": 2}
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "overrides"),
+    [
+        (["eval", "--task", "chain_sum", "model", "--n", "4", "seed=1"], "model", ["seed=1"]),
+        (["eval", "http://host/v1", "seed=1", "--model", "m", "n=2"], "http://host/v1", ["seed=1", "n=2"]),
+        (["eval", "recipe.toml", "--out", "x", "n=2"], "recipe.toml", ["n=2"]),
+        (["eval", "--answers", "a.jsonl", "--task", "chain_sum"], None, []),
+    ],
+)
+def test_the_forms_of_eval(words: list[str], path: str | None, overrides: list[str], monkeypatch: pytest.MonkeyPatch):
+    calls = called(monkeypatch)
+    assert cli.main(words) == 0
+    assert (calls[0]["path"], calls[0]["overrides"], calls[0]["kind"]) == (path, overrides, "eval")
 
 
 def test_stdout_holds_the_result_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -21,7 +21,7 @@ FLOORS = {
     1: ("models", "data", "tasks", "label", "parallel"),
     2: ("checkpoint", "engine", "plan"),
     3: ("train", "evaluate", "serve", "board", "doctor"),
-    4: ("cli", "recipe", "chat", "convert"),
+    4: ("cli", "recipe", "chat", "convert", "exam"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -38,10 +38,12 @@ TORCH_FREE_ROOMS = (
     "recipe",
     "chat",
     "convert",
+    "exam",
 )
 TORCH_FREE_FILES = (
     "models/config.py", "models/families.py", "models/count.py", "models/hub.py", "train/config.py",
-    "evaluate/config.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
+    "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
+    "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
     "engine/scheduler.py", "engine/stops.py",
 )  # fmt: skip
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "types", "constants", "misc"}

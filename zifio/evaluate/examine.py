@@ -143,7 +143,7 @@ class _Watch:
         self.allowed, self.task = most_errors * n_wanted, task
         self.broken: list[str] = []
         self.failures: list[str] = []
-        self.n_right = self.n_checked = 0
+        self.n_right = self.n_checked = self.n_new = 0
         self.see(rows, [])
         self.n_new = 0
 

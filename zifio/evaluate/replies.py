@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zifio.tasks.episode import Message, conversation
 from zifio.tasks.task import Problem, Task, parse_response
@@ -22,6 +22,8 @@ from zifio.tasks.task import Problem, Task, parse_response
 _OPEN, _CLOSE = "<think>", "</think>"
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", re.ASCII)
+_SAID = re.compile(r".*\banswer\b[\s:*]*(?:is\b)?[\s:*]*(\S.*)", re.IGNORECASE)
+_LONGEST_LINE = 4096  # characters of a last line that are looked at
 _BOX = "\\boxed{"
 
 
@@ -81,6 +83,7 @@ class Frame:
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
 
+@runtime_checkable
 class Subject(Protocol):
     """Who is examined."""
 
@@ -124,19 +127,21 @@ def scored_text(said: Said, shaped: bool) -> str:
 def answer_of(content: str) -> str | None:
     """The answer that a reply's vote is for, in one spelling; None where it gives none.
 
-    What stands between answer tags, else in the last box, else the last number, else the last line. No verifier is
-    asked: two spellings of one answer are two answers to the vote.
+    What stands between answer tags, else in the last box, else behind "the answer is" on the last line, else the last
+    number, else the last line. No verifier is asked: two spellings of one answer are two answers to the vote.
     """
-    tagged = _TAGGED.findall(content)
-    boxed = _last_box(content)
-    if tagged:
+    content = content.replace("−", "-").strip()
+    last_line = content.rpartition("\n")[2][-_LONGEST_LINE:]
+    if tagged := _TAGGED.findall(content):
         found = tagged[-1]
-    elif boxed is not None:
+    elif (boxed := _last_box(content)) is not None:
         found = boxed
+    elif said := _SAID.fullmatch(last_line):
+        found = said[1]
     elif numbers := _NUMBER.findall(content):
         found = numbers[-1]
     else:
-        found = content.strip().rpartition("\n")[2]
+        found = last_line
     return _spelled(found) or None
 
 
@@ -155,6 +160,6 @@ def _last_box(text: str) -> str | None:
 
 def _spelled(answer: str) -> str:
     """One spelling: no space, no dollar signs, no commas between digits, no case, no full stop behind it."""
-    plain = unicodedata.normalize("NFKC", answer).casefold().replace("−", "-")
-    plain = re.sub(r"[\s$]|\\[,;! ]", "", plain)
+    plain = unicodedata.normalize("NFKC", answer).casefold()
+    plain = re.sub(r"[\s$*]|\\[,;! ]", "", plain)
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain).rstrip(".")
