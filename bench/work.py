@@ -72,7 +72,7 @@ class Work:
 SMALL = {"prompts_used": 2, "group": 2, "max_new_tokens": 8}
 GROUP = {"prompts_used": 16, "group": 8, "temperature": 1.0}
 ONE = {"prompts_used": 1, "group": 1, "temperature": 0.0, "fixed": True}
-STEP = {"group": 8, "temperature": 1.0, "cache": "dynamic", "micro_rows": 8, "row_tokens": 512, "micro_tokens": 1024}
+STEP = {"group": 8, "temperature": 1.0, "cache": "dynamic", "micro_rows": 8, "row_tokens": 512, "micro_tokens": 512}
 SMALL_STEP = {"questions_used": 2, "group": 4, "max_new_tokens": 8}
 NANO_STEP = {"group": 16, "temperature": 1.0, "cache": "dynamic", "micro_rows": 128, "row_tokens": 128}
 
