@@ -108,13 +108,13 @@ def test_what_is_wrong_is_told(human_eval):
         "```python\n    return x - y\n```": "failed: assert candidate(0, 1) == 1",
         "": "failed",
         "I do not know.": "SyntaxError",
-        "```python\ndef add(x, y):\n    import os\n    os._exit(0)\n```": "ended before it answered",
+        "```python\ndef add(x, y):\n    import os\n    os._exit(0)\n```": "ended before it answered, with exit code 0",
     }.items():
         verdict = human_eval.score(problem, response)
         assert (verdict.outcome, verdict.reward) == ("wrong", 0.0) and reason in verdict.reason, verdict
     hasty = HumanEval(seconds=0.5)
     verdict = hasty.score(hasty.problem("held-out", 53, 0), "    while True: pass")
-    assert verdict.outcome == "wrong" and "stopped after" in verdict.reason
+    assert verdict.outcome == "wrong" and "s of processor time" in verdict.reason
 
 
 def test_a_missing_or_broken_sandbox_is_an_error_and_no_zero(human_eval, monkeypatch):

@@ -95,7 +95,7 @@ LIES = {
     "a list without bottom": "a = []\na.append(a)\ndef successor(x): return a",
     "a list too deep": "a = []\nfor _ in range(10**5): a = [a]\ndef successor(x): return a",
     "a value too large": "def successor(x): return 'x' * (1 << 25)",
-    "a number too large": "def successor(x): return 10 ** 2000000",
+    "a number too large": "def successor(x): return 10 ** 200000",
     "not a number": "def successor(x): return float('nan')",
     "recursion": "def successor(x): return successor(x)",
     "memory": "def successor(x): return bytearray(1 << 40)",

@@ -24,11 +24,13 @@ import json
 import os
 import socket
 import sys
+import time
 import types
 from typing import Any
 
 _LONGEST_MESSAGE = 16 * 2**20
 _LONGEST_ITERATOR = 10**6
+_MOST_DIGITS = 10**5
 _PLAIN = (type(None), bool, int, float, str)
 _CONTAINERS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 _TYPES = {one.__name__: one for one in (bool, int, float, complex, str, bytes, dict, *_CONTAINERS.values())}
@@ -189,8 +191,8 @@ class _Candidate:
 class _Examiner:
     """The parent: it asks, runs the tests, and says how they went."""
 
-    def __init__(self, wire: _Wire) -> None:
-        self.wire = wire
+    def __init__(self, wire: _Wire, child: int) -> None:
+        self.wire, self.child = wire, child
 
     def ask(self, order: str, *rest: Any) -> Any:
         """The candidate's answer. Raises Fault where it has none."""
@@ -204,9 +206,21 @@ class _Examiner:
         except Fault:
             raise
         except (EOFError, OSError):
-            raise Fault("ended before it answered") from None
+            raise Fault(f"ended before it answered{self._death()}") from None
         except Exception as error:  # what it sent cannot be read
             raise Fault(f"answered nonsense ({type(error).__name__})") from None
+
+    def _death(self) -> str:
+        """How the candidate ended; nothing when it only stopped talking."""
+        for _ in range(100):
+            pid, status, usage = os.wait4(self.child, os.WNOHANG)
+            if pid and os.WIFSIGNALED(status):
+                seconds = usage.ru_utime + usage.ru_stime
+                return f", by signal {os.WTERMSIG(status)} after {seconds:.1f} s of processor time"
+            if pid:
+                return f", with exit code {os.WEXITSTATUS(status)}"
+            time.sleep(0.002)
+        return ""
 
     def examine(self, program: str, preamble: str, names: list[str], tests: list[str]) -> tuple[str, str]:
         """("right" | "wrong" | "broken", why)."""
@@ -256,7 +270,6 @@ def _be_candidate(end: socket.socket) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.set_int_max_str_digits(0)
     try:
         _Candidate(_Wire(end)).serve()
     except EOFError:
@@ -271,14 +284,17 @@ def _main() -> None:
     if sys.platform == "linux" and ctypes.CDLL(None).prctl(4, 0, 0, 0, 0):  # PR_SET_DUMPABLE
         sys.exit("not to be hidden")
     sys.path = [folder for folder in sys.path if folder.startswith(sys.base_prefix)]
+    sys.set_int_max_str_digits(_MOST_DIGITS)
     mine, theirs = socket.socketpair()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         mine.close()
         _be_candidate(theirs)
     theirs.close()
-    sys.set_int_max_str_digits(10**6)
     told = json.loads(sys.stdin.read())
-    outcome, why = _Examiner(_Wire(mine)).examine(told["program"], told["preamble"], told["names"], told["tests"])
+    outcome, why = _Examiner(_Wire(mine), child).examine(
+        told["program"], told["preamble"], told["names"], told["tests"]
+    )
     os.write(1, (told["word"] + json.dumps([outcome, why])).encode())
     os._exit(0)
 
