@@ -31,7 +31,7 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 
 def text_fault(answer: str, gold: str) -> str:
     """The very text: what differs only in runs of spaces, blank lines around it or composed accents is the same."""
-    if len(answer) > _most(gold):
+    if len(answer) > longest_form(gold):
         return f"an answer of {len(answer)} characters"
     return "" if _plain(answer) == _plain(gold) else _not(answer, gold)
 
@@ -80,7 +80,7 @@ def choice_fault(answer: str, gold: str) -> str:
 def json_fault(answer: str, gold: str) -> str:
     """The same JSON value; spaces and the order of an object's keys do not count, types do."""
     wanted = _canonical(gold)
-    if len(answer) > _most(gold):
+    if len(answer) > longest_form(gold):
         return f"an answer of {len(answer)} characters"
     try:
         given = _canonical(answer)
@@ -133,7 +133,7 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in lines))
 
 
-def _most(gold: str) -> int:
+def longest_form(gold: str) -> int:
     """Longer answers than this are no form of the gold."""
     return 10 * len(gold) + 1000
 
