@@ -19,7 +19,7 @@ from fractions import Fraction
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,10}|[1-9][0-9]{0,31})", re.ASCII)
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)[$€£]? ?(?P<minus>-?)(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,10}|[0-9]{1,32})"
-    r"(?:\.(?P<decimals>[0-9]{1,32})|/(?P<below>[1-9][0-9]{0,31}))?",
+    r"(?:\.(?P<decimals>[0-9]{1,32})|/(?P<below>[1-9][0-9]{0,31}))?(?:e(?P<power>[+-]?[0-9]{1,2}))?",
     re.ASCII,
 )
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?", re.ASCII)
@@ -64,6 +64,7 @@ def read_number(text: str) -> Fraction | None:
         return None
     whole, decimals = found["whole"].replace(",", ""), found["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals)) / int(found["below"] or 1)
+    value *= Fraction(10) ** int(found["power"] or 0)
     return -value if "-" in (found["sign"], found["minus"]) else value
 
 

@@ -34,6 +34,9 @@ _TRIES: dict[str, tuple[Check, ...]] = {
     "knights_knaves": ("full", "exact"),
 }
 _UNFIT = {
+    "advanced_geometry": "its angles have two decimals where it asks for three, so a right reply would be called wrong",
+    "complex_arithmetic": "it asks for no form, and has more than one, so a right reply would be called wrong",
+    "number_format": "its answer has digits that the candidates do not show, so a right reply would be called wrong",
     "codeio": "drawing a problem runs code that writes files where we stand, and some differ between processes",
     "composite": "it is made of other families",
     "power_function": "its answer has all digits where it asks for three, so a right reply would be called wrong",
