@@ -50,7 +50,7 @@ class Custom(Rows):
     """The column of the question."""
     answer_column: str = "answer"
     """The column of the right answer."""
-    needs: ClassVar[tuple[str, ...]] = ("zifio.tasks.maths.verify",)
+    needs: ClassVar[tuple[str, ...]] = ("zifio.tasks.maths.verify", "mpmath", "sympy")
 
     @model_validator(mode="after")
     def _verifier_exists(self) -> "Custom":

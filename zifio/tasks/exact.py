@@ -19,7 +19,7 @@ from fractions import Fraction
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,10}|[1-9][0-9]{0,31})", re.ASCII)
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)[$€£]? ?(?P<minus>-?)(?P<whole>[0-9]{1,3}(?:,[0-9]{3}){1,10}|[0-9]{1,32})"
-    r"(?:\.(?P<decimals>[0-9]{1,32})|/(?P<below>[1-9][0-9]{0,31}))?",
+    r"(?:\.(?P<decimals>[0-9]{1,32})|/(?P<below>[1-9][0-9]{0,31}))?(?:e(?P<power>[+-]?[0-9]{1,2}))?",
     re.ASCII,
 )
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:]?", re.ASCII)
@@ -31,7 +31,7 @@ _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.
 
 def text_fault(answer: str, gold: str) -> str:
     """The very text: what differs only in runs of spaces, blank lines around it or composed accents is the same."""
-    if len(answer) > _most(gold):
+    if len(answer) > longest_form(gold):
         return f"an answer of {len(answer)} characters"
     return "" if _plain(answer) == _plain(gold) else _not(answer, gold)
 
@@ -64,6 +64,7 @@ def read_number(text: str) -> Fraction | None:
         return None
     whole, decimals = found["whole"].replace(",", ""), found["decimals"] or ""
     value = Fraction(int(whole + decimals), 10 ** len(decimals)) / int(found["below"] or 1)
+    value *= Fraction(10) ** int(found["power"] or 0)
     return -value if "-" in (found["sign"], found["minus"]) else value
 
 
@@ -80,7 +81,7 @@ def choice_fault(answer: str, gold: str) -> str:
 def json_fault(answer: str, gold: str) -> str:
     """The same JSON value; spaces and the order of an object's keys do not count, types do."""
     wanted = _canonical(gold)
-    if len(answer) > _most(gold):
+    if len(answer) > longest_form(gold):
         return f"an answer of {len(answer)} characters"
     try:
         given = _canonical(answer)
@@ -133,7 +134,7 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in lines))
 
 
-def _most(gold: str) -> int:
+def longest_form(gold: str) -> int:
     """Longer answers than this are no form of the gold."""
     return 10 * len(gold) + 1000
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from zifio.config import ConfigError
-from zifio.tasks.exact import CHECKS, expression_fault
+from zifio.tasks.exact import CHECKS, expression_fault, longest_form
 from zifio.tasks.form import Form, judged, wrap
 from zifio.tasks.task import Problem, Split, Verdict, address, draw
 
@@ -56,7 +56,7 @@ class Family(NamedTuple):
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function; train and held-out share no prompt. Raises ConfigError."""
-        entry = _entry(self, split, index, seed)
+        entry = _entry(self.family, self.options, split, index, seed)
         id = address(f"reasoning_gym/{self.family}", split, index, seed)
         return Problem(id, self._prompt(entry), _gold(entry))
 
@@ -80,6 +80,8 @@ class Family(NamedTuple):
     def _fault(self, answer: str, entry: dict[str, Any]) -> str:
         """What is wrong with an answer to a problem with many right ones, or ""."""
         metadata = entry["metadata"]
+        if len(answer) > longest_form(_gold(entry)):
+            return f"an answer of {len(answer)} characters"
         if self.check == "expression":
             return expression_fault(answer, metadata["numbers"], metadata.get("target", 24))
         if self.check == "listed":
@@ -94,7 +96,7 @@ class Family(NamedTuple):
         if found is None:
             raise ValueError(f"no address of a problem: {problem.id[:80]!r}")
         split: Split = "train" if found[1] == "train" else "held-out"
-        entry = _entry(self, split, int(found[3]), int(found[2]))
+        entry = _entry(self.family, self.options, split, int(found[3]), int(found[2]))
         if self._prompt(entry) != problem.prompt:
             raise ValueError(f"{problem.id} is another problem when it is drawn again")
         return entry
@@ -162,7 +164,7 @@ def _quiet() -> Generator[None, None, None]:
 
 
 @lru_cache(maxsize=4096)
-def _entry(family: Family, split: Split, index: int, seed: int) -> dict[str, Any]:
+def _entry(family: str, options: str, split: Split, index: int, seed: int) -> dict[str, Any]:
     """The entry at this address."""
     drawn: list[dict[str, Any]] = []
 
@@ -170,12 +172,12 @@ def _entry(family: Family, split: Split, index: int, seed: int) -> dict[str, Any
         place = rng.getrandbits(31)
         try:
             with _quiet():
-                drawn.append(_scorer(family.family, family.options)[place])
+                drawn.append(_scorer(family, options)[place])
         except IndexError:  # this one has its problems in a list: the first of a list of its own
-            drawn.append(_data(family.family, family.options, seed=place)[0])
+            drawn.append(_data(family, options, seed=place)[0])
         return str(drawn[-1]["question"])
 
-    draw(f"reasoning_gym/{family.family}", split, index, seed, once)
+    draw(f"reasoning_gym/{family}", split, index, seed, once)
     return drawn[-1]
 
 

@@ -21,7 +21,7 @@ from zifio.tasks.task import Problem, Split, Task, folded
 _SPLITS: tuple[Split, ...] = ("train", "held-out")
 _MOST_ROWS = 20_000
 _AGAIN = 8  # problems of each split that are drawn again
-_PACE, _SLOW_DRAW_S = 4, 0.02
+_PACE, SLOW_DRAW_S = 4, 0.02
 _LABEL = r"(?i:answer|solution|gold|result|key|label|target|truth)\W{0,4}(?i:is|was|:|=)?\W{0,4}"
 _NUMBER = re.compile(r"-?[0-9][0-9,]*(?:\.[0-9]+)?", re.ASCII)
 _LEAK, _PART_LEAK, _LABELLED = 0.5, 0.25, 0.02  # shares of problems that a way of copying solves
@@ -43,9 +43,9 @@ def drawn(task: Task, n: int, seed: int, seconds: float) -> dict[Split, list[Pro
     A split that the task lacks stays away. Raises ConfigError when it has none.
     """
     found: dict[Split, list[Problem]] = {}
-    slow = seconds > _SLOW_DRAW_S
+    slow = seconds > SLOW_DRAW_S
     for split in _SPLITS:
-        n_wanted = (n if split == "train" else max(4, n // 4)) if slow else 4 * n
+        n_wanted = (n if split == "train" else max(1, n // 4)) if slow else 4 * n
         if hasattr(task, "size"):
             n_wanted = min(task.size(split), _MOST_ROWS)  # type: ignore[attr-defined]
         try:
@@ -80,7 +80,7 @@ def probe(
 def _quick(screening: Screening) -> None:
     screening.rows.append(Row("drawing", "a problem takes little time to draw", 1))
     seconds = screening.measured["seconds a problem"]
-    if seconds > _SLOW_DRAW_S:
+    if seconds > SLOW_DRAW_S:
         what = f"a problem takes {seconds:.2g} s to draw, a held-out one sixteen times as long"
         cure = "Expect evaluation to wait for it, or choose smaller problems."
         screening.findings.append(Finding("low", "drawing", what, cure))
@@ -91,7 +91,7 @@ def _pure(
 ) -> None:
     addresses: list[tuple[Split, int]] = []
     for split in _SPLITS:
-        n_again = _AGAIN if screening.measured["seconds a problem"] <= _SLOW_DRAW_S else 2
+        n_again = _AGAIN if screening.measured["seconds a problem"] <= SLOW_DRAW_S else 2
         for index in range(min(len(problems.get(split, ())), n_again)):
             addresses.insert(0, (split, index))
     again = [(task.problem(split, index, screening.seed), problems[split][index]) for split, index in addresses]

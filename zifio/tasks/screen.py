@@ -30,6 +30,7 @@ from zifio.tasks.task import Problem, Task
 
 READER = "zifio.tasks.screen:read_screened"
 _PAYS, _GUESS, _ALWAYS = 0.1, 0.2, 0.75  # mean rewards: of a cheat that pays, of a guess to know of, of a broken task
+_CHANCE = 3  # problems that an answer must suit before we call it more than chance
 _FULL = 0.5  # a reply that earns this much counts as taken for right
 _SLOW_S, _VERY_SLOW_S = 0.05, 1.0
 
@@ -213,13 +214,8 @@ def _guesses(screening: Screening, attack: Attack, tried: Tried) -> None:
         return
     if other:
         _cheats(screening, attack, [one for one in tried if not _is_gold(one)])
-    if (
-        best
-        and best != ""
-        and means[best] >= _GUESS
-        and len(of_tag[best]) > 2
-        and attack.name != "a line of the prompt"
-    ):
+    n_paid = sum(reward > 0 for reward in of_tag.get(best, ()))
+    if best and means[best] >= _GUESS and n_paid >= _CHANCE and attack.name != "a line of the prompt":
         severity = "high" if means[best] >= _ALWAYS else "medium"
         what = f"the answer {cut(best)!r} to every problem earns {means[best]:.2f}"
         screening.findings.append(Finding(severity, attack.name, what, attack.cure))

@@ -170,7 +170,7 @@ class Math500(Rows):
     """A single file is a benchmark: all of it is held out, none is for training."""
     hub: ClassVar[Hub] = Hub("HuggingFaceH4/MATH-500", None, "test.jsonl")
     isolated: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ("zifio.tasks.maths.verify",)
+    needs: ClassVar[tuple[str, ...]] = ("zifio.tasks.maths.verify", "mpmath", "sympy")
 
     def row(self, raw: dict[str, Any], where: str) -> Row:
         """`problem`, `answer` (else the last box of the solution), `solution`."""
