@@ -16,7 +16,7 @@ from zifio.train.config import TokenizerStage
 from zifio.train.stage import Context
 
 _DOCUMENTS = 2048
-_ERRORS = string.ascii_lowercase + " :,.'"
+_ERRORS = string.ascii_lowercase + " :,.'+-*/%()"
 
 
 def tokenizer(stage: TokenizerStage, context: Context) -> dict[str, float]:
