@@ -109,10 +109,12 @@ def examine(exam: Exam, subject: Subject, name: str, folder: Path, fresh: bool =
                 progress.update(len(rows), watch.numbers())
                 watch.stop_if_hopeless()
         journal.flush_to_disk()
-        return conclude(exam, name, [*rows.values()], folder, watch.failures)
+        return conclude(exam, name, [*rows.values()], folder, subject.budget_by, watch.failures)
 
 
-def conclude(exam: Exam, name: str, rows: list[Row], folder: Path, failures: Sequence[str] = ()) -> dict[str, Any]:
+def conclude(
+    exam: Exam, name: str, rows: list[Row], folder: Path, budget_by: str, failures: Sequence[str]
+) -> dict[str, Any]:
     """Write results.json, results.md and curve.png of these records; returns what results.json holds."""
     config = exam.config
     scorers = {name: SCORERS[name] for name in config.scorers}
@@ -126,6 +128,8 @@ def conclude(exam: Exam, name: str, rows: list[Row], folder: Path, failures: Seq
         "date": datetime.now(UTC).date().isoformat(),
         **found,
     }
+    if config.budgets:
+        results["budget_by"] = budget_by
     if failures:
         results["failures"] = list(dict.fromkeys(failures))[:5]
     png = draw_curve(results)
