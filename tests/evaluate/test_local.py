@@ -49,7 +49,8 @@ def test_a_budget_cuts_the_thinking_and_nothing_else(model):
             continue
         whole, cut = found[ask.problem.id, ask.place, None], found[ask.problem.id, ask.place, ask.budget]
         opened, ended = "<think>" in whole.text, "</think>" in whole.text
-        n_thinking = len(encode(whole.text.partition("</think>")[0])) + 1 if ended else len(encode(whole.text))
+        n_thinking = len(encode(whole.text.partition("</think>")[0])) + 1 if ended else whole.n_tokens
+        assert n_thinking is not None
         if not (opened or ended):
             kinds.add("no thinking")
             assert cut == Said(**{**vars(whole), "seconds": cut.seconds}) and whole.n_thinking_tokens == 0
@@ -98,6 +99,7 @@ def test_the_command_measures_a_model_and_goes_on(model, capsys, tmp_path, monke
     folder = tmp_path / "runs" / "eval" / "one-chain_sum"
     rows = read_jsonl(folder / "records.jsonl")
     assert len(rows) == 5 * 4 * 3 and [arm["budget"] for arm in found["arms"]] == [3, 10, None]
+    assert "its end forced" in found["budget_by"] and "its end forced" in (folder / "results.md").read_text()
     assert found["cost"] == pytest.approx(sum(row["n_tokens"] for row in rows if row["budget"] is None) / 1e6)
     assert all(row["logp"] < 0 and row["outcome"] in ("right", "wrong") for row in rows)
     whole = (folder / "records.jsonl").read_bytes()

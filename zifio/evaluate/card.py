@@ -99,7 +99,8 @@ def card_picture(card: dict[str, Any]) -> bytes:
         beside = {"textcoords": "offset points", "fontsize": 9}
         axes.annotate(f"claim {card['claim']:g}", (card["claim"], 0.8), (4, 0), **beside)
         said = f"{card['ratio']:.3f} ({ends(card)})"
-        axes.annotate(said, (card["ratio"], 0), (0, -22), ha="center", **beside)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # over the claim's line
+        axes.annotate(said, (card["ratio"], 0), (0, -22), ha="center", bbox=paper, **beside)
         axes.set_ylim(-1.2, 1.2)
         axes.margins(x=0.15)
         axes.yaxis.set_visible(False)

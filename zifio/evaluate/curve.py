@@ -39,7 +39,7 @@ def draw_curve(results: dict[str, Any]) -> bytes | None:
         canvas = Canvas(figsize=(4.6 * sum(panels) + 0.4, 3.6))
         grid = list(canvas.subplots(1, sum(panels), squeeze=False, sharey=True)[0])
         if panels[0]:
-            _against_budget(grid[0], arms, max(counts))
+            _against_budget(grid[0], arms, max(counts), results.get("budget_by", ""))
         if panels[1]:
             _against_count(grid[-1], results, counts)
         grid[0].set_ylabel("right answers")
@@ -52,7 +52,7 @@ def draw_curve(results: dict[str, Any]) -> bytes | None:
         return finish(canvas, "curve", "", "", "").png
 
 
-def _against_budget(axes: Axes, arms: list[dict[str, Any]], largest: int) -> None:
+def _against_budget(axes: Axes, arms: list[dict[str, Any]], largest: int, budget_by: str) -> None:
     """One reply, and the largest k, at each budget; replies without one stand at the right, behind a gap."""
     budgets = [arm["budget"] for arm in arms if arm["budget"] is not None]
     places = [*range(len(budgets)), len(budgets)]
@@ -63,7 +63,7 @@ def _against_budget(axes: Axes, arms: list[dict[str, Any]], largest: int) -> Non
         label, colour = _look(name)
         _line(axes, places, cells, label, colour)
     axes.set_title(f"by thinking budget; k = {largest}" if largest > 1 else "by thinking budget")
-    axes.set_xlabel("thinking budget, tokens")
+    axes.set_xlabel("thinking budget, tokens" + (f"\n({budget_by})" if budget_by else ""))
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.set_xticklabels(labels)
 

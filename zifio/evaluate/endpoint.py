@@ -56,6 +56,8 @@ class _Passing(Exception):
 class Endpoint:
     """Implements `tasks.episode.Policy` and `evaluate.replies.Subject` over HTTP."""
 
+    budget_by = "the most tokens of a reply, thinking and answer together"
+
     def __init__(
         self,
         url: str,

@@ -30,7 +30,7 @@ from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored
 from zifio.log import Progress
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import judge
+from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict
 
 _DRAWN = 256  # problems of a task that draws them, where nobody says how many
@@ -109,10 +109,12 @@ def examine(exam: Exam, subject: Subject, name: str, folder: Path, fresh: bool =
                 progress.update(len(rows), watch.numbers())
                 watch.stop_if_hopeless()
         journal.flush_to_disk()
-        return conclude(exam, name, [*rows.values()], folder, watch.failures)
+        return conclude(exam, name, [*rows.values()], folder, subject.budget_by, watch.failures)
 
 
-def conclude(exam: Exam, name: str, rows: list[Row], folder: Path, failures: Sequence[str] = ()) -> dict[str, Any]:
+def conclude(
+    exam: Exam, name: str, rows: list[Row], folder: Path, budget_by: str, failures: Sequence[str]
+) -> dict[str, Any]:
     """Write results.json, results.md and curve.png of these records; returns what results.json holds."""
     config = exam.config
     scorers = {name: SCORERS[name] for name in config.scorers}
@@ -126,6 +128,8 @@ def conclude(exam: Exam, name: str, rows: list[Row], folder: Path, failures: Seq
         "date": datetime.now(UTC).date().isoformat(),
         **found,
     }
+    if config.budgets:
+        results["budget_by"] = budget_by
     if failures:
         results["failures"] = list(dict.fromkeys(failures))[:5]
     png = draw_curve(results)
@@ -181,7 +185,7 @@ class _Watch:
 
 def records(replies: Sequence[tuple[Ask, Said]], exam: Exam) -> list[Row]:
     """The records of these replies, judged. What is not known is absent."""
-    verdicts = [judge(exam.task, ask.problem, scored_text(said, exam.shaped)) for ask, said in replies]
+    verdicts = judge_all(exam.task, [(ask.problem, scored_text(said, exam.shaped)) for ask, said in replies])
     return [_record(ask, said, verdict) for (ask, said), verdict in zip(replies, verdicts, strict=True)]
 
 

@@ -36,6 +36,8 @@ class _Drawn(NamedTuple):
 class LocalSubject:
     """Implements `evaluate.replies.Subject` with our engine."""
 
+    budget_by = "thinking cut there, its end forced, the answer drawn anew"
+
     def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], force: str) -> None:
         """Loads the model. Raises ConfigError when it cannot be read, or the longest problem leaves no room."""
         self.folder = resolve(model)

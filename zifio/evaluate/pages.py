@@ -32,6 +32,8 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
         if len(arms) > 1:
             said = f"Thinking budget {arm['budget']} tokens" if arm["budget"] is not None else "No thinking budget"
             lines += [f"## {said}", ""]
+            if arm["budget"] is not None and "budget_by" in results:
+                lines += [f"How a budget is kept: {results['budget_by']}.", ""]
         lines += ["| figure | value | 95% interval |", "|---|---:|---:|", *_figure_lines(arm), "", *_notes(arm), ""]
     if has_curve:
         lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]

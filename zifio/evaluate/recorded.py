@@ -27,6 +27,8 @@ _KEPT = ("thinking", "n_tokens", "n_prompt_tokens", "n_thinking_tokens", "finish
 class Recorded:
     """Implements `evaluate.replies.Subject` with the replies of a file."""
 
+    budget_by = "not at all"
+
     def __init__(self, file: Path, problems: Sequence[Problem], model: str | None = None) -> None:
         """Reads and matches the file.
 

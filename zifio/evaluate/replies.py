@@ -87,6 +87,9 @@ class Frame:
 class Subject(Protocol):
     """Who is examined."""
 
+    budget_by: str
+    """How it keeps a thinking budget, in words."""
+
     def identity(self) -> dict[str, Any]:
         """What names it, for the folder: replies of another one must not be mixed in."""
         ...
