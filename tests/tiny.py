@@ -203,7 +203,7 @@ class Chatter(Sevens):
 
     max_turns: int = 4
     n_turns: int = 3
-    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "1", "parameters": {}}}]
 
     def start(self, problem: Problem, seed: int) -> Environment:
         """A parrot of its own."""
@@ -211,7 +211,7 @@ class Chatter(Sevens):
 
     def demonstration(self, problem: Problem, shows_working: bool) -> list[Message]:
         """A call, what comes of it, and the answer."""
-        turn = Turn("", (Call("f", "1"),)).message()
+        turn = Turn("", (Call("1", "1"),)).message()
         answer = Turn(self.document(problem, shows_working)).message()
         return [*conversation(problem), turn, {"role": "tool", "content": "1"}, answer]
 

@@ -38,9 +38,9 @@ def test_a_call_gets_its_result():
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (call("{"), "not JSON"),
+        (call("{"), "not json"),
         (call("[1]"), "not a table"),
-        (call("[" * 100_000), "not JSON"),
+        (call("[" * 100_000), "not json"),
         (call({}), "no argument 'expression'"),
         (call({"expression": 3}), "type string"),
         (call({"expression": "1", "x": 1}), "no parameter 'x'"),

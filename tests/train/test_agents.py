@@ -14,17 +14,22 @@ from tiny import ADAM, RL, Chatter, Parrot, brief, context, deepseek, llama, met
 
 from zifio.config import build
 from zifio.data.sources import read_jsonl
+from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.bitwise import obstacle
 from zifio.engine.config import EngineConfig
-from zifio.tasks.environment import Observation, Turn
+from zifio.recipe import load_recipe
+from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import Call, Observation, Turn, demonstration
 from zifio.tasks.episode import Episode
 from zifio.tasks.task import Problem
-from zifio.train.config import RlStage
+from zifio.tasks.tools import calculator, use
+from zifio.train.config import PretrainStage, RlStage, TokenizerStage
 from zifio.train.draw import Drawn
 from zifio.train.loop import Trainer
 from zifio.train.loss import LossTerms, token_loss
 from zifio.train.optim import Optimizer
 from zifio.train.rl import Rollouts
+from zifio.train.vocabulary import tokenizer as train_vocabulary
 
 TURNS: dict[str, Any] = RL | {
     "sampling": {"max_new_tokens": 24, "temperature": 0.9},
@@ -248,3 +253,19 @@ def test_one_turn_is_as_before():
         for one in (reply, marked)
     )
     assert first == second and np.sum(first.columns["advantage"]) == len(reply.tokens)
+
+
+def test_the_recipes_tokenizer_spells_all_that_its_stages_say_and_hear(tmp_path: Path):
+    """Documents of the base, whose task is wider than the recipe's, and a tool's errors; all fit their rows."""
+    recipe = load_recipe(Path("recipes/agent-calculator.toml"), [])
+    vocabulary, base = recipe.stage[0], recipe.stage[1]
+    assert isinstance(vocabulary, TokenizerStage) and isinstance(base, PretrainStage) and base.task is not None
+    train_vocabulary(vocabulary, replace(context(tmp_path, recipe.task), folder=tmp_path))
+    tokenizer, task = load_tokenizer(tmp_path / "model"), make_task(base.task)
+    for index in range(300):
+        messages = demonstration(task, task.problem("train", index, 1), shows_working=True)
+        assert len(tokenizer.encode_chat(messages)[0]) <= base.rows.row_tokens
+    for call in (Call("calculator", "{"), Call("calc", "{}"), Call("calculator", '{"expression":"1/0"}')):
+        content = use([calculator()], call).content
+        heard = tokenizer.encode_between([{"role": "tool", "content": content}])
+        assert content in tokenizer.tokenizer.decode(heard, skip_special_tokens=False)

@@ -100,7 +100,7 @@ class Calculator(Config):
         return self.score(problem, self.document(problem, shows_working=True))
 
     def _prompt(self, rng: random.Random) -> str:
-        operation = rng.choice(self.operations) if len(self.operations) > 1 else self.operations[0]
+        operation = rng.choice(self.operations) if len(self.operations) > 1 else next(iter(self.operations))
         most = self.max_digits if operation == "*" else self.sum_digits
         numbers = []
         for _ in range(2):

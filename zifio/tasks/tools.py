@@ -85,7 +85,7 @@ def _checked(tools: Sequence[Tool], call: Call) -> tuple[Tool, dict[str, Any]]:
     try:
         arguments = json.loads(call.arguments)
     except (ValueError, RecursionError):
-        raise ToolFault("the arguments are not JSON") from None
+        raise ToolFault("the arguments are not json") from None
     if not isinstance(arguments, dict):
         raise ToolFault("the arguments are not a table")
     properties = tool.parameters.get("properties", {})
