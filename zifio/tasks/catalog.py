@@ -26,8 +26,20 @@ from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Task
 
 TaskConfig = Annotated[
-    ChainSum | ChainMod | Splits | Gym | Gsm8k | Math500 | WordProblems | MultipleChoice | Custom
-    | HumanEval | Mbpp | Calculator | TicTacToe | Agent,
+    ChainSum
+    | ChainMod
+    | Splits
+    | Gym
+    | Gsm8k
+    | Math500
+    | WordProblems
+    | MultipleChoice
+    | Custom
+    | HumanEval
+    | Mbpp
+    | Calculator
+    | TicTacToe
+    | Agent,
     Field(discriminator="name"),
 ]
 
