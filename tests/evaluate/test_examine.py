@@ -140,7 +140,8 @@ def test_recorded_answers_and_their_questions(capsys, tmp_path):
     rows = read_jsonl(tmp_path / "live" / "records.jsonl")
     assert {row["problem"] for row in rows} == {row["problem"] for row in questions}
     again = evaluated(capsys, "--answers", "live/records.jsonl", "--model", "closed", "--problems", "12")
-    assert again["pass_at_k"] == live["pass_at_k"] and again["majority_at_k"] == live["majority_at_k"]
+    for figure in ("pass_at_k", "majority_at_k"):  # intervals depend on the order of the records
+        assert {k: at["mean"] for k, at in again[figure].items()} == {k: at["mean"] for k, at in live[figure].items()}
     assert again["name"] == "closed" and again["prompts_digest"] == live["prompts_digest"]
     capsys.readouterr()
     assert cli.main(["eval", "--answers", "live/records.jsonl", "--task", TASK, "--problems", "13"]) == 2

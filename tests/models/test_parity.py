@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -172,9 +173,11 @@ def their_mtp(model: Decoder, swap: bool) -> Tensor:
         positions = torch.arange(19)[None]
         rotary = main.model.rotary_emb(embedded, positions)
         mask = torch.full((19, 19), float("-inf")).triu(1)[None, None]
+        takes = inspect.signature(type(mtp.layers[0]).forward).parameters
+        cache = "cache" if "cache" in takes else "past_key_values"  # its name before transformers 5.24
         out = mtp.layers[0](
             embedded, hidden[:, :-1], position_embeddings=rotary, attention_mask=mask,
-            position_ids=positions, past_key_values=None,
+            position_ids=positions, **{cache: None},
         )  # fmt: skip
     return out[0] if isinstance(out, tuple) else out
 

@@ -338,7 +338,7 @@ class _Call:
 
     def __init__(self, pool: Pool, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
         self.pool, self.task, self.answered, self.limits = pool, task, answered, limits
-        self.config: dict[str, Any] = task.model_dump(mode="json")  # type: ignore[attr-defined]
+        self.config: dict[str, Any] = {"name": task.name, **task.model_dump(mode="json", exclude_unset=True)}  # type: ignore[attr-defined]
         self.done: list[Checked | None] = [None] * len(answered)
         self.batches = deque(self._batches())
         self.suspects: deque[int] = deque()
