@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstart (minutes on two cores)
 	$(BIN)/zifio run recipes/quickstart.toml
 
-test: setup ## the tests (under three minutes on two cores)
+test: setup ## the tests (minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: setup ## the tests that take long
