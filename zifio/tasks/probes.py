@@ -133,7 +133,7 @@ class Elsewhere:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         assert self._process.stdin is not None and self._process.stdout is not None
-        config = {"name": task.name, **task.model_dump(mode="json", exclude_unset=True)}
+        config = {"name": task.model_dump()["name"], **task.model_dump(mode="json", exclude_unset=True)}
         self._process.stdin.write(json.dumps({"task": config, "addresses": addresses, "seed": seed}) + "\n")
         self._process.stdin.flush()
         told = self._process.stdout.readline()
