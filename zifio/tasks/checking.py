@@ -1,4 +1,4 @@
-"""What a check is and what comes of it: limits, a verdict made sure to be one, and words for what went wrong.
+"""A check and what comes of it: a config, limits, a verdict made sure to be one, and words for what went wrong.
 
 Try it alone: `pytest tests/tasks/test_runtime.py`
 """
@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args, runtime_checkable
 
+from zifio.config import Config, ConfigError
 from zifio.tasks.task import Outcome, Problem, Verdict
 
 _LONGEST_REASON = 2000
@@ -21,6 +22,17 @@ class Checker(Protocol):
     def name(self) -> str: ...
 
     def score(self, problem: Problem, response: str) -> Verdict: ...
+
+
+def config_of(checker: Checker) -> dict[str, Any]:
+    """What another process makes an equal one of. Only what was set: some refuse options that are not theirs, even at
+    their defaults. Raises ConfigError for one without a config."""
+    if not isinstance(checker, Config):
+        raise ConfigError(
+            f"task {checker.name}: wanted a task with a config, to check it in a process of its own, came a "
+            f"{type(checker).__name__}. Make it a zifio.config.Config, or set isolated to False."
+        )
+    return {"name": checker.name, **checker.model_dump(mode="json", exclude_unset=True)}
 
 
 @dataclass(frozen=True, slots=True)

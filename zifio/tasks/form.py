@@ -40,7 +40,7 @@ def final_answer(response: str, form: Form) -> tuple[str, str]:
     _, thought, reply = response.rpartition(_THOUGHT)
     if _THINK in reply:
         return "", "the thinking has no end"
-    return {"tags": _between_tags, "boxed": _in_box, "free": _on_last_line}[form](reply if thought else response)
+    return {"tags": between_tags, "boxed": _in_box, "free": _on_last_line}[form](reply if thought else response)
 
 
 def judged(response: str, form: Form, fault: Callable[[str], str]) -> Verdict:
@@ -78,7 +78,8 @@ def unboxed(text: str) -> str:
     return text
 
 
-def _between_tags(reply: str) -> tuple[str, str]:
+def between_tags(reply: str) -> tuple[str, str]:
+    """(answer, what keeps it from standing between one pair of tags at the end of the reply)."""
     if reply.count(OPEN) != 1 or reply.count(CLOSE) != 1:
         return "", "not one pair of answer tags"
     start, end = reply.index(OPEN) + len(OPEN), reply.index(CLOSE)

@@ -18,13 +18,12 @@ from pydantic import Field, model_validator
 
 from zifio.config import Config, suggestion
 from zifio.tasks.families import ISOLATED, Check, Family, allowed, excluded, library, option_fault
-from zifio.tasks.form import ASK
+from zifio.tasks.form import ASK, CLOSE, OPEN, between_tags
 from zifio.tasks.task import Problem, Split, Verdict, address, draw
 
 _ASK = "Work it out step by step, then give the number alone between <answer> and </answer>."
 _EXPRESSION = re.compile(r"-?[0-9]+(?: [+-] [0-9]+)+", re.ASCII)
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,31}|0", re.ASCII)  # bounded, and never handed to int()
-_OPEN, _CLOSE = "<answer>", "</answer>"
 _QUOTED = 40  # characters of a stranger's text that a reason repeats
 
 
@@ -101,7 +100,7 @@ class Gym(Config):
         if self.family != "chain_sum":
             return self._family().document(problem)
         working = f"{problem.working}. " if shows_working else ""
-        return f"{working}{_OPEN}{problem.gold}{_CLOSE}"
+        return f"{working}{OPEN}{problem.gold}{CLOSE}"
 
     def score(self, problem: Problem, response: str) -> Verdict:
         """Right when the response ends with the answer between the one pair of tags, an integer as one writes it.
@@ -111,10 +110,9 @@ class Gym(Config):
         if self.family != "chain_sum":
             return self._family().score(problem, response)
         gold = str(_steps(problem.prompt)[-1][-1])
-        fault = _format_fault(response)
+        answer, fault = between_tags(response)
         if fault:
             return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0}, fault)
-        answer = response[response.index(_OPEN) + len(_OPEN) : response.index(_CLOSE)].strip()
         if not _INTEGER.fullmatch(answer):
             return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 1.0}, f"no integer: {answer[:_QUOTED]!r}")
         right = answer == gold
@@ -179,15 +177,6 @@ class Candidate(Config):
     def _family(self) -> Family:
         ask = "" if self.scorer == "theirs" else ASK["tags"]
         return Family(self.family, json.dumps(self.options, sort_keys=True), self.scorer, ask, "tags")
-
-
-def _format_fault(response: str) -> str:
-    """What keeps the response from being an answer between one pair of tags at its end; empty when nothing does."""
-    if response.count(_OPEN) != 1 or response.count(_CLOSE) != 1:
-        return "not one pair of answer tags"
-    if response.index(_CLOSE) < response.index(_OPEN) or not response.rstrip().endswith(_CLOSE):
-        return "the answer's tags are not the end"
-    return ""
 
 
 def _steps(prompt: str) -> list[tuple[int, str, int, int]]:

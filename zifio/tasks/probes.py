@@ -15,6 +15,7 @@ from itertools import takewhile
 
 from zifio.config import Config, ConfigError
 from zifio.tasks.attacks import Severity, same
+from zifio.tasks.checking import config_of
 from zifio.tasks.findings import Finding, Row, Screening, shown
 from zifio.tasks.task import Problem, Split, Task, folded
 
@@ -124,7 +125,7 @@ class Elsewhere:
             self._process.kill()
             self._process.communicate()
 
-    def draw(self, task: Config, addresses: Sequence[tuple[Split, int]], seed: int) -> list[list[str]]:
+    def draw(self, task: Task, addresses: Sequence[tuple[Split, int]], seed: int) -> list[list[str]]:
         """[prompt, gold] of these addresses. Raises RuntimeError when the process fails."""
         if self._process is None:
             path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -133,8 +134,7 @@ class Elsewhere:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         assert self._process.stdin is not None and self._process.stdout is not None
-        config = {"name": task.model_dump()["name"], **task.model_dump(mode="json", exclude_unset=True)}
-        self._process.stdin.write(json.dumps({"task": config, "addresses": addresses, "seed": seed}) + "\n")
+        self._process.stdin.write(json.dumps({"task": config_of(task), "addresses": addresses, "seed": seed}) + "\n")
         self._process.stdin.flush()
         told = self._process.stdout.readline()
         if not told:

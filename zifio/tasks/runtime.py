@@ -29,8 +29,17 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zifio.config import ConfigError
-from zifio.tasks.checking import Checked, Checker, Limits, described, error_verdict, named, verdict_fault, verdict_of
+from zifio.tasks.checking import (
+    Checked,
+    Checker,
+    Limits,
+    config_of,
+    described,
+    error_verdict,
+    named,
+    verdict_fault,
+    verdict_of,
+)
 from zifio.tasks.task import Problem, Verdict
 
 __all__ = ["Checked", "Checker", "Limits", "Pool", "check_all", "judge", "judge_all", "shared_pool"]
@@ -236,11 +245,6 @@ class Pool:
 
         Raises ConfigError for a task that has no config, and RuntimeError where no process can be started.
         """
-        if not hasattr(task, "model_dump"):
-            raise ConfigError(
-                f"task {task.name}: wanted a task with a config, to check it in a process of its own, came a "
-                f"{type(task).__name__}. Make it a zifio.config.Config, or set isolated to False."
-            )
         return _Call(self, task, answered, limits or getattr(task, "limits", None) or Limits()).run()
 
     @contextlib.contextmanager
@@ -338,7 +342,7 @@ class _Call:
 
     def __init__(self, pool: Pool, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
         self.pool, self.task, self.answered, self.limits = pool, task, answered, limits
-        self.config: dict[str, Any] = {"name": task.name, **task.model_dump(mode="json", exclude_unset=True)}  # type: ignore[attr-defined]
+        self.config = config_of(task)
         self.done: list[Checked | None] = [None] * len(answered)
         self.batches = deque(self._batches())
         self.suspects: deque[int] = deque()
