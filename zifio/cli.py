@@ -75,7 +75,9 @@ def _eval_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings: sampling.temperature=0.6 'budgets=[64, 256]' 'scorers=[\"short\"]' endpoint.concurrency=16 "
         "prices.input=1 prices.output=4 (an unknown key lists them all); of a recipe: changes to its stage",
     )
-    parser.add_argument("--task", metavar="NAME[:key=value...]", help="the task, as chain_sum:max_terms=4")
+    parser.add_argument(
+        "--task", metavar="NAME[:key=value,...]", help="the task, as chain_sum:max_terms=4, a FILE.jsonl or a recipe"
+    )
     parser.add_argument("--problems", metavar="N", type=int, help="held-out problems (default: all of a set, or 256)")
     parser.add_argument("--n", metavar="N", type=int, help="replies to each problem (default: 1)")
     parser.add_argument("--model", metavar="NAME", help="what the endpoint calls the model")

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zifio.config import ConfigError, build, override
-from zifio.evaluate.config import ExamConfig, report_key, task_table
+from zifio.evaluate.config import ExamConfig, report_key
 from zifio.log import Finished, say
+from zifio.tasks.catalog import named_table
 
 if TYPE_CHECKING:
     from zifio.evaluate.examine import Exam
@@ -73,7 +74,7 @@ def read_exam(task: str | None, words: Sequence[str], given: dict[str, Any]) -> 
     """The settings of a command line. Raises ConfigError."""
     table: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if task is not None:
-        table["task"] = task_table(task)
+        table["task"] = named_table(task)
     table = override(table, words)
     if "task" not in table:
         raise ConfigError("zifio eval: wanted a task, came none. Name one: --task chain_sum")

@@ -121,7 +121,7 @@ def test_clean_files_are_clean_and_tasks_can_be_held_against_them(tmp_path, caps
     task = ChainSum(min_terms=5, max_terms=6)
     lines = [task.problem("train", i, 3) for i in range(300)]
     path.write_text("".join(json.dumps({"prompt": p.prompt, "gold": p.gold}) + "\n" for p in lines))
-    words = ["contamination", str(path), "--against", "chain_sum:min_terms=5:max_terms=6", "--problems", "100"]
+    words = ["contamination", str(path), "--against", "chain_sum:min_terms=5,max_terms=6", "--problems", "100"]
     assert cli.main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hits"] == []
     leaked = task.problem("held-out", 42, 0)

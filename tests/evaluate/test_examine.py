@@ -17,7 +17,7 @@ from zifio.data.sources import read_jsonl
 from zifio.tasks.sums import ChainMod
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TASK = "chain_mod:min_terms=2:max_terms=4"
+TASK = "chain_mod:min_terms=2,max_terms=4"
 
 
 @pytest.fixture(autouse=True)

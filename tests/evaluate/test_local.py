@@ -92,7 +92,7 @@ def test_lengths_fit_the_context(model):
 
 def test_the_command_measures_a_model_and_goes_on(model, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["eval", model, "--task", "chain_sum:min_terms=2:max_terms=4", "--n", "4", "--json", "budgets=[3, 10]"]
+    words = ["eval", model, "--task", "chain_sum:min_terms=2,max_terms=4", "--n", "4", "--json", "budgets=[3, 10]"]
     words += ["answer_tokens=4", "sampling.max_new_tokens=20", "prices.input=0", "prices.output=1"]
     assert cli.main([*words, "--problems", "5"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -8,13 +8,12 @@ Try it alone:
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling, override
+from zifio.config import Config, Sampling
 from zifio.tasks.catalog import TaskConfig
 
 
@@ -63,8 +62,6 @@ class EvalStage(Config):
         """Each model's name in reports, and the stage or path that it stands for."""
         return {report_key(model): model for model in self.models}
 
-
-_OPTION = re.compile(r":(?=\w+=)")  # between the options of a task; other colons belong to a value
 
 Scorer = Literal["logp", "short", "long", "oracle"]
 
@@ -178,9 +175,3 @@ def report_key(model: str) -> str:
     """What reports call a model: its stage, or its folder's name (of `r1/model`, which every stage writes, `r1`)."""
     path = PurePath(model)
     return path.parent.name if path.name == "model" and path.parent.name else path.name
-
-
-def task_table(words: str) -> dict[str, Any]:
-    """`chain_sum:max_terms=4:digits=2` as a table with the task's name and options. Raises ConfigError."""
-    name, *options = _OPTION.split(words)
-    return {**override({}, options), "name": name}

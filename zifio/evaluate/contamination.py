@@ -24,10 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from zifio.config import ConfigError, build
-from zifio.evaluate.config import ExamConfig, task_table
+from zifio.evaluate.config import ExamConfig
 from zifio.evaluate.examine import Exam
 from zifio.evaluate.texts import BREAK, Located, read_located, rows_of
 from zifio.log import Finished, say
+from zifio.tasks.catalog import named_table
 
 WORDS = 13
 """Words in a row that two texts share by more than chance."""
@@ -115,7 +116,7 @@ def read_benchmark(against: str, problems: int | None, seed: int) -> list[Item]:
         return items
     if path.suffix or "/" in against.partition(":")[0]:
         raise ConfigError(f"{path}: wanted a benchmark file or a task's name, came no file. Check the path.")
-    table: dict[str, Any] = {"task": task_table(against), "seed": seed}
+    table: dict[str, Any] = {"task": named_table(against), "seed": seed}
     table |= {} if problems is None else {"problems": problems}
     exam = Exam.of(build(ExamConfig, table, "command line"))
     return [Item(p.id, p.prompt, p.gold, p.working) for p in exam.problems]
