@@ -22,6 +22,7 @@ from zifio.config import ConfigError, build, override
 from zifio.evaluate.config import ExamConfig, report_key
 from zifio.log import Finished, say
 from zifio.tasks.catalog import named_table
+from zifio.tasks.environment import Interactive
 
 if TYPE_CHECKING:
     from zifio.evaluate.examine import Exam
@@ -128,14 +129,19 @@ def _subject(exam: Exam, path: str | None, model: str | None, answers: Path | No
     if path.startswith(("http://", "https://")):
         from zifio.evaluate.endpoint import Endpoint
         from zifio.evaluate.replies import Frame
+        from zifio.evaluate.turns import EndpointInTurns
 
         if model is None:
             raise ConfigError(f"{path}: wanted the name of a model at this endpoint, came none. Add --model NAME.")
         frame = Frame(config.system, config.instruction)
-        return exam, Endpoint(path, model, config.endpoint, config.sampling, config.prices, frame)
-    from zifio.evaluate.local import LocalSubject
+        endpoint = Endpoint(path, model, config.endpoint, config.sampling, config.prices, frame)
+        return exam, EndpointInTurns(endpoint, exam.task) if isinstance(exam.task, Interactive) else endpoint
+    from zifio.evaluate.local import LocalInTurns, LocalSubject
 
-    local = LocalSubject(path, config, exam.problems, exam.force)
+    if isinstance(exam.task, Interactive):
+        local = LocalInTurns(path, config, exam.problems, exam.task)
+    else:
+        local = LocalSubject(path, config, exam.problems, exam.force)
     return replace(exam, config=config.model_copy(update={"sampling": local.sampling})), local
 
 

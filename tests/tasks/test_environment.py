@@ -112,11 +112,9 @@ class Talker:
 
     def _one(self, start: Start, sampling: Sampling, max_turns: int) -> Reply:
         script = Scripted(*self.turns(start.messages[0]["content"]))
-        try:
-            out = converse(start.environment, start.messages, script, max_turns, sampling.max_new_tokens, start.seed)
-        except Exception as error:  # as the protocol says
-            return Reply([], "", fault=repr(error))
-        return Reply([1] * out.n_tokens, out.text, [], messages=out.messages, n_turns=out.n_turns, n_calls=out.n_calls)
+        out = converse(start.environment, start.messages, script, max_turns, sampling.max_new_tokens, start.seed)
+        counts = {"n_turns": out.n_turns, "n_calls": out.n_calls}
+        return Reply([1] * out.n_tokens, out.text, [], messages=out.messages, fault=out.fault, **counts)
 
 
 def solve(prompt: str) -> list[Turn]:

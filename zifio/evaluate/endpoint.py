@@ -17,10 +17,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
@@ -31,7 +32,8 @@ from zifio.config import ConfigError, Sampling
 from zifio.evaluate.config import EndpointSettings, Prices
 from zifio.evaluate.replies import Ask, Failed, Frame, Said
 from zifio.seed import stream
-from zifio.tasks.episode import Message, Reply
+from zifio.tasks.environment import Call, Message
+from zifio.tasks.episode import Reply
 
 _PASSING = (408, 409, 425, 429, *range(500, 600))
 _HOPELESS = (401, 402, 403, 404, 405, *range(300, 400))
@@ -97,9 +99,13 @@ class Endpoint:
 
         Raises ConfigError when one of them does not come.
         """
-        jobs = [(c, sampling, seed) for c, group in zip(conversations, seeds, strict=True) for seed in group]
+        jobs = [
+            partial(self.ask, c, sampling, seed)
+            for c, group in zip(conversations, seeds, strict=True)
+            for seed in group
+        ]
         said: dict[int, Said] = {}
-        for place, outcome in self._all(jobs):
+        for place, outcome in self.run(jobs):
             if isinstance(outcome, str):
                 raise ConfigError(f"{self.url}: wanted {len(jobs)} replies, came a failure: {outcome}. Try again.")
             said[place] = outcome
@@ -108,16 +114,19 @@ class Endpoint:
 
     def answer(self, asks: list[Ask]) -> Iterator[list[tuple[Ask, Said] | Failed]]:
         """Replies as they come. Raises ConfigError when the server refuses us altogether."""
-        jobs = [(self.frame.messages(ask.problem), self._limited(ask.budget), ask.seed) for ask in asks]
-        for place, outcome in self._all(jobs):
+        jobs = [partial(self.ask, self.frame.messages(a.problem), self._limited(a.budget), a.seed) for a in asks]
+        for place, outcome in self.run(jobs):
             ask = asks[place]
             yield [Failed(ask, outcome) if isinstance(outcome, str) else (ask, outcome)]
 
     def _limited(self, budget: int | None) -> Sampling:
         return self.sampling if budget is None else self.sampling.model_copy(update={"max_new_tokens": budget})
 
-    def _all(self, jobs: list[tuple[list[Message], Sampling, int]]) -> Iterator[tuple[int, Said | str]]:
-        """(place, reply or why none came) for every job, as they come, by daemon threads that a stopped run leaves."""
+    def run(self, jobs: Sequence[Callable[[], Said | str]]) -> Iterator[tuple[int, Said | str]]:
+        """(place, reply or why none came) for every job, as they come, by daemon threads that a stopped run leaves.
+
+        Raises what a job raises.
+        """
         todo: SimpleQueue[int | None] = SimpleQueue()
         done: SimpleQueue[tuple[int, Said | str | Exception]] = SimpleQueue()
         ended = threading.Event()
@@ -125,7 +134,7 @@ class Endpoint:
         def work() -> None:
             while not ended.is_set() and (place := todo.get()) is not None:
                 try:
-                    done.put((place, self._persist(*jobs[place])))
+                    done.put((place, jobs[place]()))
                 except Exception as error:  # handed on: the caller raises it
                     ended.set()
                     done.put((place, error))
@@ -144,9 +153,14 @@ class Endpoint:
         finally:
             ended.set()
 
-    def _persist(self, messages: list[Message], sampling: Sampling, seed: int) -> Said | str:
-        """The reply, after as many tries as it takes; or why there is none."""
-        body = self._body(messages, sampling, seed)
+    def ask(
+        self, messages: list[Message], sampling: Sampling, seed: int, tools: Sequence[dict[str, Any]] = ()
+    ) -> Said | str:
+        """The reply, after as many tries as it takes; or why there is none.
+
+        Raises ConfigError when the server refuses us altogether.
+        """
+        body = self._body(messages, sampling, seed, tools)
         jitter = stream(seed, "endpoint/wait")
         for number in range(1, self.settings.tries + 1):
             self._wait(self._not_before - time.monotonic())
@@ -168,7 +182,7 @@ class Endpoint:
         if seconds > 0:
             self._stop.wait(seconds)
 
-    def _body(self, messages: list[Message], sampling: Sampling, seed: int) -> bytes:
+    def _body(self, messages: list[Message], sampling: Sampling, seed: int, tools: Sequence[dict[str, Any]]) -> bytes:
         """The request. What is as a server does by itself is left out, so that strict ones do not stumble."""
         body: dict[str, Any] = {
             "model": self.model,
@@ -180,6 +194,8 @@ class Endpoint:
         for name in ("top_p", "top_k", "min_p", "repetition_penalty"):
             if getattr(sampling, name) != getattr(plain, name):
                 body[name] = getattr(sampling, name)
+        if tools:
+            body["tools"] = list(tools)
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if self.settings.send_seed:
@@ -218,6 +234,7 @@ class Endpoint:
             logp=sum(logps) if logps else None,
             seed=seed,
             extra={"served": str(found.get("model", "")), "tries": number},
+            calls=_calls(message.get("tool_calls")),
         )
 
     def _post(self, body: bytes, deadline: float) -> tuple[int, httpx2.Headers, bytes]:
@@ -293,6 +310,19 @@ class _Usage:
 def _count(table: Any, key: str) -> int | None:
     value = table.get(key) if isinstance(table, dict) else None
     return value if type(value) is int and value >= 0 else None
+
+
+def _calls(found: Any) -> tuple[Call, ...]:
+    """The tool calls of a message; one that does not look like one is a call with a fault, which the model is told."""
+    calls = []
+    for call in found if isinstance(found, list) else []:
+        function = call.get("function") if isinstance(call, dict) else None
+        name, arguments = (function.get("name"), function.get("arguments")) if isinstance(function, dict) else (0, 0)
+        if isinstance(name, str) and isinstance(arguments, str):
+            calls.append(Call(name, arguments))
+        else:
+            calls.append(Call("", "", "a call is a function with a name and its arguments as text"))
+    return tuple(calls)
 
 
 def _logps(choice: dict[str, Any]) -> list[float]:

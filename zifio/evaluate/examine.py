@@ -30,6 +30,8 @@ from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored
 from zifio.log import Progress
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import Interactive
+from zifio.tasks.episode import verdict_of
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict
 
@@ -52,6 +54,11 @@ class Exam:
     def of(cls, config: ExamConfig) -> Exam:
         """The exam of these settings. Raises ConfigError when the task has no such problems."""
         task = make_task(config.task)
+        if isinstance(task, Interactive) and config.budgets:
+            raise ConfigError(
+                f"budgets: wanted none for {task.name}, which is played in turns, came {config.budgets}. Leave them "
+                "out; sampling.max_new_tokens bounds what is said in all turns together."
+            )
         size = getattr(task, "size", None)  # of tasks over a finite set
         n_problems = config.problems or (size("held-out") if size else 0) or _DRAWN
         problems = [task.problem("held-out", index, config.seed) for index in range(n_problems)]
@@ -185,8 +192,13 @@ class _Watch:
 
 def records(replies: Sequence[tuple[Ask, Said]], exam: Exam) -> list[Row]:
     """The records of these replies, judged. What is not known is absent."""
-    verdicts = judge_all(exam.task, [(ask.problem, scored_text(said, exam.shaped)) for ask, said in replies])
-    return [_record(ask, said, verdict) for (ask, said), verdict in zip(replies, verdicts, strict=True)]
+    texts = [scored_text(said, exam.shaped) for _, said in replies]
+    alone = [i for i, (_, said) in enumerate(replies) if said.environment is None]
+    verdicts = dict(zip(alone, judge_all(exam.task, [(replies[i][0].problem, texts[i]) for i in alone]), strict=True))
+    for i, (ask, said) in enumerate(replies):
+        if said.environment is not None:
+            verdicts[i] = verdict_of(exam.task, ask.problem, said.environment, texts[i], said.fault)
+    return [_record(ask, said, verdicts[i]) for i, (ask, said) in enumerate(replies)]
 
 
 def _record(ask: Ask, said: Said, verdict: Verdict) -> Row:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 from zifio.checkpoint import model_digest
@@ -21,7 +22,8 @@ from zifio.evaluate.config import ExamConfig
 from zifio.evaluate.replies import Ask, Failed, Frame, Said
 from zifio.models.hub import resolve
 from zifio.seed import stream_seed
-from zifio.tasks.episode import Reply
+from zifio.tasks.environment import Interactive
+from zifio.tasks.episode import Reply, Start, started, told
 from zifio.tasks.task import Problem
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -136,6 +138,66 @@ class LocalSubject:
             cost=self.prices.cost(len(prompt), len(reply.tokens)) if self.prices else None,
             logp=float(sum(reply.logps)),
             seed=ask.seed,
+        )
+
+
+class LocalInTurns:
+    """Implements `evaluate.replies.Subject` with our engine on a task that answers back, token by token as in RL."""
+
+    budget_by = ""
+
+    def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], task: Interactive) -> None:
+        """Loads the model. Raises ConfigError when it cannot be read, or its chat template has no words for tools."""
+        self.folder, self.task, self.prices = resolve(model), task, exam.prices
+        self.policy = load_policy(self.folder, device=exam.device, precision=exam.precision)
+        self.frame = Frame(exam.system, exam.instruction)
+        longest = max(len(self._prompt(problem)) for problem in problems)
+        self.sampling = _fitting(exam, self.policy, longest, 0)
+
+    def identity(self) -> dict[str, Any]:
+        """The weights."""
+        return {"model": model_digest(self.folder)}
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self.policy.engine.release()
+
+    def answer(self, asks: list[Ask]) -> Iterator[list[tuple[Ask, Said] | Failed]]:
+        """Episodes in batches that fill the engine; those of a problem start from one prompt."""
+        size = self.policy.engine.max_rows
+        for start in range(0, len(asks), size):
+            yield self._batch(asks[start : start + size])
+
+    def _batch(self, asks: list[Ask]) -> list[tuple[Ask, Said] | Failed]:
+        """All of these at once. Their seconds are shared evenly."""
+        began = time.perf_counter()
+        asks_P_G = [list(group) for _, group in groupby(asks, key=lambda ask: ask.problem.id)]
+        starts_P_G = [[self._start(ask) for ask in group] for group in asks_P_G]
+        replies_P_G = self.policy.converse(starts_P_G, self.sampling, self.task.max_turns, self.task.tools)
+        share_s = (time.perf_counter() - began) / len(asks)
+        played = zip(asks, chain.from_iterable(starts_P_G), chain.from_iterable(replies_P_G), strict=True)
+        return [(ask, self._said(ask, start, reply, share_s)) for ask, start, reply in played]
+
+    def _start(self, ask: Ask) -> Start:
+        return Start(self.frame.messages(ask.problem), started(self.task, ask.problem, ask.seed), ask.seed)
+
+    def _prompt(self, problem: Problem) -> list[int]:
+        return self.policy.prompt(self.frame.messages(problem), self.task.tools)
+
+    def _said(self, ask: Ask, start: Start, reply: Reply, seconds: float) -> Said:
+        n_prompt = len(self._prompt(ask.problem)) + len(reply.tokens) - reply.n_sampled
+        return Said(
+            text=reply.text,
+            n_tokens=reply.n_sampled,
+            n_prompt_tokens=n_prompt,
+            finish=reply.finish,
+            seconds=seconds,
+            cost=self.prices.cost(n_prompt, reply.n_sampled) if self.prices else None,
+            logp=float(sum(reply.logps)),
+            seed=ask.seed,
+            extra=told(start.messages, reply),
+            environment=start.environment,
+            fault=reply.fault,
         )
 
 

@@ -64,6 +64,22 @@ def spent(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
+def use_of_tools(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of the records of episodes in turns among these: how many turns, how many of them call tools and how often, and
+    which calls fail."""
+    rows = [row for row in rows if "n_turns" in row]
+    if not rows:
+        return {}
+    n_calls = sum(row["n_calls"] for row in rows)
+    failed = {"share_calls_failed": sum(row["n_failures"] for row in rows) / n_calls} if n_calls else {}
+    return {
+        "mean_turns": sum(row["n_turns"] for row in rows) / len(rows),
+        "share_calls_tools": sum(row["n_calls"] > 0 for row in rows) / len(rows),
+        "mean_calls": n_calls / len(rows),
+        **failed,
+    }
+
+
 def _arm(
     rows: Sequence[Row], budget: int | None, ks: Sequence[int], scorers: dict[str, Score], seed: int
 ) -> dict[str, Any]:
@@ -94,7 +110,7 @@ def _arm(
             out[f"mean_{name}"] = sum(known) / len(known)
     out["share_cut_off"] = sum(row.get("finish") == "length" for row in checked) / len(checked)
     out["share_without_answer"] = sum(row["answer"] is None for row in checked) / len(checked)
-    return out | spent(mine)
+    return out | use_of_tools(checked) | spent(mine)
 
 
 def _mean(

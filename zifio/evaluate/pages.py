@@ -92,6 +92,11 @@ def _notes(arm: dict[str, Any]) -> list[str]:
         said.append(
             f"A reply takes {arm['mean_tokens']:.0f} tokens{thinking}; {percent(arm['share_cut_off'])} cut off."
         )
+    if "mean_turns" in arm:
+        failed = f", {percent(arm['share_calls_failed'])} of the calls in vain" if "share_calls_failed" in arm else ""
+        said.append(
+            f"An episode has {arm['mean_turns']:.1f} turns; {percent(arm['share_calls_tools'])} call tools{failed}."
+        )
     if "tokens_per_solved" in arm:
         cost = f", {arm['cost_per_solved']:.4g} in money" if "cost_per_solved" in arm else ""
         time = f", {seconds_text(arm['seconds_per_solved'])}" if "seconds_per_solved" in arm else ""

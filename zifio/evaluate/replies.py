@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from zifio.tasks.episode import Message, conversation
+from zifio.tasks.environment import Call, Environment, Message, conversation
 from zifio.tasks.task import Problem, Task, parse_response
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -58,6 +58,12 @@ class Said:
     """That it was drawn from."""
     extra: dict[str, Any] | None = None
     """More for the record."""
+    calls: tuple[Call, ...] = ()
+    """Of a turn: the tools that it calls."""
+    environment: Environment | None = None
+    """Of an episode in turns: where it was played. It is asked for the verdict before the task is."""
+    fault: str = ""
+    """Why the environment could not go on."""
 
 
 class Failed(NamedTuple):

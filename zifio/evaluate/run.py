@@ -22,6 +22,7 @@ from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.evaluate.config import EvalStage
+from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.record import thinking, write_whole
 from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
@@ -71,7 +72,7 @@ def summarise(episodes_P_G: list[list[Episode]], ks: Sequence[int], seed: int = 
         "share_shows_working": _mean([float(bool(thinking(e.reply.text))) for e in counted]),
         "share_cut_off": _mean([float(e.reply.finish == "length") for e in counted]),
     }
-    return out | _turns(counted) | _lengths(counted)
+    return out | use_of_tools([_row(episode, 0) for episode in counted]) | _lengths(counted)
 
 
 def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:
@@ -81,21 +82,6 @@ def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:
         for group in counted_P
         if len(group) >= k
     ]
-
-
-def _turns(counted: list[Episode]) -> dict[str, float]:
-    """Of episodes in turns: how many turns, how many of them call tools and how often, and which calls fail."""
-    replies = [episode.reply for episode in counted if episode.reply.messages]
-    if not replies:
-        return {}
-    n_calls = sum(reply.n_calls for reply in replies)
-    failed = {"share_calls_failed": sum(reply.n_failures for reply in replies) / n_calls} if n_calls else {}
-    return {
-        "mean_turns": _mean([reply.n_turns for reply in replies]),
-        "share_calls_tools": _mean([float(reply.n_calls > 0) for reply in replies]),
-        "mean_calls": n_calls / len(replies),
-        **failed,
-    }
 
 
 def _lengths(counted: list[Episode]) -> dict[str, float]:

@@ -172,6 +172,8 @@ class Transcript:
     n_tokens: int = 0
     """Those of the learner's turns."""
     is_cut: bool = False
+    fault: str = ""
+    """Why the environment could not go on."""
 
     def hear(self, seen: Observation) -> None:
         """Note what the environment answered."""
@@ -191,7 +193,7 @@ def converse(
 ) -> Transcript:
     """Play one episode with a policy that takes messages; `max_tokens` are those of all turns of a voice together.
 
-    Raises what the environment and `ask` raise.
+    An environment that raises ends the episode with a fault. Raises what `ask` raises.
     """
     out = Transcript()
     histories: dict[int, list[Message]] = {LEARNER: list(messages)}
@@ -210,7 +212,11 @@ def converse(
         if said.is_cut and voice == LEARNER:
             out.is_cut = True
             return out
-        seen = environment.step(turn)
+        try:
+            seen = environment.step(turn)
+        except Exception as error:  # the boundary around what may break: no worse than a check that does
+            out.fault = repr(error)
+            return out
         out.hear(seen)
         if seen.done:
             return out

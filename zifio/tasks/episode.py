@@ -14,7 +14,7 @@ import numpy as np
 
 from zifio.config import ConfigError, Sampling
 from zifio.seed import stream_seed
-from zifio.tasks.environment import Environment, Interactive, Message, Observation, Turn, conversation
+from zifio.tasks.environment import Environment, Interactive, Message, Observation, Transcript, Turn, conversation
 from zifio.tasks.runtime import judge, judge_all
 from zifio.tasks.task import Problem, Task, Verdict
 
@@ -125,21 +125,21 @@ def _play_in_turns(
             "answers once. Choose a task of single questions."
         )
     starts_P_G = [
-        [Start(conversation(problem), _started(task, problem, seed), seed) for seed in group]
+        [Start(conversation(problem), started(task, problem, seed), seed) for seed in group]
         for problem, group in zip(problems, seeds_P_G, strict=True)
     ]
     replies_P_G = policy.converse(starts_P_G, sampling, task.max_turns, task.tools)
     _check_shape(replies_P_G, len(seeds_P_G[0]) if seeds_P_G else 0, problems)
     return [
         [
-            Episode(problem, reply, _verdict(task, problem, start.environment, reply))
+            Episode(problem, reply, verdict_of(task, problem, start.environment, reply.text, reply.fault))
             for start, reply in zip(starts, replies, strict=True)
         ]
         for problem, starts, replies in zip(problems, starts_P_G, replies_P_G, strict=True)
     ]
 
 
-def _started(task: Interactive, problem: Problem, seed: int) -> Environment:
+def started(task: Interactive, problem: Problem, seed: int) -> Environment:
     """A new episode; where none can be had, one that breaks at its first step and says why."""
     try:
         return task.start(problem, stream_seed(seed, "environment"))
@@ -163,16 +163,16 @@ class _Broken:
         return None
 
 
-def _verdict(task: Interactive, problem: Problem, environment: Environment, reply: Reply) -> Verdict:
-    """What the environment says of the episode, or the task of its last text; an error where the environment broke."""
-    fault = reply.fault
+def verdict_of(task: Task, problem: Problem, environment: Environment, text: str, fault: str) -> Verdict:
+    """What the environment says of an episode whose last turn is `text`, or the task of that text; an error where the
+    environment broke, as `fault` says or while it judged."""
     if not fault:
         try:
-            verdict = environment.verdict(reply.text)
+            verdict = environment.verdict(text)
         except Exception as error:  # as in `judge`
             fault = repr(error)
         else:
-            return judge(task, problem, reply.text) if verdict is None else verdict
+            return judge(task, problem, text) if verdict is None else verdict
     return Verdict("error", 0.0, {}, f"{task.name}: the environment of {problem.id} broke: {fault}")
 
 
@@ -195,13 +195,10 @@ def record(episode: Episode, place: int) -> dict[str, Any]:
         "reason": verdict.reason,
         "n_tokens": reply.n_sampled,
         "finish": reply.finish,
-    } | _turns(episode)
+    } | (told(conversation(problem), reply) if reply.messages else {})
 
 
-def _turns(episode: Episode) -> dict[str, Any]:
-    """What a record says more of an episode in turns."""
-    reply = episode.reply
-    if not reply.messages:
-        return {}
-    counts = {"n_turns": reply.n_turns, "n_calls": reply.n_calls, "n_failures": reply.n_failures}
-    return {"messages": [*conversation(episode.problem), *reply.messages], **counts}
+def told(opening: list[Message], episode: Reply | Transcript) -> dict[str, Any]:
+    """What the record of an episode in turns says more than that of a single reply."""
+    counts = {"n_turns": episode.n_turns, "n_calls": episode.n_calls, "n_failures": episode.n_failures}
+    return {"messages": [*opening, *episode.messages], **counts}
