@@ -23,6 +23,7 @@ from zifio.models.hub import resolve
 from zifio.seed import stream_seed
 from zifio.tasks.environment import transcript
 from zifio.tasks.episode import Start
+from zifio.tasks.form import split_thinking
 from zifio.tasks.tools import PLAIN, Workshop
 
 if TYPE_CHECKING:
@@ -93,15 +94,8 @@ def split_reply(text: str) -> tuple[str, str]:
 
     A reply cut before `</think>` is all thinking; one without tags is all answer, for models that do not think aloud.
     """
-    head, opened, rest = text.partition("<think>")
-    if not opened:
-        return "", _untagged(text)
-    thinking, _, answer = rest.partition("</think>")
-    return thinking.strip(), _untagged(head + answer)
-
-
-def _untagged(text: str) -> str:
-    return re.sub(r"</?answer>", "", text).strip()
+    thinking, answer, _ = split_thinking(text)
+    return thinking.strip(), re.sub(r"</?answer>", "", answer).strip()
 
 
 class _Asked(NamedTuple):

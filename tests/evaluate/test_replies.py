@@ -2,26 +2,10 @@
 
 import pytest
 
-from zifio.evaluate.replies import Said, answer_of, scored_text, split_thinking, wants_shape
+from zifio.evaluate.replies import Said, answer_of, scored_text, wants_shape
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Split, Verdict
-
-
-@pytest.mark.parametrize(
-    ("text", "thinking", "rest"),
-    [
-        ("<think>6+1</think>7", "6+1", "7"),
-        ("6+1</think>7", "6+1", "7"),  # the template opened it
-        ("<think>a</think>b</think>7", "a</think>b", "7"),
-        ("<think>7", "7", ""),
-        ("7", "", "7"),
-        ("well <think>7", "7", "well "),
-        ("", "", ""),
-    ],
-)
-def test_thinking_apart(text, thinking, rest):
-    assert split_thinking(text) == (thinking, rest)
 
 
 class Contains:

@@ -4,9 +4,26 @@ import time
 
 import pytest
 
-from zifio.tasks.form import ASK, boxes, final_answer, unboxed, wrap
+from zifio.tasks.form import ASK, boxes, final_answer, split_thinking, unboxed, wrap
 
 FORMS = ("tags", "boxed", "free")
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "rest", "is_open"),
+    [
+        ("<think>6+1</think>7", "6+1", "7", False),
+        ("6+1</think>7", "6+1", "7", False),  # the template opened it
+        ("<think>a</think>b</think>7", "a</think>b", "7", False),
+        ("<think>a</think>7<think>b", "a", "7<think>b", True),
+        ("<think>7", "7", "", True),
+        ("7", "", "7", False),
+        ("well <think>7", "7", "well ", True),
+        ("", "", "", False),
+    ],
+)
+def test_thinking_apart(text, thinking, rest, is_open):
+    assert split_thinking(text) == (thinking, rest, is_open)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -26,12 +26,13 @@ from zifio.evaluate.journal import Journal, Key
 from zifio.evaluate.methods import SCORERS, Row, summarise
 from zifio.evaluate.pages import exam_page
 from zifio.evaluate.record import write_whole
-from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored_text, split_thinking, wants_shape
+from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored_text, wants_shape
 from zifio.log import Progress
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import Interactive
 from zifio.tasks.episode import verdict_of
+from zifio.tasks.form import split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict
 
@@ -202,7 +203,7 @@ def records(replies: Sequence[tuple[Ask, Said]], exam: Exam) -> list[Row]:
 
 
 def _record(ask: Ask, said: Said, verdict: Verdict) -> Row:
-    inside, content = split_thinking(said.text)
+    inside, content, _ = split_thinking(said.text)
     row: Row = {
         "problem": ask.problem.id,
         "place": ask.place,

@@ -154,11 +154,6 @@ def _answer(model: str, row: dict[str, Any]) -> Answer:
     return Answer(model, row["outcome"], thinking, answer, parsed is not None, row["reason"])
 
 
-def thinking(response: str) -> str:
-    """What stands between the thinking tags, also of a reply that was cut off or has not the agreed shape."""
-    return response.partition("<think>")[2].partition("</think>")[0].strip()
-
-
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ Every other task scores what stands behind the thinking, so that nothing in it c
 
 Try it alone:
 
-    python -c "from zifio.evaluate.replies import *; print(split_thinking('<think>6+1</think>It is \\\\boxed{7}.'))"
+    python -c "from zifio.evaluate.replies import *; print(answer_of('It is \\\\boxed{7}.'))"
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zifio.tasks.environment import Call, Environment, Message, conversation
+from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task, parse_response
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -109,18 +110,6 @@ class Subject(Protocol):
         ...
 
 
-def split_thinking(text: str) -> tuple[str, str]:
-    """(thinking, the rest) of a reply. The last end of thinking counts; one that never ends is all thinking.
-
-    A chat template may have opened the thinking in the prompt, so its opening tag may be missing.
-    """
-    thinking, closed, rest = text.rpartition(_CLOSE)
-    if closed:
-        return thinking.removeprefix(_OPEN), rest
-    before, opened, thinking = text.partition(_OPEN)
-    return (thinking, before) if opened else ("", text)
-
-
 def wants_shape(task: Task, problem: Problem) -> bool:
     """Whether the task's own replies have the shape `<think>WORKING</think><answer>ANSWER</answer>`."""
     return parse_response(task.document(problem, shows_working=False)) is not None
@@ -129,7 +118,7 @@ def wants_shape(task: Task, problem: Problem) -> bool:
 def scored_text(said: Said, shaped: bool) -> str:
     """What of a reply goes to the task: all of it for a task with that shape, else what stands behind the thinking."""
     if not shaped:
-        return split_thinking(said.text)[1]
+        return split_thinking(said.text).rest
     return f"{_OPEN}{said.thinking}{_CLOSE}{said.text}" if said.thinking else said.text
 
 

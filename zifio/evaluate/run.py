@@ -23,7 +23,7 @@ from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.methods import use_of_tools
-from zifio.evaluate.record import thinking, write_whole
+from zifio.evaluate.record import write_whole
 from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
@@ -32,6 +32,7 @@ from zifio.models.device import Precision, sampling_precision
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Policy, conversation, play, record
+from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task
 
 _CHUNK = 64  # problems between two movements of the progress bar; no result depends on it
@@ -69,7 +70,7 @@ def summarise(episodes_P_G: list[list[Episode]], ks: Sequence[int], seed: int = 
         "pass_at_k_interval": {str(k): list(intervals[k]) for k in ks if k in shares},
         "process_pass_at_1": _mean([e.verdict.parts.get("process", 0.0) for e in counted]),
         "format_rate": _mean([e.verdict.parts.get("format", 0.0) for e in counted]),
-        "share_shows_working": _mean([float(bool(thinking(e.reply.text))) for e in counted]),
+        "share_shows_working": _mean([float(bool(split_thinking(e.reply.text).thinking.strip())) for e in counted]),
         "share_cut_off": _mean([float(e.reply.finish == "length") for e in counted]),
     }
     return out | use_of_tools([_row(episode, 0) for episode in counted]) | _lengths(counted)

@@ -15,10 +15,11 @@ from typing import Any
 
 from zifio.data.calls import read_calls
 from zifio.evaluate.endpoint import Endpoint
-from zifio.evaluate.replies import Ask, Failed, Said, scored_text, split_thinking, wants_shape
+from zifio.evaluate.replies import Ask, Failed, Said, scored_text, wants_shape
 from zifio.tasks import environment
 from zifio.tasks.environment import Call, Environment, Interactive, Message, Transcript, Turn, converse
 from zifio.tasks.episode import started, told
+from zifio.tasks.form import split_thinking
 
 
 def wired(messages: Sequence[Message]) -> list[Message]:
@@ -29,7 +30,7 @@ def wired(messages: Sequence[Message]) -> list[Message]:
     n_calls = 0
     for message in messages:
         if message["role"] == "assistant":
-            message = {**message, "content": split_thinking(message["content"])[1]}
+            message = {**message, "content": split_thinking(message["content"]).rest}
             calls = message.get("tool_calls", [])
             waiting = [f"call_{n_calls + place}" for place in range(len(calls))]
             n_calls += len(calls)

@@ -10,7 +10,7 @@ Try it alone:
 
 import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from zifio.tasks.task import Verdict
 
@@ -29,6 +29,27 @@ _BRACE = re.compile(r"[{}]")
 _LONGEST_LINE = 4096
 
 
+class Thought(NamedTuple):
+    """A reply's thinking apart from the rest."""
+
+    thinking: str
+    rest: str
+    is_open: bool
+    """Whether a thinking has begun that does not end."""
+
+
+def split_thinking(text: str) -> Thought:
+    """The last end of thinking counts; a thinking that never ends goes to the end of the text.
+
+    A chat template may have opened the thinking in the prompt, so its opening tag may be missing.
+    """
+    before, closed, rest = text.rpartition(_THOUGHT)
+    if closed:
+        return Thought(before.removeprefix(_THINK), rest, _THINK in rest)
+    before, opened, thinking = text.partition(_THINK)
+    return Thought(thinking, before, True) if opened else Thought("", text, False)
+
+
 def wrap(working: str, answer: str, form: Form) -> str:
     """A reply that gives this answer, after its working where there is one."""
     said = {"tags": f"{OPEN}{answer}{CLOSE}", "boxed": f"{_BOX}{answer}}}", "free": f"The answer is {answer}."}[form]
@@ -37,10 +58,10 @@ def wrap(working: str, answer: str, form: Form) -> str:
 
 def final_answer(response: str, form: Form) -> tuple[str, str]:
     """(answer, what keeps the reply from giving one): one of them is empty, or both where an empty answer is given."""
-    _, thought, reply = response.rpartition(_THOUGHT)
-    if _THINK in reply:
+    thought = split_thinking(response)
+    if thought.is_open:
         return "", "the thinking has no end"
-    return {"tags": between_tags, "boxed": _in_box, "free": _on_last_line}[form](reply if thought else response)
+    return {"tags": between_tags, "boxed": _in_box, "free": _on_last_line}[form](thought.rest)
 
 
 def judged(response: str, form: Form, fault: Callable[[str], str]) -> Verdict:

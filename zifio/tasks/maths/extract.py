@@ -10,11 +10,11 @@ Try it alone: `python -c "from zifio.tasks.maths.extract import find; print(find
 import re
 from dataclasses import dataclass
 
+from zifio.tasks.form import split_thinking
 from zifio.tasks.maths.scan import LONGEST, Unreadable, group
 
 MOST_STATED = 20
 MOST_MARKS = 200  # boxes, tags and the like, equal ones included
-_THINKING = ("<think>", "</think>")
 _TAGS = re.compile(r"<answer>|</answer>")
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(.*)$", re.MULTILINE)
@@ -44,8 +44,8 @@ class Found:
 
 def find(response: str) -> Found:
     """The answer, or answers, of a response."""
-    text = _after_thinking(response)
-    if text is None:
+    _, text, is_open = split_thinking(response)
+    if is_open:
         return Found(fault="the thinking does not end")
     if any(sum(1 for _ in marks.finditer(text)) > MOST_MARKS for marks in (_TAGS, _BOXED, _HASHES, _PHRASE)):
         return Found(fault=f"more than {MOST_MARKS} answers")
@@ -72,14 +72,6 @@ def _stated(texts: list[str], marked: bool) -> Found:
     if len(kept) > MOST_STATED:
         return Found(fault=f"more than {MOST_STATED} different answers")
     return Found(tuple(kept), marked)
-
-
-def _after_thinking(text: str) -> str | None:
-    """What follows the last thinking; None when one has begun and not ended."""
-    opened, closed = text.rfind(_THINKING[0]), text.rfind(_THINKING[1])
-    if opened > closed:
-        return None
-    return text[closed + len(_THINKING[1]) :] if closed >= 0 else text
 
 
 def _tagged(text: str) -> list[str] | None:
