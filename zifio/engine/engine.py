@@ -38,6 +38,7 @@ from zifio.engine.rows import Finish, Rows, Sample
 from zifio.engine.sampler import Settings, choose, draw
 from zifio.engine.scheduler import Chunk, Scheduler, Stats
 from zifio.engine.stops import TextOf, find_stop
+from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 
@@ -231,6 +232,7 @@ class Engine:
         self._n_pages = self._wanted = 0
         self._is_queue = False
         self.model.unpack()
+        give_back()
 
     # Inside ------------------------------------------------------------------------------------------------
 
@@ -252,6 +254,7 @@ class Engine:
         insist(self.model, settings, self.precision)  # it may have been moved since
         if wanted > self._wanted:
             self._graphs = self._cache = self._routing = None  # before the memory is looked at
+            give_back()
             self._wanted = wanted
             self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, str(self.device))
             n_padding = int(graphs_wanted(self.device, settings))  # one page behind the others

@@ -119,6 +119,14 @@ def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
     return out
 
 
+def give_back() -> None:
+    """Return the memory of freed tensors to the system where the C library would keep it (glibc), so that of two phases
+    which both need much, the second does not come on top of the first."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 _HUGE_PAGE = 2**21  # bytes
 _MADV_HUGEPAGE = 14
 
