@@ -5,8 +5,8 @@
 A phase is the prefill, one step of decoding, or a training step. FLOPs are those of `zifio.models.count`; bytes are
 the weights, read once a phase (of experts, those that the tokens of a step can visit), and the keys and values that
 are attended to. The peak is the best of several libraries and shapes; the bandwidth that of reading a buffer far
-larger than any cache with all threads, kept up for as long as a round of a single stream takes. The model has no term for anything but products and memory, so 100 % is out of
-reach.
+larger than any cache with all threads, kept up for as long as a round of a single stream takes. The model has no term
+for anything but products and memory, so 100 % is out of reach.
 
 Try it alone: `python -m bench.roofline` (prints the peaks as JSON)
 """
