@@ -23,7 +23,7 @@ static void sort_pairs(const Shape *s, const i64 *expert, i64 *order, i64 *place
     free(next);
 }
 
-#define ROWS 192 /* tokens of one expert that a thread takes at a time */
+#define ROWS 512 /* tokens of one expert that a thread takes at a time: for each it packs the expert's weights anew */
 
 /* out [N, D]. Kept for the gradient: order, place [N A], first [E + 1], hidden [N A, 2 F] before the gate, and
  * each pair's output y [N A, D]. Weights [E, 2 F, D] (gate above up) and [E, D, F], and, unless null, the same packed. */
@@ -63,6 +63,20 @@ API void zifio_experts(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active, const f
     }
 }
 
+/* a . b, and scaled = scale a. */
+static float dot_and_scale(i64 n, const float *a, const float *b, float scale, float *scaled) {
+    vec sum = {0};
+    i64 i = 0;
+    for (; i + VL <= n; i += VL) {
+        vec x = load(a + i);
+        sum += x * load(b + i);
+        store(scaled + i, scale * x);
+    }
+    float dot = sum_lanes(sum);
+    for (; i < n; i++) dot += a[i] * b[i], scaled[i] = scale * a[i];
+    return dot;
+}
+
 /* Gradients of `zifio_experts`; the weights' are added to, and not computed where null (frozen experts); dx and d_gate
  * are written. */
 API void zifio_experts_backward(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active, const float *x, const float *gate,
@@ -74,31 +88,27 @@ API void zifio_experts_backward(i64 n, i64 d, i64 f, i64 n_experts, i64 n_active
 #pragma omp parallel if (n * n_active * d * f > 50000)
     {
 #pragma omp for schedule(dynamic)
-        for (i64 e = 0; e < n_experts; e++) {
-            i64 begin = first[e], rows = first[e + 1] - begin;
-            if (!rows) continue;
-            const float *h = hidden + begin * 2 * f;
-            float *in = scratch(1, rows * d), *active = scratch(2, rows * f), *dy = scratch(3, rows * d);
-            float *d_active = scratch(4, rows * f), *dh = scratch(5, rows * 2 * f);
-            for (i64 r = 0; r < rows; r++) {
-                i64 pair = order[begin + r], token = pair / n_active;
-                memcpy(in + r * d, x + token * d, 4 * d);
-                float dot = 0;
-                for (i64 i = 0; i < d; i++) {
-                    dot += d_out[token * d + i] * y[(begin + r) * d + i];
-                    dy[r * d + i] = gate[pair] * d_out[token * d + i];
+        for (i64 e = 0; e < n_experts; e++)
+            for (i64 begin = first[e]; begin < first[e + 1]; begin += ROWS) { /* a multiple of KC: the same blocks */
+                i64 rows = least(ROWS, first[e + 1] - begin);
+                const float *h = hidden + begin * 2 * f;
+                float *in = scratch(1, ROWS * d), *active = scratch(2, ROWS * f), *dy = scratch(3, ROWS * d);
+                float *d_active = scratch(4, ROWS * f), *dh = scratch(5, ROWS * 2 * f);
+                for (i64 r = 0; r < rows; r++) {
+                    i64 pair = order[begin + r], token = pair / n_active;
+                    memcpy(in + r * d, x + token * d, 4 * d);
+                    d_gate[pair] = dot_and_scale(d, d_out + token * d, y + (begin + r) * d, gate[pair], dy + r * d);
+                    swiglu_row(h + r * 2 * f, h + r * 2 * f + f, active + r * f, f);
                 }
-                d_gate[pair] = dot;
-                swiglu_row(h + r * 2 * f, h + r * 2 * f + f, active + r * f, f);
+                if (d_down) product_transposed(rows, d, f, dy, d, active, f, d_down + e * d * f, f);
+                product(rows, f, d, dy, d, 1, down + e * d * f, f, 1, d_active, f, 0);
+                for (i64 r = 0; r < rows; r++)
+                    swiglu_row_backward(h + r * 2 * f, h + r * 2 * f + f, d_active + r * f, dh + r * 2 * f,
+                                        dh + r * 2 * f + f, f);
+                if (d_gate_up)
+                    product_transposed(rows, 2 * f, d, dh, 2 * f, in, d, d_gate_up + e * 2 * f * d, d);
+                product(rows, d, 2 * f, dh, 2 * f, 1, gate_up + e * 2 * f * d, d, 1, d_in + begin * d, d, 0);
             }
-            if (d_down) product(d, f, rows, dy, 1, d, active, f, 1, d_down + e * d * f, f, 1);
-            product(rows, f, d, dy, d, 1, down + e * d * f, f, 1, d_active, f, 0);
-            for (i64 r = 0; r < rows; r++)
-                swiglu_row_backward(h + r * 2 * f, h + r * 2 * f + f, d_active + r * f, dh + r * 2 * f,
-                                    dh + r * 2 * f + f, f);
-            if (d_gate_up) product(2 * f, d, rows, dh, 1, 2 * f, in, d, 1, d_gate_up + e * 2 * f * d, d, 1);
-            product(rows, d, 2 * f, dh, 2 * f, 1, gate_up + e * 2 * f * d, d, 1, d_in + begin * d, d, 0);
-        }
 #pragma omp for schedule(static)
         for (i64 t = 0; t < n; t++)
             for (i64 a = 0; a < n_active; a++)

@@ -124,7 +124,36 @@ API void zifio_matmul(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const
     }
 }
 
-/* C[n, k] (+)= A[m, n]^T B[m, k]: the gradient of a weight. A is turned block by block, so that tiles read it in order. */
+/* Tile t of A[m, n]^T, rows [m0, m0 + depth) of A, in the order in which it is read. */
+static void turn(i64 t, i64 m0, i64 depth, i64 n, const float *a, i64 lda, float *turned) {
+    i64 rows = least(MR, n - t * MR);
+    for (i64 r = 0; r < depth; r++)
+        for (i64 i = 0; i < rows; i++) turned[(t * KC + r) * MR + i] = a[(m0 + r) * lda + t * MR + i];
+}
+
+/* Tiles [first, last) of C[n, k] (+)= A^T B for one block of rows, which `turned` and `packed` hold; panel p of B. */
+static void turned_tiles(i64 first, i64 last, i64 p, i64 depth, i64 n, i64 k, const float *turned, const float *packed,
+                         float *c, i64 ldc, int go_on) {
+    for (i64 t = first; t < last; t++)
+        add_block(least(MR, n - t * MR), depth, turned + t * KC * MR, 1, MR, packed, c + t * MR * ldc + p * NR, ldc,
+                  least(NR, k - p * NR), go_on);
+}
+
+/* C[n, k] += A[m, n]^T B[m, k] on the calling thread. A is turned block by block, so that tiles read it in order. */
+void product_transposed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *b, i64 ldb, float *c, i64 ldc) {
+    i64 n_tiles = (n + MR - 1) / MR, n_panels = (k + NR - 1) / NR;
+    float *packed = scratch(0, KC * NR), *turned = scratch(6, n_tiles * MR * KC);
+    for (i64 m0 = 0; m0 < m; m0 += KC) {
+        i64 depth = least(KC, m - m0);
+        for (i64 t = 0; t < n_tiles; t++) turn(t, m0, depth, n, a, lda, turned);
+        for (i64 p = 0; p < n_panels; p++) {
+            pack_block(b, ldb, 1, p, k, m0, depth, packed);
+            turned_tiles(0, n_tiles, p, depth, n, k, turned, packed, c, ldc, 1);
+        }
+    }
+}
+
+/* C[n, k] (+)= A[m, n]^T B[m, k] on all threads: the gradient of a weight. */
 API void zifio_matmul_transposed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *b, i64 ldb, float *c,
                                  i64 ldc, int go_on) {
     i64 n_tiles = (n + MR - 1) / MR, n_panels = (k + NR - 1) / NR;
@@ -134,20 +163,14 @@ API void zifio_matmul_transposed(i64 m, i64 n, i64 k, const float *a, i64 lda, c
     for (i64 m0 = 0; m0 < m; m0 += KC) {
         i64 depth = least(KC, m - m0);
 #pragma omp for schedule(static)
-        for (i64 t = 0; t < n_tiles; t++) {
-            i64 rows = least(MR, n - t * MR);
-            for (i64 r = 0; r < depth; r++)
-                for (i64 i = 0; i < rows; i++) turned[(t * KC + r) * MR + i] = a[(m0 + r) * lda + t * MR + i];
-        }
+        for (i64 t = 0; t < n_tiles; t++) turn(t, m0, depth, n, a, lda, turned);
         float *packed = scratch(0, KC * NR);
         i64 cut = n_panels >= 4 * omp_get_num_threads() ? 1 : least(n_tiles, 8); /* pieces of a panel */
 #pragma omp for schedule(dynamic)
         for (i64 piece = 0; piece < n_panels * cut; piece++) {
             i64 p = piece / cut, t1 = (piece % cut + 1) * n_tiles / cut;
             pack_block(b, ldb, 1, p, k, m0, depth, packed);
-            for (i64 t = piece % cut * n_tiles / cut; t < t1; t++)
-                add_block(least(MR, n - t * MR), depth, turned + t * KC * MR, 1, MR, packed, c + t * MR * ldc + p * NR,
-                          ldc, least(NR, k - p * NR), go_on || m0);
+            turned_tiles(piece % cut * n_tiles / cut, t1, p, depth, n, k, turned, packed, c, ldc, go_on || m0);
         }
     }
     free(turned);

@@ -128,6 +128,7 @@ float *scratch(int which, i64 n_floats);
 /* Single-threaded products, for use inside parallel loops; see matmul.c. */
 void product(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b, i64 rb, i64 cb, float *c, i64 ldc,
              int go_on);
+void product_transposed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *b, i64 ldb, float *c, i64 ldc);
 void product_packed(i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed, float *c, i64 ldc);
 
 /* A packed weight of n columns, and where its product goes, rows of n. */

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from zifio.kernels import operators as kernels
 from zifio.models.decoder import Decoder
 
-CHUNK_TOKENS = 1024
+CHUNK_TOKENS = 512
 """Tokens whose logits exist at once."""
 
 
