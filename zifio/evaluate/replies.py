@@ -18,14 +18,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zifio.tasks.environment import Call, Environment, Message, conversation
 from zifio.tasks.form import split_thinking
+from zifio.tasks.maths.grammar import parse
+from zifio.tasks.maths.numeric import exact
 from zifio.tasks.task import Problem, Task, parse_response
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", re.ASCII)
+_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?:/\d+)?", re.ASCII)
 _SAID = re.compile(r".*\banswer\b[\s:*]*(?:is\b)?[\s:*]*(\S.*)", re.IGNORECASE)
 _LONGEST_LINE = 4096  # characters of a last line that are looked at
 _BOX = "\\boxed{"
+_RATIONAL = re.compile(
+    r"[-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:/\d{1,30})?|-?\\[dt]?frac\{-?\d{1,30}\}\{\d{1,30}\}"
+)
 
 
 class Ask(NamedTuple):
@@ -126,7 +131,8 @@ def answer_of(content: str) -> str | None:
     """The answer that a reply's vote is for, in one spelling; None where it gives none.
 
     What stands between answer tags, else in the last box, else behind "the answer is" on the last line, else the last
-    number, else the last line. No verifier is asked: two spellings of one answer are two answers to the vote.
+    number, else the last line. No verifier is asked: numbers apart, two spellings of one answer are two answers to the
+    vote.
     """
     content = content.replace("−", "-").strip()
     last_line = content.rpartition("\n")[2][-_LONGEST_LINE:]
@@ -157,7 +163,14 @@ def _last_box(text: str) -> str | None:
 
 
 def _spelled(answer: str) -> str:
-    """One spelling: no space, no dollar signs, no commas between digits, no case, no full stop behind it."""
-    plain = unicodedata.normalize("NFKC", answer).casefold()
+    """One spelling: no space, no dollar signs, no commas between digits, no case, no full stop behind it; and a number
+    as the reduced fraction that it is, however it is written."""
+    plain = unicodedata.normalize("NFKC", answer).casefold().replace("\u2044", "/")
     plain = re.sub(r"[\s$*]|\\[,;! ]", "", plain)
-    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain).rstrip(".")
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain).rstrip(".")
+    if not _RATIONAL.fullmatch(plain):
+        return plain
+    try:
+        return str(exact(parse(plain)))
+    except ValueError:  # a division by zero, or too large
+        return plain
