@@ -125,22 +125,23 @@ def _play_in_turns(
             "answers once. Choose a task of single questions."
         )
     starts_P_G = [
-        [Start(conversation(problem), _started(task, problem, seed), seed) for seed in group]
+        [Start(conversation(problem), started(task, problem, seed), seed) for seed in group]
         for problem, group in zip(problems, seeds_P_G, strict=True)
     ]
     replies_P_G = policy.converse(starts_P_G, sampling, task.max_turns, task.tools)
     _check_shape(replies_P_G, len(seeds_P_G[0]) if seeds_P_G else 0, problems)
     return [
         [
-            Episode(problem, reply, _verdict(task, problem, start.environment, reply))
+            Episode(problem, reply, concluded(task, problem, start.environment, reply.text, reply.fault))
             for start, reply in zip(starts, replies, strict=True)
         ]
         for problem, starts, replies in zip(problems, starts_P_G, replies_P_G, strict=True)
     ]
 
 
-def _started(task: Interactive, problem: Problem, seed: int) -> Environment:
-    """A new episode; where none can be had, one that breaks at its first step and says why."""
+def started(task: Interactive, problem: Problem, seed: int) -> Environment:
+    """A new episode for the sample of this seed; where none can be had, one that breaks at its first step and says
+    why."""
     try:
         return task.start(problem, stream_seed(seed, "environment"))
     except Exception as error:  # as in `judge`: no worse than a check that breaks
@@ -163,16 +164,15 @@ class _Broken:
         return None
 
 
-def _verdict(task: Interactive, problem: Problem, environment: Environment, reply: Reply) -> Verdict:
+def concluded(task: Interactive, problem: Problem, environment: Environment, text: str, fault: str = "") -> Verdict:
     """What the environment says of the episode, or the task of its last text; an error where the environment broke."""
-    fault = reply.fault
     if not fault:
         try:
-            verdict = environment.verdict(reply.text)
+            verdict = environment.verdict(text)
         except Exception as error:  # as in `judge`
             fault = repr(error)
         else:
-            return judge(task, problem, reply.text) if verdict is None else verdict
+            return judge(task, problem, text) if verdict is None else verdict
     return Verdict("error", 0.0, {}, f"{task.name}: the environment of {problem.id} broke: {fault}")
 
 
