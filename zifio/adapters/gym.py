@@ -21,7 +21,8 @@ from typing import Any
 
 import gymnasium
 
-from zifio.adapters.played import Broken, Played, Series, turn_of
+from zifio.adapters.played import Broken, Played, Series
+from zifio.adapters.translate import text_of, turn_of
 from zifio.tasks.environment import Message
 from zifio.tasks.task import Split, Task
 
@@ -71,7 +72,7 @@ class TaskEnv(gymnasium.Env):
     def _told(self, messages: list[Message]) -> tuple[str, dict[str, Any]]:
         assert self.played is not None
         told = {"messages": copy.deepcopy(messages), "tools": copy.deepcopy(self.played.tools), **self.played.account()}
-        return "\n".join(message["content"] for message in messages), told
+        return text_of(messages), told
 
 
 gymnasium.register("zifio/Task-v0", entry_point="zifio.adapters.gym:TaskEnv")

@@ -21,7 +21,8 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
 from pydantic import Field
 
-from zifio.adapters.played import Broken, Played, Series, turn_of
+from zifio.adapters.played import Broken, Played, Series
+from zifio.adapters.translate import turn_of
 from zifio.tasks.environment import Message
 from zifio.tasks.task import Split, Task
 
@@ -77,7 +78,9 @@ class TaskEnvironment(Environment[Said, Heard, State]):
     def get_metadata(self) -> EnvironmentMetadata:
         """What the server tells of itself."""
         name = self.series.task.name
-        return EnvironmentMetadata(name=name, description=f"zifio's task {name}, problems of its split {self.series.split}")
+        return EnvironmentMetadata(
+            name=name, description=f"zifio's task {name}, problems of its split {self.series.split}"
+        )
 
     def _told(self, messages: list[Message], reward: float | None) -> Heard:
         assert self.played is not None

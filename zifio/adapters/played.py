@@ -1,32 +1,24 @@
 """One episode of any task, driven from outside: turns go in, messages come out, a verdict ends it.
 
-zifio's own loops ask a policy; in other frameworks the policy's side has the loop. Every adapter is a thin shell around
-`Played`, so prompts, answers of environments, verdicts and chance are those of `tasks.episode.play`. A task of single
-questions is an episode of one turn.
+zifio's own loops ask a policy; elsewhere the policy's side has the loop. Adapters are thin shells around `Played`, so
+prompts, answers, verdicts and chance are those of `tasks.episode.play`. Single questions are episodes of one turn.
 
-Try it alone:
-
-    python -c "from zifio.adapters.played import *; print(Series(named_task('calculator')).reset().messages)"
+Try it alone: `python -c "from zifio.adapters.played import Series; print(Series('calculator').reset().messages)"`
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 from zifio.config import ConfigError
-from zifio.data.calls import read_calls
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import named_task
-from zifio.tasks.environment import LEARNER, Call, Interactive, Message, Turn, conversation, tools_of
+from zifio.tasks.environment import LEARNER, Interactive, Message, Observation, Turn, conversation, tools_of
 from zifio.tasks.episode import concluded, started
 from zifio.tasks.runtime import judge
 from zifio.tasks.task import Problem, Split, Task, Verdict
 
-__all__ = ["Broken", "Played", "Series", "named_task", "turn_of"]
-
-_THINKING_KEYS = ("reasoning_content", "reasoning")  # in messages of servers and chat templates that take it out
+__all__ = ["Broken", "Played", "Series", "named_task"]
 
 
 class Broken(RuntimeError):
@@ -43,9 +35,7 @@ class Played:
         self.messages: list[Message] = conversation(problem)
         self.environment = started(task, problem, seed) if isinstance(task, Interactive) else None
         self.max_turns = max_turns or (task.max_turns if isinstance(task, Interactive) else 1)
-        self.n_turns = 0
-        self.is_cut = False
-        """Whether the limit of turns ended it."""
+        self.n_turns, self.is_cut = 0, False  # is_cut: the limit of turns ended it
         self.verdict: Verdict | None = None
         self._text = self._fault = ""
 
@@ -56,30 +46,23 @@ class Played:
         self.messages.append(turn.message())
         self.n_turns += 1
         self._text = turn.text
-        if self.environment is None:
-            self.end()
-            return []
         try:
-            seen = self.environment.step(turn)
+            seen = self.environment.step(turn) if self.environment else Observation(done=True)
         except Exception as error:  # the boundary around code that is not trusted, as in `play`
-            self._fault = repr(error)
-            self.end()
-            return []
+            self._fault, seen = repr(error), Observation(done=True)
         if seen.voice != LEARNER and not seen.done:
             raise ConfigError(
-                f"task {self.task.name}: wanted one voice, came self-play, for which other frameworks have no second "
-                "voice. Choose another opponent."
+                f"{self.task.name}: wanted one voice, came self-play, as zifio alone runs it. Set opponent."
             )
         self.is_cut = not seen.done and self.n_turns >= self.max_turns
+        self.messages += () if seen.done else seen.messages
         if seen.done or self.is_cut:
             self.end()
-            return []
-        self.messages += seen.messages
-        return list(seen.messages)
+        return [] if self.verdict else list(seen.messages)
 
     def end(self) -> Verdict:
         """The verdict; an episode that is not over is cut here."""
-        if self.verdict is None and isinstance(self.task, Interactive) and self.environment is not None:
+        if self.verdict is None and isinstance(self.task, Interactive) and self.environment:
             self.verdict = concluded(self.task, self.problem, self.environment, self._text, self._fault)
         elif self.verdict is None:
             self.verdict = judge(self.task, self.problem, self._text)
@@ -94,10 +77,9 @@ class Played:
 
     def account(self) -> dict[str, Any]:
         """What there is to tell beside the messages, for logs; never the right answer before the end."""
-        told: dict[str, Any] = {"problem": self.problem.id, "n_turns": self.n_turns}
-        if self.verdict is not None:
-            told |= {"outcome": self.verdict.outcome, "parts": {**self.verdict.parts}, "reason": self.verdict.reason}
-        return told
+        verdict = self.verdict
+        end = verdict and {"outcome": verdict.outcome, "parts": {**verdict.parts}, "reason": verdict.reason}
+        return {"problem": self.problem.id, "n_turns": self.n_turns, **(end or {})}
 
 
 class Series:
@@ -105,7 +87,8 @@ class Series:
 
     def __init__(self, task: Task | str, split: Split = "train", seed: int = 0) -> None:
         self.task = named_task(task) if isinstance(task, str) else task
-        self.split, self.seed, self.index = split, seed, -1
+        self.split: Split = split
+        self.seed, self.index = seed, -1
 
     def reset(self, seed: int | None = None, index: int | None = None) -> Played:
         """The next problem, the one at `index`, or the first of another seed. Raises ConfigError beyond the last."""
@@ -114,23 +97,3 @@ class Series:
         self.index = self.index + 1 if index is None else index
         problem = self.task.problem(self.split, self.index, self.seed)
         return Played(self.task, problem, stream_seed(self.seed, problem.id, 0))
-
-
-def turn_of(said: str | Mapping[str, Any], has_tools: bool) -> Turn:
-    """The turn that a text or an assistant's message is. Calls are read out of the text where there are tools and the
-    framework did not read them; thinking that somebody took out of the text is put back."""
-    message = {"content": said} if isinstance(said, str) else said
-    text = message.get("content") or ""
-    thinking = next((message[key] for key in _THINKING_KEYS if message.get(key)), None)
-    text = text if thinking is None else f"<think>{thinking}</think>{text}"
-    if message.get("tool_calls"):
-        return Turn(text, tuple(_call(call.get("function", call)) for call in message["tool_calls"]))
-    if not has_tools:
-        return Turn(text)
-    text, calls = read_calls(text)
-    return Turn(text, tuple(Call(*call) for call in calls))
-
-
-def _call(function: Mapping[str, Any]) -> Call:
-    arguments = function.get("arguments", "{}")
-    return Call(str(function.get("name", "")), arguments if isinstance(arguments, str) else json.dumps(arguments))

@@ -87,7 +87,8 @@ def played(url: str, right: list[dict[str, Any]], wrong: list[dict[str, Any]]) -
             steps = [client.reset(seed=0, index=0), *map(client.step, actions)]
             state = client.state()
         out[name] = [
-            {"reward": step.reward, "done": step.done, **step.observation, "steps": state["step_count"]} for step in steps
+            {"reward": step.reward, "done": step.done, **step.observation, "steps": state["step_count"]}
+            for step in steps
         ]
     return out
 
