@@ -129,13 +129,20 @@ def test_an_empty_thinking_that_the_template_dropped_is_put_back():
         assert found == [reward], raw
 
 
+def learns_where_it_should(found: dict[str, Any]) -> bool:
+    """The weights moved where a group's known rewards differ, and nowhere else, and are numbers."""
+    rewards = [reward for *_, reward in found["seen"]]
+    groups = [{*rewards[start : start + 4]} - {None} for start in range(0, len(rewards), 4)]
+    return found["finite"] and found["moved"] == any(len(group) > 1 for group in groups)
+
+
 @pytest.mark.slow
 def test_grpo_steps_with_tools_and_with_a_check_that_breaks(tmp_path: Path):
     file = tmp_path / "found.json"
     run_inside(own_python(), "trl_run.py", {"folder": str(tmp_path), "file": str(file)})
     found = json.loads(file.read_text())
     tools = found["with_tools"]
-    assert tools["finite"] and tools["moved"] and len(tools["logs"]) == 2
+    assert learns_where_it_should(tools) and len(tools["logs"]) == 2
     assert tools["logs"][0]["tools/call_frequency"] > 0 and tools["logs"][0]["tools/failure_frequency"] == 0
     (schema,) = tools["schema"]
     del schema["function"]["return"]
@@ -150,7 +157,7 @@ def test_grpo_steps_with_tools_and_with_a_check_that_breaks(tmp_path: Path):
     earned = {problem["id"]: set() for problem, *_ in single["seen"]}
     for problem, *_, reward in single["seen"]:
         earned[problem["id"]].add(reward)
-    assert single["finite"] and earned.pop("chain_sum/train/0/1") == {None}
+    assert learns_where_it_should(single) and earned.pop("chain_sum/train/0/1") == {None}
     assert None not in earned["chain_sum/train/0/0"]
     right = [reward for *_, reward in single["seen"][:8] if reward is not None]
     assert single["logs"][0]["reward"] == pytest.approx(sum(right) / len(right)), "errors are left out of the mean"

@@ -86,10 +86,8 @@ def played(url: str, right: list[dict[str, Any]], wrong: list[dict[str, Any]]) -
         with GenericEnvClient(base_url=url).sync() as client:
             steps = [client.reset(seed=0, index=0), *map(client.step, actions)]
             state = client.state()
-        out[name] = [
-            {"reward": step.reward, "done": step.done, **step.observation, "steps": state["step_count"]}
-            for step in steps
-        ]
+        told = [{"reward": step.reward, "done": step.done, **step.observation} for step in steps]
+        out[name] = {"steps": told, "step_count": state["step_count"]}
     return out
 
 

@@ -142,7 +142,7 @@ def single() -> dict[str, Any]:
         [*conversation(problem), {"role": "assistant", "content": render_response("", problem.gold)}]
         for problem in problems
     ]
-    model, tokenizer = taught(conversations, [], steps=60)
+    model, tokenizer = taught(conversations, [], steps=30)
     return trained(model, tokenizer, task, 2, 2, max_completion_length=24)
 
 
