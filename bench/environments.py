@@ -42,6 +42,12 @@ class Environment:
     """Environment variables while pip runs."""
 
 
+def needs_of_tasks() -> tuple[str, ...]:
+    """What zifio.tasks and zifio.adapters run with: all that zifio needs but what models want."""
+    listed = HERE.parent / "zifio" / "adapters" / "openenv_files" / "server" / "requirements.txt"
+    return tuple(listed.read_text().split())
+
+
 _VLLM_LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")  # never loaded for text; torch is there already
 ENVIRONMENTS = {
     "transformers": Environment(("transformers==5.23.0", "accelerate")),
@@ -52,6 +58,9 @@ ENVIRONMENTS = {
         torch=False,
         variables={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF -DCMAKE_BUILD_TYPE=Release"},
     ),
+    "gymnasium": Environment(("gymnasium==1.4.0", *needs_of_tasks()), torch=False),
+    "openenv": Environment(("openenv==0.10.0", *needs_of_tasks()), torch=False),
+    "verifiers": Environment(("verifiers==0.4.0", "uv", *needs_of_tasks()), torch=False),
 }
 
 

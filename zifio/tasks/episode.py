@@ -163,7 +163,7 @@ class _Broken:
         return None
 
 
-def verdict_of(task: Task, problem: Problem, environment: Environment, text: str, fault: str) -> Verdict:
+def verdict_of(task: Task, problem: Problem, environment: Environment, text: str, fault: str = "") -> Verdict:
     """What the environment says of an episode whose last turn is `text`, or the task of that text; an error where the
     environment broke, as `fault` says or while it judged."""
     if not fault:
