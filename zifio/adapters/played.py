@@ -14,7 +14,7 @@ from zifio.config import ConfigError
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import named_task
 from zifio.tasks.environment import LEARNER, Interactive, Message, Observation, Turn, conversation, tools_of
-from zifio.tasks.episode import started, verdict_of
+from zifio.tasks.episode import concluded, started
 from zifio.tasks.runtime import judge
 from zifio.tasks.task import Problem, Split, Task, Verdict
 
@@ -63,7 +63,7 @@ class Played:
     def end(self) -> Verdict:
         """The verdict; an episode that is not over is cut here."""
         if self.verdict is None and isinstance(self.task, Interactive) and self.environment:
-            self.verdict = verdict_of(self.task, self.problem, self.environment, self._text, self._fault)
+            self.verdict = concluded(self.task, self.problem, self.environment, self._text, self._fault)
         elif self.verdict is None:
             self.verdict = judge(self.task, self.problem, self._text)
         return self.verdict

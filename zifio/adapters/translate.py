@@ -16,9 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from zifio.data.calls import read_calls
-from zifio.tasks.environment import Call, Message, Turn
+from zifio.tasks.environment import THINKING_KEYS, Call, Message, Turn
 
-_THINKING_KEYS = ("reasoning_content", "reasoning")  # of servers and chat templates that take the thinking out
 _EMPTY = re.compile(r"<think>\s*</think>\s*\Z")
 _TYPES = {"string": str, "integer": int, "number": float, "boolean": bool, "array": list, "object": dict}
 
@@ -28,7 +27,7 @@ def turn_of(said: str | Mapping[str, Any], has_tools: bool) -> Turn:
     nobody did it before; thinking that somebody took out of the text is put back."""
     message: Mapping[str, Any] = {"content": said} if isinstance(said, str) else said
     text = message.get("content") or ""
-    thinking = next((message[key] for key in _THINKING_KEYS if message.get(key)), None)
+    thinking = next((message[key] for key in THINKING_KEYS if message.get(key)), None)
     text = text if thinking is None else f"<think>{thinking}</think>{text}"
     if message.get("tool_calls"):
         return Turn(text, tuple(_call(call.get("function", call)) for call in message["tool_calls"]))
@@ -40,7 +39,7 @@ def turn_of(said: str | Mapping[str, Any], has_tools: bool) -> Turn:
 
 def with_empty_thinking(said: str | Mapping[str, Any], raw: str) -> str | Mapping[str, Any]:
     """The message with the `<think></think>` that parsers of replies drop, where `raw`, all that was said, has it."""
-    if isinstance(said, str) or any(said.get(key) for key in _THINKING_KEYS):
+    if isinstance(said, str) or any(said.get(key) for key in THINKING_KEYS):
         return said
     content = said.get("content") or ""
     before = raw.rstrip().removesuffix(content.rstrip())

@@ -32,7 +32,7 @@ from zifio.config import ConfigError, Sampling
 from zifio.evaluate.config import EndpointSettings, Prices
 from zifio.evaluate.replies import Ask, Failed, Frame, Said
 from zifio.seed import stream
-from zifio.tasks.environment import Call, Message
+from zifio.tasks.environment import THINKING_KEYS, Call, Message
 from zifio.tasks.episode import Reply
 
 _PASSING = (408, 409, 425, 429, *range(500, 600))
@@ -40,7 +40,6 @@ _HOPELESS = (401, 402, 403, 404, 405, *range(300, 400))
 _FIRST_WAIT_S = 0.5
 _LARGEST_BODY = 64 * 2**20  # bytes
 _EXCERPT = 300  # characters of a server's complaint that a message repeats
-_THINKING_KEYS = ("reasoning_content", "reasoning")  # DeepSeek's and SGLang's name, and vLLM's
 
 
 class Refused(Exception):
@@ -105,7 +104,7 @@ class Endpoint:
             for seed in group
         ]
         said: dict[int, Said] = {}
-        for place, outcome in self.run(jobs):
+        for place, outcome in self._run(jobs):
             if isinstance(outcome, str):
                 raise ConfigError(f"{self.url}: wanted {len(jobs)} replies, came a failure: {outcome}. Try again.")
             said[place] = outcome
@@ -115,14 +114,20 @@ class Endpoint:
     def answer(self, asks: list[Ask]) -> Iterator[list[tuple[Ask, Said] | Failed]]:
         """Replies as they come. Raises ConfigError when the server refuses us altogether."""
         jobs = [partial(self.ask, self.frame.messages(a.problem), self._limited(a.budget), a.seed) for a in asks]
-        for place, outcome in self.run(jobs):
+        yield from self.answered(asks, jobs)
+
+    def answered(
+        self, asks: list[Ask], jobs: Sequence[Callable[[], Said | str]]
+    ) -> Iterator[list[tuple[Ask, Said] | Failed]]:
+        """What the job of each of these comes to, as they come. Raises what a job raises."""
+        for place, outcome in self._run(jobs):
             ask = asks[place]
             yield [Failed(ask, outcome) if isinstance(outcome, str) else (ask, outcome)]
 
     def _limited(self, budget: int | None) -> Sampling:
         return self.sampling if budget is None else self.sampling.model_copy(update={"max_new_tokens": budget})
 
-    def run(self, jobs: Sequence[Callable[[], Said | str]]) -> Iterator[tuple[int, Said | str]]:
+    def _run(self, jobs: Sequence[Callable[[], Said | str]]) -> Iterator[tuple[int, Said | str]]:
         """(place, reply or why none came) for every job, as they come, by daemon threads that a stopped run leaves.
 
         Raises what a job raises.
@@ -220,7 +225,7 @@ class Endpoint:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise _Passing(f"an answer that is no chat completion ({error!r}): {_excerpt(raw)}") from None
         usage = _Usage.of(found.get("usage"))
-        thinking = next((message[k] for k in _THINKING_KEYS if isinstance(message.get(k), str)), None)
+        thinking = next((message[k] for k in THINKING_KEYS if isinstance(message.get(k), str)), None)
         logps = _logps(choice)
         return Said(
             text=content or "",

@@ -31,7 +31,7 @@ from zifio.log import Progress
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import Interactive
-from zifio.tasks.episode import verdict_of
+from zifio.tasks.episode import concluded
 from zifio.tasks.form import split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict
@@ -198,7 +198,7 @@ def records(replies: Sequence[tuple[Ask, Said]], exam: Exam) -> list[Row]:
     verdicts = dict(zip(alone, judge_all(exam.task, [(replies[i][0].problem, texts[i]) for i in alone]), strict=True))
     for i, (ask, said) in enumerate(replies):
         if said.environment is not None:
-            verdicts[i] = verdict_of(exam.task, ask.problem, said.environment, texts[i], said.fault)
+            verdicts[i] = concluded(exam.task, ask.problem, said.environment, texts[i], said.fault)
     return [_record(ask, said, verdicts[i]) for i, (ask, said) in enumerate(replies)]
 
 

@@ -24,9 +24,8 @@ from zifio.models.hub import resolve
 from zifio.seed import stream_seed
 from zifio.tasks.environment import Interactive
 from zifio.tasks.episode import Reply, Start, started, told
+from zifio.tasks.form import THINK, THOUGHT
 from zifio.tasks.task import Problem
-
-_OPEN, _CLOSE = "<think>", "</think>"
 
 
 class _Drawn(NamedTuple):
@@ -85,7 +84,7 @@ class LocalSubject:
             prompt = self.policy.prompt(messages)
             for asks, reply in zip(draws, replies, strict=True):
                 n_thinking = self._thinking_tokens(reply, prompt)
-                has_end = not n_thinking or _CLOSE in reply.text or reply.finish == "stop"
+                has_end = not n_thinking or THOUGHT in reply.text or reply.finish == "stop"
                 for ask in asks:
                     fits = ask.budget is None or (has_end and n_thinking <= ask.budget)
                     (found if fits else long).append(_Drawn(ask, prompt, reply))
@@ -117,13 +116,13 @@ class LocalSubject:
         The chat template may have opened the thinking in the prompt.
         """
         decode, tokens = self.policy.tokenizer.decode, reply.tokens
-        if _CLOSE not in reply.text:
-            opened = _OPEN in reply.text or decode(prompt[-8:]).rstrip().endswith(_OPEN)
+        if THOUGHT not in reply.text:
+            opened = THINK in reply.text or decode(prompt[-8:]).rstrip().endswith(THINK)
             return len(tokens) if opened else 0
         low, high = 0, len(tokens)  # the end is not in the first `low` tokens, and is in the first `high`
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if _CLOSE in decode(tokens[:middle]) else (middle, high)
+            low, high = (low, middle) if THOUGHT in decode(tokens[:middle]) else (middle, high)
         return high
 
     def _said(self, drawn: _Drawn, seconds: float) -> Said:
@@ -151,8 +150,9 @@ class LocalInTurns:
         self.folder, self.task, self.prices = resolve(model), task, exam.prices
         self.policy = load_policy(self.folder, device=exam.device, precision=exam.precision)
         self.frame = Frame(exam.system, exam.instruction)
-        longest = max(len(self._prompt(problem)) for problem in problems)
-        self.sampling = _fitting(exam, self.policy, longest, 0)
+        prompts = {p.id: self.policy.prompt(self.frame.messages(p), task.tools) for p in problems}
+        self.n_prompt = {id: len(prompt) for id, prompt in prompts.items()}
+        self.sampling = _fitting(exam, self.policy, max(self.n_prompt.values()), 0)
 
     def identity(self) -> dict[str, Any]:
         """The weights."""
@@ -181,11 +181,8 @@ class LocalInTurns:
     def _start(self, ask: Ask) -> Start:
         return Start(self.frame.messages(ask.problem), started(self.task, ask.problem, ask.seed), ask.seed)
 
-    def _prompt(self, problem: Problem) -> list[int]:
-        return self.policy.prompt(self.frame.messages(problem), self.task.tools)
-
     def _said(self, ask: Ask, start: Start, reply: Reply, seconds: float) -> Said:
-        n_prompt = len(self._prompt(ask.problem)) + len(reply.tokens) - reply.n_sampled
+        n_prompt = self.n_prompt[ask.problem.id] + len(reply.tokens) - reply.n_sampled
         return Said(
             text=reply.text,
             n_tokens=reply.n_sampled,

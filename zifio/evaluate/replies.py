@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zifio.tasks.environment import Call, Environment, Message, conversation
-from zifio.tasks.form import split_thinking
+from zifio.tasks.form import THINK, THOUGHT, split_thinking
 from zifio.tasks.maths.grammar import parse
 from zifio.tasks.maths.numeric import exact
 from zifio.tasks.task import Problem, Task, parse_response
 
-_OPEN, _CLOSE = "<think>", "</think>"
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|(?<!\d)\.\d+)(?:/\d+)?", re.ASCII)
 _SAID = re.compile(r".*\banswer\b[\s:*]*(?:is\b)?[\s:*]*(\S.*)", re.IGNORECASE)
@@ -124,7 +123,7 @@ def scored_text(said: Said, shaped: bool) -> str:
     """What of a reply goes to the task: all of it for a task with that shape, else what stands behind the thinking."""
     if not shaped:
         return split_thinking(said.text).rest
-    return f"{_OPEN}{said.thinking}{_CLOSE}{said.text}" if said.thinking else said.text
+    return f"{THINK}{said.thinking}{THOUGHT}{said.text}" if said.thinking else said.text
 
 
 def answer_of(content: str) -> str | None:

@@ -73,7 +73,7 @@ def summarise(episodes_P_G: list[list[Episode]], ks: Sequence[int], seed: int = 
         "share_shows_working": _mean([float(bool(split_thinking(e.reply.text).thinking.strip())) for e in counted]),
         "share_cut_off": _mean([float(e.reply.finish == "length") for e in counted]),
     }
-    return out | use_of_tools([_row(episode, 0) for episode in counted]) | _lengths(counted)
+    return out | use_of_tools([record(episode, 0) for episode in counted]) | _lengths(counted)
 
 
 def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:

@@ -8,7 +8,7 @@ Try it: `zifio eval http://127.0.0.1:8000/v1 --model NAME --task tic_tac_toe --p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -110,10 +110,8 @@ class EndpointInTurns:
 
     def answer(self, asks: list[Ask]) -> Iterator[list[tuple[Ask, Said] | Failed]]:
         """Episodes as they end. Raises ConfigError when the server refuses us altogether."""
-        jobs: list[Callable[[], Said | str]] = [partial(self._episode, ask) for ask in asks]
-        for place, outcome in self.endpoint.run(jobs):
-            ask = asks[place]
-            yield [Failed(ask, outcome) if isinstance(outcome, str) else (ask, outcome)]
+        jobs = [partial(self._episode, ask) for ask in asks]
+        return self.endpoint.answered(asks, jobs)
 
     def _episode(self, ask: Ask) -> Said | str:
         """The whole episode, or why there is none."""

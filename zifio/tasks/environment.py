@@ -20,6 +20,9 @@ from zifio.tasks.task import Problem, Task, Verdict
 Message = dict[str, Any]
 """A role and a content, both text; what an assistant calls stands in `tool_calls`, as in OpenAI's chat format."""
 
+THINKING_KEYS = ("reasoning_content", "reasoning")
+"""Where an assistant's message has its thinking when it stands apart: DeepSeek's and SGLang's name, and vLLM's."""
+
 LEARNER = 0
 """The voice that is trained and measured. Others are played by the same policy, as when it is its own opponent."""
 

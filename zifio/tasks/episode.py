@@ -132,7 +132,7 @@ def _play_in_turns(
     _check_shape(replies_P_G, len(seeds_P_G[0]) if seeds_P_G else 0, problems)
     return [
         [
-            Episode(problem, reply, verdict_of(task, problem, start.environment, reply.text, reply.fault))
+            Episode(problem, reply, concluded(task, problem, start.environment, reply.text, reply.fault))
             for start, reply in zip(starts, replies, strict=True)
         ]
         for problem, starts, replies in zip(problems, starts_P_G, replies_P_G, strict=True)
@@ -163,7 +163,7 @@ class _Broken:
         return None
 
 
-def verdict_of(task: Task, problem: Problem, environment: Environment, text: str, fault: str = "") -> Verdict:
+def concluded(task: Task, problem: Problem, environment: Environment, text: str, fault: str = "") -> Verdict:
     """What the environment says of an episode whose last turn is `text`, or the task of that text; an error where the
     environment broke, as `fault` says or while it judged."""
     if not fault:

@@ -23,7 +23,7 @@ ASK: dict[Form, str] = {
 }
 OPEN, CLOSE = "<answer>", "</answer>"
 _BOX = "\\boxed{"
-_THINK, _THOUGHT = "<think>", "</think>"
+THINK, THOUGHT = "<think>", "</think>"
 _LEAD = re.compile(r"(?:.*\banswer\b\**(?:\s+is\b|\s*[:=])|#{4})[\s:=*]*", re.IGNORECASE)
 _BRACE = re.compile(r"[{}]")
 _LONGEST_LINE = 4096
@@ -43,10 +43,10 @@ def split_thinking(text: str) -> Thought:
 
     A chat template may have opened the thinking in the prompt, so its opening tag may be missing.
     """
-    before, closed, rest = text.rpartition(_THOUGHT)
+    before, closed, rest = text.rpartition(THOUGHT)
     if closed:
-        return Thought(before.removeprefix(_THINK), rest, _THINK in rest)
-    before, opened, thinking = text.partition(_THINK)
+        return Thought(before.removeprefix(THINK), rest, THINK in rest)
+    before, opened, thinking = text.partition(THINK)
     return Thought(thinking, before, True) if opened else Thought("", text, False)
 
 
