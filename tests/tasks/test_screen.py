@@ -4,19 +4,25 @@ import gc
 import itertools
 import json
 import warnings
+from typing import get_args
 
 import pytest
 
 from zifio.cli import main
 from zifio.config import ConfigError
+from zifio.tasks.agent import Agent
 from zifio.tasks.attacks import near_misses, same, surface_forms
-from zifio.tasks.catalog import named_task
+from zifio.tasks.calculator import Calculator
+from zifio.tasks.catalog import TaskConfig, named_task
+from zifio.tasks.coding import HumanEval, Mbpp
+from zifio.tasks.custom import Custom
 from zifio.tasks.families import allowed
+from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Candidate, Gym
 from zifio.tasks.probes import Elsewhere
 from zifio.tasks.runtime import Pool
 from zifio.tasks.screen import READER, screen_task, screened_task
-from zifio.tasks.sets import Gsm8k, MultipleChoice
+from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
 from zifio.tasks.task import Problem, Verdict
@@ -207,28 +213,79 @@ def test_their_scorer_is_for_the_screen_alone():
         named_task("reasoning_gym:family=coin_flip,scorer=theirs")
 
 
-def _sets(tmp_path):
+def _written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+FORMS = ("tags", "boxed", "free")
+
+
+def _numbers(kind, path):
     rows = [{"question": f"{i} and {i + 1900} pens?", "answer": f"It is.\n#### {2 * i + 1900}"} for i in range(100)]
-    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    short = [{"input": row["question"], "target": row["answer"].split()[-1]} for row in rows]
+    file = _written(path, rows if kind is Gsm8k else short)
+    return [kind(path=file, response=form) for form in FORMS]
+
+
+def _choices(path):
     rows = [{"question": f"Which {i}?", "choices": ["red", "blue", "green"], "answer": i % 3} for i in range(100)]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made = [Gsm8k(path=str(tmp_path / "g.jsonl"), response=form) for form in ("tags", "boxed", "free")]
-    return [
-        *made,
-        *(MultipleChoice(path=str(tmp_path / "c.jsonl"), response=form) for form in ("tags", "boxed", "free")),
-    ]
+    return [MultipleChoice(path=_written(path, rows), response=form) for form in FORMS]
 
 
-def test_every_built_in_task_passes(tmp_path, pool):
-    tasks = [
-        ChainSum(),
-        ChainSum(working="totals"),
-        ChainMod(),
-        Splits(),
-        Gym(max_terms=8, max_digits=2),
-        *_sets(tmp_path),
+def _contest(path):
+    roots = [f"\\sqrt{{{i}}}" for i in (2, 3, 5, 6, 7, 10, 11, 13)]
+    rows = [
+        {"problem": f"The larger root of x^2 - {r[6:-1]}?", "answer": r, "solution": f"\\boxed{{{r}}}"} for r in roots
     ]
-    for task in tasks:
+    return [Math500(path=_written(path, rows))]
+
+
+def _programs(path):
+    rows = [
+        {
+            "text": f"Write a function to add {n}.",
+            "code": f"def plus(x):\n    return x + {n}",
+            "task_id": n,
+            "test_setup_code": "",
+            "test_list": [f"assert plus({k}) == {n + k}" for k in (1, 20)],
+            "challenge_test_list": [],
+        }
+        for n in (*range(11, 19), *range(601, 609))
+    ]
+    return [Mbpp(path=_written(path, rows))]
+
+
+def _own(path):
+    rows = [{"prompt": f"What is {i} + {i + 700}?", "answer": str(2 * i + 700)} for i in range(100)]
+    return [Custom(path=_written(path, rows), verifier=kind) for kind in ("integer", "maths")]
+
+
+BUILT_IN = {
+    "chain_sum": lambda path: [ChainSum(), ChainSum(working="totals")],
+    "chain_mod": lambda path: [ChainMod()],
+    "splits": lambda path: [Splits()],
+    "reasoning_gym": lambda path: [Gym(max_terms=8, max_digits=2)],
+    "gsm8k": lambda path: _numbers(Gsm8k, path),
+    "word_problems": lambda path: _numbers(WordProblems, path),
+    "math500": _contest,
+    "multiple_choice": _choices,
+    "custom": _own,
+    "humaneval": lambda path: [HumanEval()],
+    "mbpp": _programs,
+    "calculator": lambda path: [Calculator()],
+    "tic_tac_toe": lambda path: [TicTacToe()],
+    "agent": lambda path: [Agent(of={"name": "chain_sum"})],
+}
+
+
+def test_no_built_in_task_goes_unscreened():
+    assert {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])} == BUILT_IN.keys()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_task_passes(name, tmp_path, pool):
+    for task in BUILT_IN[name](tmp_path / "data.jsonl"):
         screening = screen_task(task, 3, 0, pool)
         assert not high(screening), (task, [finding for finding in screening.findings if finding.severity == "high"])
 

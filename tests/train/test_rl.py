@@ -342,6 +342,22 @@ def test_every_pass_but_the_references_replays_the_samplers_experts(monkeypatch)
         assert torch.equal(is_known_BT, batch.real_BT & ~last_BT)
 
 
+def test_what_the_engine_may_spend_changes_nothing_that_is_learned(tmp_path: Path):
+    base = save_base(tmp_path / "base", deepseek(num_hidden_layers=3))
+    tight = {"max_rows": 3, "chunk_tokens": 4, "prefix_sharing": False, "bitwise": True}
+    lines = {}
+    for name, engine in (("loose", {}), ("tight", tight)):
+        run("rl", RL | {"steps": 4, "engine": engine}, context(tmp_path / name, Sevens(), base=base))
+        lines[name] = (tmp_path / name / "metrics.jsonl").read_bytes()
+    assert lines["loose"] == lines["tight"]
+
+
+def test_the_engine_refuses_what_it_cannot_keep(tmp_path: Path):
+    settings = stage(engine={"bitwise": True, "latent_cache": True})
+    with pytest.raises(ConfigError, match="latent_cache = false"):
+        Rollouts(settings, 1, Sevens(), tiny_model(), TOKENIZER)
+
+
 def test_replay_wants_experts():
     with pytest.raises(ConfigError, match=r'tiny: routing="replay": wanted a model with experts.*routing = "own"'):
         Rollouts(stage(routing="replay"), 1, Sevens(), made(llama(vocab_size=TOKENIZER.vocab_size)), TOKENIZER)

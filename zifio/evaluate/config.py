@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from zifio.config import Config, Sampling
+from zifio.engine.config import EngineConfig
 from zifio.tasks.catalog import TaskConfig
 
 
@@ -40,6 +41,8 @@ class EvalStage(Config):
     """bf16: on a GPU, matrix products, keys and values in bfloat16."""
     sampling: Sampling = Sampling()
     """How replies are drawn."""
+    engine: EngineConfig = EngineConfig()
+    """What the engine may spend and how it works."""
 
     @model_validator(mode="after")
     def _possible(self) -> EvalStage:
@@ -146,6 +149,8 @@ class ExamConfig(Config):
     """Where a local model samples; auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: on a GPU, matrix products, keys and values in bfloat16."""
+    engine: EngineConfig = EngineConfig()
+    """What the engine may spend and how it works."""
     most_errors: float = Field(default=0.1, ge=0, le=1)
     """The run stops when the verifier broke on more than this share of all replies, or the endpoint failed on it."""
     endpoint: EndpointSettings = EndpointSettings()

@@ -42,7 +42,7 @@ class LocalSubject:
     def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], force: str) -> None:
         """Loads the model. Raises ConfigError when it cannot be read, or the longest problem leaves no room."""
         self.folder = resolve(model)
-        self.policy = load_policy(self.folder, device=exam.device, precision=exam.precision)
+        self.policy = load_policy(self.folder, None, exam.engine, exam.device, exam.precision)
         self.frame = Frame(exam.system, exam.instruction)
         self.prices, self.budgets = exam.prices, exam.budgets
         self.answer_tokens, self.force = exam.answer_tokens, self.policy.tokenizer.encode(force)
@@ -148,7 +148,7 @@ class LocalInTurns:
     def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], task: Interactive) -> None:
         """Loads the model. Raises ConfigError when it cannot be read, or its chat template has no words for tools."""
         self.folder, self.task, self.prices = resolve(model), task, exam.prices
-        self.policy = load_policy(self.folder, device=exam.device, precision=exam.precision)
+        self.policy = load_policy(self.folder, None, exam.engine, exam.device, exam.precision)
         self.frame = Frame(exam.system, exam.instruction)
         prompts = {p.id: self.policy.prompt(self.frame.messages(p), task.tools) for p in problems}
         self.n_prompt = {id: len(prompt) for id, prompt in prompts.items()}

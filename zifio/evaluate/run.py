@@ -186,7 +186,7 @@ class _Exam:
     ) -> dict[str, Any]:
         """Evaluate one model, the `number`th, and write its records, then its results beside the others'."""
         began = time.perf_counter()
-        policy = load_policy(path, device=self.stage.device, precision=self.stage.precision)
+        policy = load_policy(path, None, self.stage.engine, self.stage.device, self.stage.precision)
         episodes_P_G = self._play(policy, number, progress)
         found = summarise(episodes_P_G, self.stage.ks, self.seed)
         size = parameters(policy.model.config)

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from zifio.config import Config, Sampling
 from zifio.data.tokenizer import TokenizerConfig
+from zifio.engine.config import EngineConfig
 from zifio.models.config import Lora, ModelConfig
 from zifio.tasks.catalog import TaskConfig
 
@@ -279,6 +280,8 @@ class RlStage(ModelStage):
     """By default the recipe's task."""
     lora: Lora | None = None
     """Train adapters and leave the rest as it is; nothing means all weights train."""
+    engine: EngineConfig = EngineConfig()
+    """What the sampler may spend and how it works; by default it takes all rollouts of a step side by side."""
     balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
     """Expert balance; off, so that the policy moves for no other reason than the reward."""
     prompts: PositiveInt = 32
@@ -405,3 +408,5 @@ class SampleStage(Stage):
     """bf16: on a GPU, matrix products, keys and values in bfloat16."""
     sampling: Sampling = Sampling()
     """How replies are drawn."""
+    engine: EngineConfig = EngineConfig()
+    """What the engine may spend and how it works."""

@@ -91,8 +91,10 @@ class Rollouts:
             raise ConfigError(
                 f'{stage.name}: routing="replay": wanted a model with experts, came one without. Set routing = "own".'
             )
-        # A graph is no more to be recorded while another thread trains on the same GPU.
-        settings = EngineConfig(record_routing=is_replay, cuda_graphs=not stage.asynchronous)
+        wanted: dict[str, Any] = {"record_routing": True} if is_replay else {}
+        if stage.asynchronous:  # no graph may be recorded while another thread trains on the same GPU
+            wanted["cuda_graphs"] = False
+        settings = stage.engine.model_copy(update=wanted)
         self.precision: Precision = sampling_precision(stage.precision, model.device)
         self.tools = tools_of(task)
         self.policy = self._policy(model, settings)
@@ -106,7 +108,8 @@ class Rollouts:
     def _policy(self, model: Decoder, settings: EngineConfig) -> LocalPolicy:
         """Whoever draws with these weights; an episode in turns must fit a row."""
         stage = self.stage
-        policy = LocalPolicy(model, self.tokenizer, stage.prompts * stage.group, settings, self.precision)
+        every = None if "max_rows" in stage.engine.model_fields_set else stage.prompts * stage.group
+        policy = LocalPolicy(model, self.tokenizer, every, settings, self.precision)
         policy.longest = stage.rows.row_tokens
         return policy
 

@@ -36,7 +36,7 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     Raises ConfigError when nothing is kept.
     """
     source = context.model_of(stage.from_)
-    policy = load_policy(source, device=stage.device, precision=stage.precision)
+    policy = load_policy(source, None, stage.engine, stage.device, stage.precision)
     task = make_task(stage.task or context.task)
     digest, log = model_digest(source), RunFolder(context.folder)
     parts = context.folder / "parts"
