@@ -349,3 +349,25 @@ def test_released_memory_comes_back_when_it_is_needed():
     engine.release()
     assert engine.model._packed is None and engine._cache is None
     assert engine.generate(*ask) == before
+
+
+@pytest.mark.parametrize("config", [*CASES.values(), llama(tie_word_embeddings=True)])
+def test_with_one_copy_the_weights_are_gone_for_the_batch_and_back_to_the_bit(config, monkeypatch):
+    ask, model = (PROMPTS[:2], [[1, 2], [3]], Sampling(max_new_tokens=5)), made(config)
+    wanted, weights = Engine(model, EOS).generate(*ask), {k: w.clone() for k, w in model.state_dict().items()}
+    model.unpack()
+    held: list[int] = []
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda self: held.append(held_bytes(model)) or step(self))
+    all_bytes, engine = held_bytes(model), Engine(model, EOS, settings=EngineConfig(one_copy=True))
+    assert engine.generate(*ask) == wanted == engine.generate(*ask)
+    assert max(held) < all_bytes / 2 and held_bytes(model) == all_bytes
+    assert all(torch.equal(weight, weights[key]) for key, weight in model.state_dict().items())
+    with pytest.raises(ConfigError, match="does not fit"):
+        engine.generate(PROMPTS, [[1]] * len(PROMPTS), Sampling(max_new_tokens=10_000))
+    assert held_bytes(model) == all_bytes, "also after a refusal"
+
+
+def held_bytes(model: Decoder) -> int:
+    """Memory of all weights as they are, packed ones aside."""
+    return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values())

@@ -52,6 +52,13 @@ def test_linear_gives_a_row_the_same_bits_in_every_batch_packed_or_not(n: int, k
             assert torch.equal(kernels.linear(x[first:last], weight, packed=keep), whole[first:last])
 
 
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 300), (200, 64), (64, 1030)])
+def test_what_is_packed_can_be_unpacked(n: int, k: int) -> None:
+    weights, back = random(3, n, k), torch.empty(3, n, k)
+    kernels.unpack(kernels.pack(weights), back)
+    assert torch.equal(back, weights)
+
+
 @pytest.mark.parametrize("d", [3, 15, 16, 48, 577])
 def test_rms_norm(d: int) -> None:
     check(

@@ -344,7 +344,7 @@ def test_every_pass_but_the_references_replays_the_samplers_experts(monkeypatch)
 
 def test_what_the_engine_may_spend_changes_nothing_that_is_learned(tmp_path: Path):
     base = save_base(tmp_path / "base", deepseek(num_hidden_layers=3))
-    tight = {"max_rows": 3, "chunk_tokens": 4, "prefix_sharing": False, "bitwise": True}
+    tight = {"max_rows": 3, "chunk_tokens": 4, "prefix_sharing": False, "bitwise": True, "one_copy": True}
     lines = {}
     for name, engine in (("loose", {}), ("tight", tight)):
         run("rl", RL | {"steps": 4, "engine": engine}, context(tmp_path / name, Sevens(), base=base))

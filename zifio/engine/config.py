@@ -5,7 +5,7 @@ Try it alone: `python -c "from zifio.engine.config import EngineConfig; print(En
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config
 
@@ -26,6 +26,9 @@ class EngineConfig(Config):
     steps."""
     latent_cache: bool = False
     """Store MLA's latents (absorbed form) instead of every head's keys and values; of no effect on other attention."""
+    one_copy: bool = False
+    """While a batch is drawn, keep weights only as the kernels want them: less by their size in memory, for the time of
+    writing them anew. Of no effect where there are no kernels (a GPU, bf16), and on requests that are queued."""
     bitwise: bool = False
     """True: insist that log-probs are an fp32 trainer's bit for bit, whatever the batch, and refuse to work where that
     cannot be kept (another device or type, MLA's latent_cache, no compiled kernels). It costs nothing: with kernels on
@@ -35,3 +38,9 @@ class EngineConfig(Config):
     and while routing is recorded."""
     record_routing: bool = False
     """Keep the experts of every token, so that a trainer can send tokens the same way."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EngineConfig:
+        if self.one_copy and self.latent_cache:
+            raise ValueError("latent_cache multiplies by weights as they are, which one_copy gives up. Choose one")
+        return self

@@ -133,7 +133,14 @@ class Engine:
         is computed, when a prompt with its reply would not fit the model's context or the memory.
         """
         assert not self.has_work, "generate while requests are under way"
-        self._pack()
+        self._pack(instead=self.settings.one_copy)
+        try:
+            return self._batch(prompts, seeds, sampling)
+        finally:
+            if self.settings.one_copy:
+                self.release()
+
+    def _batch(self, prompts: list[list[int]], seeds: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
         asked = [prompt for prompt, group in zip(prompts, seeds, strict=True) if group]
         if not asked:
             return [[] for _ in prompts]
@@ -236,8 +243,8 @@ class Engine:
 
     # Inside ------------------------------------------------------------------------------------------------
 
-    def _pack(self) -> None:
-        self.model.pack(torch.bfloat16 if self.precision == "bf16" else torch.float32)
+    def _pack(self, *, instead: bool = False) -> None:
+        self.model.pack(torch.bfloat16 if self.precision == "bf16" else torch.float32, instead=instead)
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         """What a step is computed under. Autocast keeps no copies of weights here: the packed ones are its copies."""

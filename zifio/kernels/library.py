@@ -35,6 +35,7 @@ _SIGNATURES = {
     "matmul": (_I, _I, _I, _P, _I, _I, _P, _I, _I, _P, _I, _C),
     "matmul_transposed": (_I, _I, _I, _P, _I, _P, _I, _P, _I, _C),
     "pack": (_I, _I, _P, _I, _P),
+    "unpack": (_I, _I, _P, _P, _I),
     "matmul_packed": (_I, _I, _I, _P, _I, _P, _P),
     "store": (_I, _I, _I, _I, _P, _P, _P, _P, _P, _P),
     "attend_pages": (_I, _I, _I, _I, _I, _F, _P, _P, _P, _P, _I, _P, _P, _P),

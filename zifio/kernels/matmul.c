@@ -185,6 +185,16 @@ API void zifio_pack(i64 n, i64 k, const float *weight, i64 ldw, float *packed) {
     for (i64 p = 0; p < (n + NR - 1) / NR; p++) pack_block(weight, 1, ldw, p, n, 0, k, packed + p * k * NR);
 }
 
+/* Back again: the weight [n, k] of its panels. A few rows of a panel at a time, so that reads and writes stay in cache. */
+API void zifio_unpack(i64 n, i64 k, const float *packed, float *weight, i64 ldw) {
+#pragma omp parallel for schedule(static) if (n * k > ENOUGH)
+    for (i64 p = 0; p < (n + NR - 1) / NR; p++)
+        for (i64 r0 = 0; r0 < k; r0 += 16)
+            for (i64 j = 0; j < least(NR, n - p * NR); j++)
+                for (i64 r = r0; r < least(r0 + 16, k); r++)
+                    weight[(p * NR + j) * ldw + r] = packed[(p * k + r) * NR + j];
+}
+
 static void packed_panels(i64 first, i64 last, i64 m, i64 n, i64 k, const float *a, i64 lda, const float *packed,
                           float *c, i64 ldc) {
     for (i64 p = first; p < last; p++)

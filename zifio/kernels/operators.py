@@ -119,6 +119,14 @@ def pack(weight: Tensor, room: Tensor | None = None) -> Tensor:
     return out
 
 
+def unpack(packed: Tensor, weight: Tensor) -> None:
+    """Write the weight [n, k], or the stack of them [e, n, k], that `packed` was made of."""
+    n, k = weight.shape[-2:]
+    size = _lib().packed_size(n, k)
+    for place, one in enumerate(weight.detach().view(-1, n, k)):
+        _lib().unpack(n, k, packed.data_ptr() + 4 * size * place, one.data_ptr(), k)
+
+
 def give_back() -> None:
     """Return the memory of freed tensors to the system where the C library would keep it (glibc), so that of two phases
     which both need much, the second does not come on top of the first."""

@@ -123,6 +123,7 @@ class Decoder(nn.Module):
             persistent=False,
         )
         self._packed: Tensor | None = None
+        self._freed = list[Linear | Experts]()  # whose weights exist only packed
         self._packed_dtype = torch.float32
         self._fused: FusedLayers | None = None
         self._fused_version, self._weights = -1, list[Tensor]()
@@ -219,11 +220,12 @@ class Decoder(nn.Module):
         return self._table
 
     @torch.no_grad()
-    def pack(self, dtype: torch.dtype = torch.float32) -> None:
+    def pack(self, dtype: torch.dtype = torch.float32, *, instead: bool = False) -> None:
         """Repack all weights for sampling where they have changed; costs their size in memory until `unpack`.
 
-        In fp32 they are laid out for the kernels, on a CPU that has them. In another type they are copies that stand
-        where they stood before, for sampling under autocast.
+        In fp32 they are laid out for the kernels, on a CPU that has them; `instead` then frees the weights themselves
+        as it goes, and until `unpack` writes them anew nothing may look at them. In another type they are copies that
+        stand where they stood before, for sampling under autocast.
         """
         layers = [module for module in self.modules() if isinstance(module, Linear | Experts)]
         if dtype is not self._packed_dtype:
@@ -240,6 +242,8 @@ class Decoder(nn.Module):
             self._packed = kernels.memory(sum(sizes))
         for layer, room in zip(layers, self._packed.split(sizes), strict=True):
             layer.pack(room)
+            if instead:
+                self._freed += [layer] if self._free(layer) else []
         if not all(map(is_plain, self.layers)):
             self._fused = None
         elif self._fused is None:
@@ -258,11 +262,26 @@ class Decoder(nn.Module):
         return sum(parameter._version for parameter in self._weights)
 
     def unpack(self) -> None:
-        """Give the memory of packed weights back."""
+        """Give the memory of packed weights back; what they stood in for is written anew."""
+        while self._freed:
+            layer = self._freed.pop()
+            for weight in layer.weights():
+                weight.untyped_storage().resize_(weight.nbytes)
+            layer.unpack()
         self._packed = self._fused = None
         for module in self.modules():
             if isinstance(module, Linear | Experts):
                 module.packed = None
+
+    def _free(self, layer: Linear | Experts) -> bool:
+        """Free the weights of a packed layer, if all of their memory is theirs and nobody reads them unpacked."""
+        storages = [weight.untyped_storage() for weight in layer.weights()]
+        whole = all(one.nbytes() == weight.nbytes for one, weight in zip(storages, layer.weights(), strict=True))
+        if not whole or layer.weights()[0] is self.embed_tokens.weight:
+            return False
+        for storage in storages:
+            storage.resize_(0)
+        return True
 
     @property
     def device(self) -> torch.device:

@@ -34,6 +34,11 @@ class Linear(nn.Linear):
         if self.packed is None or self._packed_version != self.weight._version:
             self.packed, self._packed_version = kernels.pack(self.weight, room), self.weight._version
 
+    def unpack(self) -> None:
+        """Write the weight anew, as it was packed."""
+        assert self.packed is not None
+        kernels.unpack(self.packed, self.weight)
+
     def pack_as(self, dtype: torch.dtype) -> None:
         """Keep a copy of the weight in the type that autocast is going to want."""
         if self.packed is None or self._packed_version != self.weight._version:

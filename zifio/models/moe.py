@@ -123,6 +123,12 @@ class Experts(nn.Module):
             self.packed = kernels.pack(self.gate_up_proj, one), kernels.pack(self.down_proj, two)
             self._packed_version = self._version()
 
+    def unpack(self) -> None:
+        """Write the weights anew, as they were packed."""
+        assert self.packed is not None
+        for packed, weight in zip(self.packed, self.weights(), strict=True):
+            kernels.unpack(packed, weight)
+
     def pack_as(self, dtype: torch.dtype) -> None:
         """Keep copies of the weights in the type that autocast is going to want."""
         if self.packed is None or self._packed_version != self._version():
