@@ -145,7 +145,7 @@ def grpo_stage(job: Job) -> dict[str, Any]:
         "aggregate": "token", "advantage": "group", "clip_low": 0.2, "clip_high": 0.2, "kl_weight": 0.0,
         "optim": {"kind": "adamw", **adam}, "held_out": {"every": 1}, "format_weight": 0.0,
         "rows": {"row_tokens": job["row_tokens"], "micro_tokens": job["micro_tokens"]},
-        "sampling": {"temperature": 1.0, "max_new_tokens": job["max_new_tokens"]},
+        "sampling": {"temperature": 1.0, "max_new_tokens": job["max_new_tokens"]}, "engine": {"one_copy": True},
     }  # fmt: skip
 
 
