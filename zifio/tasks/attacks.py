@@ -106,15 +106,15 @@ def same(one: str, other: str) -> bool:
 
 def near_misses(gold: str) -> list[str]:
     """Answers that look like the gold and are not."""
-    cut = "" if gold.startswith("\\") else gold[1:]  # a command of TeX without its backslash says the same
-    found = [gold[:-1], cut, f"{gold}{gold}", f"{gold} {gold}", _bumped(gold), _swapped(gold)]
+    is_tex = "\\" in gold  # whose commands may say the same without a backslash, and its words in another order
+    found = [gold[:-1], "" if is_tex else gold[1:], f"{gold}{gold}", f"{gold} {gold}", _bumped(gold), _swapped(gold)]
     if re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", gold, re.ASCII):
         whole = "." not in gold
         found += [str(int(gold) + step) for step in (-10, -1, 1, 10)] if whole and len(gold) < 400 else []
         found += [gold[1:] if gold.startswith("-") else f"-{gold}", f"1{gold}", f"{gold}{'0' if whole else '1'}"]
         found += [f"{gold}.5" if whole else gold.partition(".")[0]]
     words = gold.split()
-    if len(words) > 1:
+    if len(words) > 1 and not is_tex:
         found += [" ".join(words[:-1]), " ".join(words[1:]), " ".join([words[1], words[0], *words[2:]])]
     return [miss for miss in dict.fromkeys(found) if miss.strip() and not same(miss, gold)]
 

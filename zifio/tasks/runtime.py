@@ -337,7 +337,8 @@ class _Call:
     """One call of `Pool.check`.
 
     A check that a worker dies of, or that runs out of memory, is guilty only when it was the first of a fresh
-    worker; otherwise it is tried again alone, because an earlier one may have left the worker in a bad state.
+    worker; otherwise it is tried again alone, because an earlier one may have left the worker in a bad state. Those
+    that were under way when the whole pool died come last, one at a time, so that none dies by another's guilt again.
     """
 
     def __init__(self, pool: Pool, task: Checker, answered: Sequence[tuple[Problem, str]], limits: Limits) -> None:
@@ -346,6 +347,7 @@ class _Call:
         self.done: list[Checked | None] = [None] * len(answered)
         self.batches = deque(self._batches())
         self.suspects: deque[int] = deque()
+        self.last: deque[int] = deque()
         self.attempts: dict[int, int] = {}
         self.busy: set[_Worker] = set()
         self.selector = selectors.DefaultSelector()
@@ -369,8 +371,11 @@ class _Call:
         self._prepare()
         with self.pool.seats(len(self.batches)) as seats, self.selector:
             try:
-                while self.batches or self.suspects or self.busy:
+                while self.batches or self.suspects or self.last or self.busy:
                     while len(self.busy) < seats.n and (self.batches or self.suspects):
+                        self._hand_out()
+                    if not self.busy:
+                        self.suspects.append(self.last.popleft())
                         self._hand_out()
                     self._listen()
                     if len(self.busy) < seats.n:
@@ -473,7 +478,7 @@ class _Call:
         for index in worker.indexes:
             self.attempts[index] = self.attempts.get(index, 0) + 1
             if self.attempts[index] < _MOST_ATTEMPTS:
-                self.suspects.append(index)
+                self.last.append(index)
                 continue
             problem, _ = self.answered[index]
             reason = f"{named(self.task, problem)} was begun {_MOST_ATTEMPTS} times, and each time the whole pool died"
@@ -486,6 +491,7 @@ class _Call:
             self.pool.drop(worker)
         self.batches.clear()
         self.suspects.clear()
+        self.last.clear()
         for other in list(self.busy):
             self._leave(other)
             self.pool.drop(other)

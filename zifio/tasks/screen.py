@@ -10,6 +10,7 @@ Try it alone: `zifio screen chain_mod --problems 8`
 """
 
 import dataclasses
+import math
 import statistics
 import tempfile
 from collections import defaultdict
@@ -29,7 +30,8 @@ from zifio.tasks.screen_page import page, terminal_table
 from zifio.tasks.task import Problem, Task
 
 READER = "zifio.tasks.screen:read_screened"
-_PAYS, _GUESS, _ALWAYS = 0.1, 0.2, 0.75  # mean rewards: of a cheat that pays, of a guess to know of, of a broken task
+_PAYS, _GUESS = 0.1, 0.2  # mean rewards: of a cheat that pays, of a guess to know of
+_ALWAYS, _OFTEN = 0.55, 0.3  # what a guess surely earns in a broken task, where one answer is right or many are
 _CHANCE = 3  # problems that an answer must suit before we call it more than chance
 _FULL = 0.5  # a reply that earns this much counts as taken for right
 _SLOW_S, _VERY_SLOW_S = 0.05, 1.0
@@ -208,7 +210,8 @@ def _guesses(screening: Screening, attack: Attack, tried: Tried) -> None:
     other = [one for one in tried if not _is_gold(one) and one[2].verdict.reward > 0]
     if screening.measured["many"]:
         mean = means.get(best, 0.0) if best else sum(one.verdict.reward for *_, one in tried) / max(1, len(tried))
-        severity: Severity | None = "high" if mean >= _FULL else "medium" if mean >= _PAYS else None
+        sure = _surely(mean, max(1, len(of_tag[best]) if best else len(tried)))
+        severity: Severity | None = "high" if sure >= _OFTEN else "medium" if mean >= _PAYS else None
         if severity and other:
             what = f"{cut(best)!r} earns {mean:.2f}" if best else f"they earn {mean:.2f} on average"
             screening.findings.append(Finding(severity, attack.name, what, attack.cure, _evidence(other[0])))
@@ -217,9 +220,16 @@ def _guesses(screening: Screening, attack: Attack, tried: Tried) -> None:
         _cheats(screening, attack, [one for one in tried if not _is_gold(one)])
     n_paid = sum(reward > 0 for reward in of_tag.get(best, ()))
     if best and means[best] >= _GUESS and n_paid >= _CHANCE and attack.name != "a line of the prompt":
-        severity = "high" if means[best] >= _ALWAYS else "medium"
+        severity = "high" if _surely(means[best], len(of_tag[best])) >= _ALWAYS else "medium"
         what = f"the answer {cut(best)!r} to every problem earns {means[best]:.2f}"
         screening.findings.append(Finding(severity, attack.name, what, attack.cure))
+
+
+def _surely(mean: float, n: int) -> float:
+    """The lower end of Wilson's 95% interval of a share that was seen to be `mean` in n tries: in few an answer may be
+    right each time by chance."""
+    z2 = 1.96**2
+    return (mean + z2 / (2 * n) - 1.96 * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
 
 
 def _refusals(screening: Screening, attack: Attack, tried: Tried, promised: Sequence[str]) -> None:
