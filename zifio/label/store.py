@@ -49,6 +49,9 @@ class Store:
         self.engine = _engine(self.where)
         try:
             self._bring_forward()
+        except ConfigError:
+            self.close()
+            raise
         except (SQLAlchemyError, sqlite3.Error) as error:
             self.close()
             reason = str(getattr(error, "orig", error)).splitlines()[0]
