@@ -46,7 +46,9 @@ def take(desk: Desk, who: Annotator, n: int = 1) -> list[str]:
         return [one["id"] for one in desk.next_items(connection, who, n)["items"]]
 
 
-def say(desk: Desk, who: Annotator, item: str, said: dict[str, Any], key: str = "", phase: Any = "blind") -> dict[str, Any]:
+def say(
+    desk: Desk, who: Annotator, item: str, said: dict[str, Any], key: str = "", phase: Any = "blind"
+) -> dict[str, Any]:
     """Label an item."""
     with desk.store.write() as connection:
         return desk.label(connection, who, key or f"{who.name}/{item}/{phase}", item, said, 1000, phase)

@@ -36,7 +36,9 @@ def running() -> Generator[str, None, None]:
         make = [binaries / "initdb", "-D", data, "-U", "desk", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         made = subprocess.run(make, capture_output=True, text=True, cwd=folder, **account)
         if made.returncode and account:
-            pytest.skip(f"PostgreSQL does not run as root, and another user may not run it: {made.stderr.strip()[:200]}")
+            pytest.skip(
+                f"PostgreSQL does not run as root, and another user may not run it: {made.stderr.strip()[:200]}"
+            )
         assert made.returncode == 0, made.stderr
         command = [binaries / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-F"]
         with (folder / "log").open("w") as told:

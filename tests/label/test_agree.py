@@ -28,7 +28,9 @@ def labels(seed: int, n_annotators: int, n_items: int, n_classes: int, missing: 
     """Labels of people who are right four times in five, some of them missing."""
     rng = np.random.default_rng(seed)
     truth = rng.integers(n_classes, size=n_items)
-    said = np.where(rng.random((n_annotators, n_items)) < 0.8, truth, rng.integers(n_classes, size=(n_annotators, n_items)))
+    said = np.where(
+        rng.random((n_annotators, n_items)) < 0.8, truth, rng.integers(n_classes, size=(n_annotators, n_items))
+    )
     return np.where(rng.random(said.shape) < missing, np.nan, said.astype(float))
 
 
@@ -58,7 +60,9 @@ def test_alpha_equals_krippendorff(seed: int, missing: float, level: Any):
 
 
 def test_alpha_of_ratings_that_are_no_counts():
-    said = np.array([[-1.0, 0.0, 1.0, 1.0, np.nan, 7.5], [-1.0, 1.0, 1.0, 0.0, 0.0, 7.5], [np.nan, 0.0, 1.0, 1.0, 0.0, -2.0]])
+    said = np.array(
+        [[-1.0, 0.0, 1.0, 1.0, np.nan, 7.5], [-1.0, 1.0, 1.0, 0.0, 0.0, 7.5], [np.nan, 0.0, 1.0, 1.0, 0.0, -2.0]]
+    )
     for level in ("nominal", "ordinal", "interval"):
         theirs = krippendorff.alpha(reliability_data=said, level_of_measurement=level)
         assert krippendorff_alpha(said, level) == pytest.approx(theirs, abs=1e-12)
@@ -126,8 +130,9 @@ def test_students_quantile_equals_scipy(df: int):
     [(40, 0.95, 0.6, 0.9, 0.6), (40, 0.5, 0.6, 0.9, 1.0), (40, 0.95, 0.95, 0.9, 1.0), (20, 0.5, 0.95, 0.9, 1.0)],
 )
 def test_the_powered_interval_is_valid(n: int, good: float, share: float, bias: float, shorter: float):
-    """500 samples of few human and 1,000 machine labels, of a machine that errs rarely, often or to one side: the interval of
-    95 % misses the truth in 7.5 % at most (p < .01 when it is valid), and is shorter than that of people alone."""
+    """500 samples of few human and 1,000 machine labels, of a machine that errs rarely, often or to one side: the
+    interval of 95 % misses the truth in 7.5 % at most (p < .01 when it is valid), and is shorter than that of people
+    alone."""
     rng = np.random.default_rng(5)
     missed, widths = 0, []
     for _ in range(500):

@@ -295,10 +295,17 @@ def test_queues_put_first_what_they_say():
         places = [priority(queue, one) for one in several]
         return places == sorted(places, reverse=True)
 
-    assert ordered("convincing", facts(0.9, "wrong"), facts(0.3, "wrong"), facts(0.9), facts(0.3, "right"), facts(0.9, "right"))
+    assert ordered(
+        "convincing", facts(0.9, "wrong"), facts(0.3, "wrong"), facts(0.9), facts(0.3, "right"), facts(0.9, "right")
+    )
     assert ordered("disagreement", facts(0.9, "wrong"), facts(0.4, "right"), facts(0.9, "right"))
     split, agreed = ("right", "wrong"), ("right", "right")
-    assert ordered("disagreement", facts(None, stances=split), facts(None, "", "right", (*agreed, "wrong")), facts(None, stances=agreed))
+    assert ordered(
+        "disagreement",
+        facts(None, stances=split),
+        facts(None, "", "right", (*agreed, "wrong")),
+        facts(None, stances=agreed),
+    )
     assert ordered("gain", facts(0.5), facts(0.8), facts(0.95), facts(0.95, "", "no error"))
     assert expected_gain(facts(0.5)) == pytest.approx(1 - 0.6098403047)  # 1 - h(0.85): all of a channel's capacity
     assert belief(facts(None, stances=("a",))) == pytest.approx(0.85)

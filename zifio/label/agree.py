@@ -4,8 +4,8 @@
 - Krippendorff's alpha (Content Analysis, 2004, chapter 11), with missing labels: nominal, ordinal or interval.
 - Dawid and Skene (1979): each labeller's confusion matrix and each item's true class, by expectation-maximisation.
 
-Intervals resample items (percentile bootstrap): the labels of one item are no independent evidence. A coefficient that is not
-defined (everybody always says one thing) is nan, never 1 or 0. No label is written as nan or None.
+Intervals resample items (percentile bootstrap): the labels of one item are no independent evidence. A coefficient that
+is not defined (everybody always says one thing) is nan, never 1 or 0. No label is written as nan or None.
 
 Try it alone:
 
@@ -53,7 +53,9 @@ def cohen_kappa(one: Sequence[Any], other: Sequence[Any], weights: Weights = Non
     between classes in sorted order. nan where chance alone explains everything."""
     classes = sorted({*one, *other})
     if len(one) != len(other) or not len(one):
-        raise ValueError(f"wanted as many labels from the one as from the other, and some; came {len(one)}, {len(other)}")
+        raise ValueError(
+            f"wanted as many labels from the one as from the other, and some; came {len(one)}, {len(other)}"
+        )
     place = {label: number for number, label in enumerate(classes)}
     table = np.zeros((len(classes), len(classes)))
     for left, right in zip(one, other, strict=True):
@@ -97,7 +99,9 @@ def _alpha(count_IK: Floats, distance_KK: Floats | None) -> float:
     if distance_KK is None or not len(counts):
         return float("nan")
     n = counts.sum(axis=1)
-    coincidence = np.einsum("ik,il,i->kl", counts, counts, 1 / (n - 1)) - np.diag((counts / (n - 1)[:, None]).sum(axis=0))
+    coincidence = np.einsum("ik,il,i->kl", counts, counts, 1 / (n - 1)) - np.diag(
+        (counts / (n - 1)[:, None]).sum(axis=0)
+    )
     total = coincidence.sum(axis=0)
     expected = (np.outer(total, total) - np.diag(total)) / (total.sum() - 1)
     return _ratio((coincidence * distance_KK).sum(), (expected * distance_KK).sum())
@@ -120,25 +124,29 @@ def agreement(
     seed: int = 0,
     confidence: float = 0.95,
     resamples: int = _RESAMPLES,
+    item_of_I: Sequence[int] | None = None,
 ) -> Agreement:
     """A coefficient of labels (annotators in rows, items in columns, nan for none) with its bootstrap interval.
 
-    `coefficient` takes such labels. Resamples in which it is not defined are left out; with too few others the interval is
-    nan.
+    `coefficient` takes such labels. Where columns are steps, `item_of_I` says of which item, and items are resampled.
+    Resamples in which it is not defined are left out; with too few others the interval is nan.
     """
     values = np.asarray(value_AI, dtype=float)
     doubled = (~np.isnan(values)).sum(axis=0) >= 2
     values = values[:, doubled]
     if not values.shape[1]:
         return Agreement(float("nan"), (float("nan"), float("nan")), 0, 0)
+    owner = np.arange(len(doubled)) if item_of_I is None else np.asarray(item_of_I)
+    _, place = np.unique(owner[doubled], return_inverse=True)
+    columns = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
     rng = np.random.default_rng(stream_seed(seed, "label/agreement"))
-    picks = rng.integers(values.shape[1], size=(resamples, values.shape[1]))
-    drawn = np.array([coefficient(values[:, pick]) for pick in picks])
+    picks = rng.integers(len(columns), size=(resamples, len(columns)))
+    drawn = np.array([coefficient(values[:, np.concatenate([columns[one] for one in pick])]) for pick in picks])
     drawn = drawn[~np.isnan(drawn)]
     tail = (1 - confidence) / 2
     ends = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) >= resamples / 2 else (np.nan, np.nan)
     n_labels = int((~np.isnan(values)).sum())
-    return Agreement(coefficient(values), (float(ends[0]), float(ends[1])), values.shape[1], n_labels)
+    return Agreement(coefficient(values), (float(ends[0]), float(ends[1])), len(columns), n_labels)
 
 
 def pairwise_kappa(value_AI: Floats, weights: Weights = None) -> float:
@@ -160,7 +168,8 @@ def fleiss_of(value_AI: Floats) -> float:
 def dawid_skene(label_AI: NDArray[np.int64], n_classes: int, steps: int = 500) -> DawidSkene:
     """The classes of items from labels 0 .. n_classes - 1 (annotators in rows, -1 for none).
 
-    Starts from each item's share of votes; a count of 0.01 in every cell keeps a labeller of few items from being certain.
+    Starts from each item's share of votes; a count of 0.01 in every cell keeps a labeller of few items from being
+    certain.
     """
     labels = np.asarray(label_AI)
     said_AIK = (labels[:, :, None] == np.arange(n_classes)).astype(float)

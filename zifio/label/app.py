@@ -1,8 +1,8 @@
 """The desk as a page on this machine: a few routes over `label.desk`, and the files of `label/page`.
 
-Every label is committed before it is acknowledged, and sent again it is the same label. Beyond this machine everybody needs a
-token; on it, one person may work without any. Answers carry what a browser needs to load nothing from elsewhere and to run
-no script that is not ours.
+Every label is committed before it is acknowledged, and sent again it is the same label. Beyond this machine everybody
+needs a token; on it, one person may work without any. Answers carry what a browser needs to load nothing from
+elsewhere and to run no script that is not ours.
 
 Try it alone: `zifio label try.db`
 """

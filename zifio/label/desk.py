@@ -1,7 +1,7 @@
 """What happens at the desk: who may label, what they get next, what becomes of what they say.
 
-Everything works inside a transaction of `label.store`; a refusal says why and changes nothing. Nobody is ever given what
-another said, what a machine said or what is expected before their own label is in the log.
+Everything works inside a transaction of `label.store`; a refusal says why and changes nothing. Nobody is ever given
+what another said, what a machine said or what is expected before their own label is in the log.
 
 Try it alone: `pytest tests/label/test_desk.py`
 """
@@ -10,7 +10,7 @@ import json
 import secrets
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, func, insert, select, tuple_, update
+from sqlalchemy import Connection, Select, and_, func, insert, or_, select, tuple_, update
 
 from zifio.config import ConfigError, build
 from zifio.label.item import Item, Judgement, content_id, fault
@@ -74,7 +74,8 @@ class Desk:
         return token
 
     def new_token(self, name: str) -> str:
-        """Another token for an account; the one before no longer works. Raises ConfigError when there is no such name."""
+        """Another token for an account; the one before no longer works. Raises ConfigError when there is no such
+        name."""
         token = secrets.token_urlsafe(24)
         self._change_token(name, token)
         return token
@@ -89,29 +90,34 @@ class Desk:
             if row is None:
                 names = connection.execute(select(ANNOTATORS.c.name).order_by(ANNOTATORS.c.name)).scalars().all()
                 raise ConfigError(
-                    f"annotator {name!r}: wanted one of {', '.join(names) or 'nobody yet'}, came none of them. Add them "
-                    "with --add-annotator."
+                    f"annotator {name!r}: wanted one of {', '.join(names) or 'nobody yet'}, came none of them. Add "
+                    "them with --add-annotator."
                 )
             self.store.append(
                 connection, "token", "desk", {"id": row.id, "token_hash": token_hash(token) if token else None}
             )
 
-    def _log_annotator(self, connection: Connection, name: str, adjudicates: bool, token: str | None) -> Annotator:
-        id = content_id("annotator", name)
+    def _log_annotator(
+        self, connection: Connection, name: str, adjudicates: bool, token: str | None, id: str = ""
+    ) -> Annotator:
+        id = id or content_id("annotator", name)
         body = {"id": id, "name": name, "adjudicates": adjudicates, "token_hash": token_hash(token) if token else None}
         self.store.append(connection, "annotator", "desk", body, key=f"annotator:{id}")
         return Annotator(id, name, adjudicates)
 
     def annotator_named(self, connection: Connection, name: str, adjudicates: bool = False) -> Annotator:
-        """The account of this name, made without a token where there is none: whose labels come from a file."""
-        row = connection.execute(select(ANNOTATORS).where(ANNOTATORS.c.name == name)).first()
+        """The account of this name or id, made without a token where there is none: whose labels come from a file."""
+        named = or_(ANNOTATORS.c.name == name, ANNOTATORS.c.id == name)
+        row = connection.execute(select(ANNOTATORS).where(named)).first()
         if row is not None:
             return Annotator(row.id, row.name, row.adjudicates)
-        return self._log_annotator(connection, name, adjudicates, None)
+        return self._log_annotator(connection, name, adjudicates, None, id=name)
 
     def has_accounts(self, connection: Connection) -> bool:
         """Whether anybody has a token: then everybody needs one."""
-        return connection.execute(select(ANNOTATORS.c.id).where(ANNOTATORS.c.token_hash.is_not(None))).first() is not None
+        return (
+            connection.execute(select(ANNOTATORS.c.id).where(ANNOTATORS.c.token_hash.is_not(None))).first() is not None
+        )
 
     def who(self, connection: Connection, token: str, alone: bool) -> Annotator:
         """Whose token this is. Without accounts, and `alone` on this machine, it is the one person at it."""
@@ -185,13 +191,16 @@ class Desk:
         left = list(connection.execute(query.order_by(ITEMS.c.seq).limit(n)).scalars())
         if not left:
             return {}
-        said = connection.execute(select(func.count()).select_from(LABELS).where(LABELS.c.annotator == me.id)).scalar_one()
+        said = connection.execute(
+            select(func.count()).select_from(LABELS).where(LABELS.c.annotator == me.id)
+        ).scalar_one()
         coins = [stream(0, "label/gold", me.id, said + n_held + place).random() for place in range(n)]
         places = [place for place, coin in enumerate(coins) if coin < 1 / settings.gold_every]
         return dict(zip(places, left, strict=False))
 
     def _from_queue(self, connection: Connection, me: Annotator, settings: Settings, n: int) -> list[str]:
-        """From where this person had come in the queue; from its head when the queue is new, or nothing is left behind."""
+        """From where this person had come in the queue; from its head when the queue is new, or nothing is left
+        behind."""
         since = read_fact(connection, "queue_since") or ""
         place = self._places.get(me.id)
         query = self._open_for(me, settings).limit(n)

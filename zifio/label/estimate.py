@@ -1,12 +1,13 @@
 """Many machine labels corrected by few human ones: a mean with an interval that holds whatever the machine is worth.
 
-Prediction-powered inference (Angelopoulos et al. 2023, arXiv:2301.09633) with the weight of PPI++ (arXiv:2311.01453): where
-the machine knows nothing, its weight goes to 0 and what is left is the mean of the human labels. The items that people
-labelled must be a random sample of all (queue = "random").
+Prediction-powered inference (Angelopoulos et al. 2023, arXiv:2301.09633) with the weight of PPI++ (arXiv:2311.01453):
+where the machine knows nothing, its weight goes to 0 and what is left is the mean of the human labels. The items that
+people labelled must be a random sample of all (queue = "random").
 
-As published the interval is far too short where the machine errs rarely: among 40 labels there may be no error, so none is
-believed possible (an interval of 95 % then misses in up to 16 % of our simulations, with a rare class in 38 %). So one made-up
-error of each sign joins the spread, as Agresti and Coull (1998) do for a share; then at most 5 % miss.
+As published the interval is far too short where the machine errs rarely: among 40 labels there may be no error, so
+none is believed possible (an interval of 95 % then misses in up to 16 % of our simulations, with a rare class in 38
+%). So one made-up error of each sign joins the spread, as Agresti and Coull (1998) do for a share; then at most 5 %
+miss.
 
 Try it alone:
 

@@ -1,7 +1,8 @@
 """What people label, and what they say: an item (steps, an answer, or a pair) and a judgement of it.
 
-A step's rating is PRM800K's (arXiv:2305.20050): +1 right and useful, 0 neither, -1 wrong. `stance` reduces a judgement to
-the one thing that labellers are compared by: where the first error is, whether an answer is right, which of two is better.
+A step's rating is PRM800K's (arXiv:2305.20050): +1 right and useful, 0 neither, -1 wrong. `stance` reduces a judgement
+to the one thing that labellers are compared by: where the first error is, whether an answer is right, which of two is
+better.
 
 Try it alone:
 
@@ -94,8 +95,8 @@ class Item(Config):
             raise ValueError(f"wanted {wanted} for kind {self.kind!r}, came none. Give them, or another kind.")
         if self.alternatives and len(self.alternatives) != len(self.steps):
             raise ValueError(
-                f"wanted alternatives for each of {len(self.steps)} steps, came {len(self.alternatives)}. Give an empty "
-                "list where there are none."
+                f"wanted alternatives for each of {len(self.steps)} steps, came {len(self.alternatives)}. Give an "
+                "empty list where there are none."
             )
         if (self.role == "work") != (self.expected is None):
             raise ValueError("wanted `expected` with the roles gold and screening, and with these alone.")
@@ -136,7 +137,9 @@ def _steps_fault(item: Item, said: Judgement) -> str:
     wrong = first_error(said)
     judged = said.ratings if wrong is None else said.ratings[:wrong]
     if None in judged:
-        return f"wanted a rating for step {judged.index(None) + 1}, came none. Rate every step up to the first wrong one."
+        return (
+            f"wanted a rating for step {judged.index(None) + 1}, came none. Rate every step up to the first wrong one."
+        )
     if (wrong is None) != (said.finish == "solution"):
         return f"wanted finish {'solution' if wrong is None else 'found_error'} with these ratings, came {said.finish}."
     shape = [len(one) for one in item.alternatives]

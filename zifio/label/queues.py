@@ -2,11 +2,11 @@
 
 - random: a random sample at any time, the only queue from which `label.estimate` may conclude about all items.
 - order: as imported.
-- convincing: a wrong answer with a high process score first, as in PRM800K (arXiv:2305.20050, section 2.4); then answers
-  nobody checked; then right ones, the least believed first: a right answer by a wrong way.
+- convincing: a wrong answer with a high process score first, as in PRM800K (arXiv:2305.20050, section 2.4); then
+  answers nobody checked; then right ones, the least believed first: a right answer by a wrong way.
 - disagreement: people against each other, the machine against people, the process score against the verifier.
-- gain: where one more label tells most. A labeller is a noisy channel that is right with probability `ACCURACY`; the gain
-  is the information (in bits) that the label carries about whether the item is sound.
+- gain: where one more label tells most. A labeller is a noisy channel that is right with probability `ACCURACY`; the
+  gain is the information (in bits) that the label carries about whether the item is sound.
 
 Try it alone:
 

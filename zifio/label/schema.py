@@ -1,7 +1,7 @@
 """The tables of a desk: one log that is only ever appended to, and views of it that can be made again from nothing.
 
-Forward only: the log's form never changes (a new thing to say is a new kind of event); a new form of the views is made by
-dropping the old ones and replaying the log, so there are no scripts of migration to go wrong.
+Forward only: the log's form never changes (a new thing to say is a new kind of event); a new form of the views is made
+by dropping the old ones and replaying the log, so there are no scripts of migration to go wrong.
 
 Try it alone:
 

@@ -20,8 +20,8 @@ class Settings(Config):
     stop: Literal["first_error", "every"] = "first_error"
     """first_error: steps behind the first wrong one are not judged, as in PRM800K. every: all are."""
     queue: Literal["random", "order", "convincing", "disagreement", "gain"] = "random"
-    """What comes next. random: a random sample, which estimates need. order: as imported. convincing: wrong answers with
-    a high process score. disagreement: where people or machines differ. gain: where one more label tells most."""
+    """What comes next. random: a random sample, which estimates need. order: as imported. convincing: wrong answers
+    with a high process score. disagreement: where people or machines differ. gain: where one more label tells most."""
     gold_every: int = Field(default=20, ge=0)
     """About one in so many items is a gold one, while there are some; 0 means none."""
     screening_pass: float = Field(default=0.8, ge=0, le=1)

@@ -1,8 +1,8 @@
 """A desk's store: an append-only log in SQLite or PostgreSQL, and views of it that are written in the same transaction.
 
-What is acknowledged is committed, and to the disk: SQLite runs with a write-ahead log that is synced at every commit. An
-event with a key happens once, however often it is sent. Writers take turns, so that the order of the log is the order of
-commits.
+What is acknowledged is committed, and to the disk: SQLite runs with a write-ahead log that is synced at every commit.
+An event with a key happens once, however often it is sent. Writers take turns, so that the order of the log is the
+order of commits.
 
 Try it alone: `pytest tests/label/test_store.py`
 """
@@ -42,7 +42,8 @@ class Conflict(ValueError):
 
 
 class Store:
-    """A desk at a path (SQLite) or a URL (`postgresql://...`). Made when it does not exist, brought forward when old."""
+    """A desk at a path (SQLite) or a URL (`postgresql://...`). Made when it does not exist, brought forward when
+    old."""
 
     def __init__(self, where: str | Path, clock: Callable[[], float] = time.time) -> None:
         self.where, self.clock = str(where), clock

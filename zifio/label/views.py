@@ -155,7 +155,9 @@ def _apply_shown(connection: Connection, event: Event) -> None:
 
 def _restate(connection: Connection, item: Any, settings: Settings) -> None:
     """Where an item stands after its labels have changed."""
-    query = select(LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance).where(LABELS.c.item == item.id, LABELS.c.current)
+    query = select(LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance).where(
+        LABELS.c.item == item.id, LABELS.c.current
+    )
     said: dict[str, dict[str, str]] = {}
     for row in connection.execute(query.order_by(LABELS.c.seq)):
         if row.stance is not None:

@@ -1,7 +1,8 @@
 """One thread that writes: what many requests want at the same time is committed together, and then acknowledged.
 
-A commit waits for the disk; shared among all who wait, it costs each of them little. Every job has its own savepoint: one that
-is refused takes nothing of the others along. Where the commit itself fails, nobody is acknowledged and everybody may try again.
+A commit waits for the disk; shared among all who wait, it costs each of them little. Every job has its own savepoint:
+one that is refused takes nothing of the others along. Where the commit itself fails, nobody is acknowledged and
+everybody may try again.
 
 Try it alone: `pytest tests/label/test_app.py -k together`
 """

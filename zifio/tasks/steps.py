@@ -1,7 +1,7 @@
 """A worked solution cut into steps, each of which may have a label: what people mark, models learn and files hold.
 
-Labels are those of PRM800K (arXiv:2305.20050): +1 right and useful, 0 neither, -1 wrong, None not judged. Rows go to and
-from PRM800K's JSON and TRL's `stepwise_supervision`.
+Labels are those of PRM800K (arXiv:2305.20050): +1 right and useful, 0 neither, -1 wrong, None not judged. Rows go to
+and from PRM800K's JSON and TRL's `stepwise_supervision`.
 
 Try it alone:
 
@@ -92,7 +92,9 @@ def to_stepwise(solution: Solution) -> dict[str, Any]:
     """A row of TRL's `stepwise_supervision`: the judged steps up to the first wrong one; neutral counts as right."""
     labels = list(solution.labels)
     end = labels.index(-1) + 1 if -1 in labels else len(labels)
-    kept = [(text, rating != -1) for text, rating in zip(solution.steps[:end], labels, strict=False) if rating is not None]
+    kept = [
+        (text, rating != -1) for text, rating in zip(solution.steps[:end], labels, strict=False) if rating is not None
+    ]
     return {
         "prompt": solution.prompt,
         "completions": [text for text, _ in kept],
@@ -103,7 +105,9 @@ def to_stepwise(solution: Solution) -> dict[str, Any]:
 def from_stepwise(row: Mapping[str, Any]) -> Solution:
     """The solution of a row of TRL's `stepwise_supervision`. Raises ConfigError."""
     prompt, steps, labels = row.get("prompt"), row.get("completions"), row.get("labels")
-    fits = isinstance(prompt, str) and isinstance(steps, list) and isinstance(labels, list) and len(steps) == len(labels)
+    fits = (
+        isinstance(prompt, str) and isinstance(steps, list) and isinstance(labels, list) and len(steps) == len(labels)
+    )
     if not fits or not all(isinstance(one, str) for one in steps) or not all(isinstance(one, bool) for one in labels):
         raise ConfigError("wanted prompt (text), completions (texts) and as many labels (true, false), came others.")
     return Solution(_named(prompt), prompt, "", tuple(steps), tuple(1 if one else -1 for one in labels), "", "", "")

@@ -90,7 +90,7 @@ async function fetchMore() {
   const settling = state.settling;
   try {
     const found = await call(settling ? "/api/disputed" : "/api/next", { n: AHEAD });
-    if (settling !== state.settling) return;
+    if (settling !== state.settling) return fetchMore(); // the mode was changed meanwhile
     const phase = settling ? "adjudication" : "blind";
     const here = new Set([...state.queue.map((item) => item.id), state.item?.id]);
     state.queue.push(...found.items.filter((item) => !here.has(item.id) && !state.done.has(place(phase, item.id))));
