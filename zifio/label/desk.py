@@ -10,7 +10,7 @@ import json
 import secrets
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, update
 
 from zifio.config import ConfigError, build
 from zifio.label.item import Item, Judgement, content_id, fault
@@ -214,7 +214,7 @@ class Desk:
             self._places[me.id] = _Place(since, rows[-1].priority, rows[-1].seq)
         return [row.id for row in rows]
 
-    def _open_for(self, me: Annotator, settings: Settings) -> Select[Any]:
+    def _open_for(self, me: Annotator, settings: Settings) -> Any:
         """Items that want another label, that this person has not labelled and does not hold, in the queue's order."""
         now = self.store.clock()
         mine = select(LABELS.c.seq).where(_current(me, LABELS.c.item == ITEMS.c.id))

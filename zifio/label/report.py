@@ -38,8 +38,8 @@ class Report(dict[str, Any]):
             found = self["estimate"]
             low, high = (f"{100 * end:.1f}" for end in found["interval"])
             lines.append(
-                f"without an error: {100 * found['mean']:.1f} % of all items ({low} to {high}), from {found['n_human']} "
-                f"human labels and the verifier's on {found['n_machine']}; the verifier alone says "
+                f"without an error: {100 * found['mean']:.1f} % of all items ({low} to {high}), from "
+                f"{found['n_human']} human labels and the verifier's on {found['n_machine']}; the verifier alone says "
                 f"{100 * found['machine']:.1f} %"
             )
         return "\n".join(lines)
@@ -154,7 +154,7 @@ def _people(rows: Sequence[Any], names: dict[str, str]) -> list[dict[str, Any]]:
     change from the first half of their labels to the second."""
     skill = _skill(rows)
     found = []
-    for who in sorted({row.annotator for row in rows}, key=lambda one: names.get(one, one)):
+    for who in sorted({row.annotator for row in rows}, key=lambda one: str(names.get(one, one))):
         mine = [row for row in rows if row.annotator == who]
         one: dict[str, Any] = {"name": names.get(who, who), "labels": len(mine)}
         one["gave_up"] = sum(row.stance is None for row in mine)

@@ -105,11 +105,11 @@ def to_stepwise(solution: Solution) -> dict[str, Any]:
 def from_stepwise(row: Mapping[str, Any]) -> Solution:
     """The solution of a row of TRL's `stepwise_supervision`. Raises ConfigError."""
     prompt, steps, labels = row.get("prompt"), row.get("completions"), row.get("labels")
-    fits = (
-        isinstance(prompt, str) and isinstance(steps, list) and isinstance(labels, list) and len(steps) == len(labels)
-    )
-    if not fits or not all(isinstance(one, str) for one in steps) or not all(isinstance(one, bool) for one in labels):
-        raise ConfigError("wanted prompt (text), completions (texts) and as many labels (true, false), came others.")
+    if not (isinstance(prompt, str) and isinstance(steps, list) and isinstance(labels, list)):
+        raise ConfigError("wanted prompt (a text), completions and labels (lists), came others.")
+    fits = len(steps) == len(labels) and all(isinstance(one, str) for one in steps)
+    if not fits or not all(isinstance(one, bool) for one in labels):
+        raise ConfigError("wanted completions (texts) and as many labels (true, false), came others.")
     return Solution(_named(prompt), prompt, "", tuple(steps), tuple(1 if one else -1 for one in labels), "", "", "")
 
 
