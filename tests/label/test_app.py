@@ -93,8 +93,8 @@ def test_beyond_this_machine_the_desk_does_not_open_without_accounts(filled: str
 
 
 def test_a_killed_desk_has_what_it_acknowledged(filled: str):
-    """Labels are sent while the server is killed with -9, again and again with the same keys until they are acknowledged:
-    each is there once."""
+    """Labels are sent while the server is killed with -9, again and again with the same keys until they are
+    acknowledged: each is there once."""
     acknowledged: list[str] = []
     port = 0
     for turn in range(3):

@@ -107,6 +107,8 @@ def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought:
         ) from None
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: wanted a JSON object, came a {type(row).__name__}. Mend or remove the line.")
+    if b"\\ud" in line.lower():
+        row = _well_formed(row)
     try:
         found = _understood(row, where)
         if prelabels and found.said is not None:
@@ -117,6 +119,15 @@ def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought:
     if not found.item.id.isprintable():
         raise ConfigError(f"{where}: id: wanted printable characters, came {found.item.id!r}. Give another id.")
     return found
+
+
+def _well_formed(value: Any) -> Any:
+    """Without halves of characters, which JSON can write and Unicode does not know."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_well_formed(one) for one in value]
+    return {_well_formed(key): _well_formed(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _understood(row: dict[str, Any], where: str) -> Brought:
