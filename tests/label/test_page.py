@@ -207,8 +207,7 @@ def test_a_lost_connection_and_a_killed_desk_lose_nothing(context: BrowserContex
         elif turn == "killed":
             server.kill()
         else:
-            lost: list[str] = []
-            who.page.route("**/api/label", lambda route, seen=lost: swallowed(route, seen))
+            who.page.route("**/api/label", swallowing())
         for _ in range(2):
             before = who.prompt()
             who.press("a", "Enter")
@@ -225,14 +224,20 @@ def test_a_lost_connection_and_a_killed_desk_lose_nothing(context: BrowserContex
     assert len(found) == len(set(found)) == 6
 
 
-def swallowed(route: Route, seen: list[str]) -> None:
-    """The desk gets the request, and its answer is lost on the way back: the first time."""
-    if route.request.post_data in seen:
-        route.continue_()
-        return
-    seen.append(route.request.post_data or "")
-    route.fetch()
-    route.abort()
+def swallowing() -> Callable[[Route], None]:
+    """The desk gets each request, and its answer is lost on the way back: the first time."""
+    seen: set[str] = set()
+
+    def handle(route: Route) -> None:
+        body = route.request.post_data or ""
+        if body in seen:
+            route.continue_()
+        else:
+            seen.add(body)
+            route.fetch()
+            route.abort()
+
+    return handle
 
 
 def test_undo_drafts_and_the_machines_word(context: BrowserContext, tmp_path: Path):

@@ -89,7 +89,7 @@ export class ItemForm {
   row(name, text, step, alternative) {
     const number = this.rows.length;
     const marks = MARKS.map(([value, key, word, look]) => this.radio(`row-${number}`, value, key, word, look));
-    const said = alternative === null ? this.opinions((one) => SPOKEN[one.ratings[step]]) : [];
+    const said = alternative === null ? this.opinions((one) => SPOKEN[one.ratings?.[step]]) : [];
     const fieldset = make("fieldset", {}, make("legend", {}, name), fill(make("div", { class: "text" }), text),
       make("div", { class: "marks" }, ...marks), ...said);
     const element = make("li", { class: "row", tabindex: "-1", onfocusin: () => this.point(number) }, fieldset);
