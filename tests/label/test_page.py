@@ -23,7 +23,7 @@ HOSTILE = (
 )
 STATE = """before => document.getElementById('nothing') ? 'nothing'
     : /^The machine says/.test(document.querySelector('.panel h2')?.textContent) ? 'machine'
-    : document.querySelector('#submit') && document.querySelector('.prompt .text').textContent !== before ? 'item' :
+    : document.querySelector('#submit') && document.querySelector('.prompt .words').textContent !== before ? 'item' :
     ''"""
 WAIT_MS = 60_000
 
@@ -85,7 +85,7 @@ class Labeller:
         return str(self.page.wait_for_function(STATE, arg=before).json_value())
 
     def prompt(self) -> str:
-        return self.page.locator(".prompt .text").text_content() or ""
+        return self.page.locator(".prompt .words").text_content() or ""
 
     def press(self, *keys: str) -> None:
         for key in keys:
@@ -114,7 +114,7 @@ def careful(n: int, page: Page) -> list[str]:
         return ["1", "3"] if n % 3 == 0 else ["1", "0", "1"] if n % 3 == 1 else ["a"]
     if n < 25:
         return ["1"] if n % 2 else ["3"]
-    return ["1"] if (page.locator(".reply .text").first.text_content() or "").startswith("good") else ["2"]
+    return ["1"] if (page.locator(".reply .words").first.text_content() or "").startswith("good") else ["2"]
 
 
 def hasty(n: int, page: Page) -> list[str]:

@@ -54,7 +54,7 @@ export class ItemForm {
 
   prompt() {
     const title = make("h2", {}, "Problem");
-    return make("section", { class: "prompt" }, title, fill(make("div", { class: "text" }), this.item.prompt));
+    return make("section", { class: "prompt" }, title, fill(make("div", { class: "words" }), this.item.prompt));
   }
 
   body() {
@@ -62,7 +62,7 @@ export class ItemForm {
     if (item.kind === "steps") return this.steps();
     const replies = item.kind === "pair" ? [["First", item.a], ["Second", item.b]] : [["Answer", item.response]];
     const shown = replies.map(([name, text]) =>
-      make("section", { class: "reply" }, make("h2", {}, name), fill(make("div", { class: "text" }), text)));
+      make("section", { class: "reply" }, make("h2", {}, name), fill(make("div", { class: "words" }), text)));
     const choices = CHOICES[item.kind].map(([value, key, name, look]) => this.radio("value", value, key, name, look));
     this.choices = make("fieldset", { class: "row choice" }, make("legend", {}, "Your label"), make("div", { class: "marks" }, ...choices));
     const opinions = this.opinions((said) => told(item, said));
@@ -82,7 +82,7 @@ export class ItemForm {
       list.append(row);
     });
     const section = make("section", { "aria-label": "Solution" }, list);
-    if (this.item.answer) section.append(fill(make("p", { class: "text" }, "Answer: "), this.item.answer));
+    if (this.item.answer) section.append(fill(make("p", { class: "words" }, "Answer: "), this.item.answer));
     return section;
   }
 
@@ -90,7 +90,7 @@ export class ItemForm {
     const number = this.rows.length;
     const marks = MARKS.map(([value, key, word, look]) => this.radio(`row-${number}`, value, key, word, look));
     const said = alternative === null ? this.opinions((one) => SPOKEN[one.ratings?.[step]]) : [];
-    const fieldset = make("fieldset", {}, make("legend", {}, name), fill(make("div", { class: "text" }), text),
+    const fieldset = make("fieldset", {}, make("legend", {}, name), fill(make("div", { class: "words" }), text),
       make("div", { class: "marks" }, ...marks), ...said);
     const element = make("li", { class: "row", tabindex: "-1", onfocusin: () => this.point(number) }, fieldset);
     if (alternative !== null) element.addEventListener("focusin", (event) => event.stopPropagation());
