@@ -2,6 +2,7 @@
 // desk has it: the draft of an item, and the outbox.
 
 import { ItemForm, letter, make, told } from "./item.js";
+import { fit } from "./maths.js";
 import { call, freshKey, takeToken, useToken } from "./net.js";
 import { Outbox } from "./outbox.js";
 
@@ -136,6 +137,7 @@ function show(item, phase, said = null) {
     make("button", { onclick: () => take(n) }, `Start from ${letter(n)} `, make("kbd", {}, `Shift+${letter(n)}`)));
   const heads = item.opinions ? [panel("What others said", item.opinions.map((one, n) => `${letter(n)}: ${told(item, one)}`), takes)] : [];
   $("work").replaceChildren(...heads, state.form.element, verdict, buttons);
+  fit($("work"));
   scrollTo(0, 0);
   if (item.kind === "steps") state.form.move(0);
   else $("work").focus();
@@ -199,6 +201,7 @@ function reveal(item, mine, machine) {
   const shown = new ItemForm({ ...item, opinions: [mine, machine] }, mine, () => {});
   for (const one of shown.element.querySelectorAll("input, textarea")) one.disabled = true;
   $("work").replaceChildren(panel(title, [`A, you: ${told(item, mine)}`, `B, machine: ${told(item, machine)}`], [on, again]), shown.element);
+  fit($("work"));
   scrollTo(0, 0);
   on.focus();
 }
@@ -326,5 +329,6 @@ $("mode").addEventListener("click", () => {
   next();
 });
 addEventListener("keydown", key);
+addEventListener("resize", () => fit($("work")));
 addEventListener("beforeunload", () => { if (state.form) save(); });
 start();

@@ -4,6 +4,17 @@
 const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$((?:[^$\n\\]|\\.)+?)\$/g;
 const MONEY = /^\d[\d,.]*\s*(?:and|or|to|,|;)?\s*$/; // "$5 and $7" is no formula
 
+// Formulas wider than their place scroll, and can be reached by keyboard to do so.
+export function fit(element) {
+  for (const formula of element.querySelectorAll(".formula")) {
+    formula.classList.remove("wide");
+    const wide = formula.getBoundingClientRect().width > formula.parentElement.clientWidth + 1;
+    formula.classList.toggle("wide", wide);
+    if (wide) formula.tabIndex = 0;
+    else formula.removeAttribute("tabindex");
+  }
+}
+
 export function fill(element, text) {
   let end = 0;
   for (const found of text.matchAll(FORMULA)) {
@@ -20,6 +31,7 @@ export function fill(element, text) {
 
 function formula(source, display, raw) {
   const place = document.createElement("span");
+  place.className = "formula";
   try {
     katex.render(source, place, { displayMode: display, throwOnError: true, trust: false, maxSize: 20, maxExpand: 500, strict: "ignore" });
   } catch {
