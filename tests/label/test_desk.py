@@ -219,6 +219,7 @@ def test_screening_comes_first_and_bars_who_fails(desk: Desk):
     assert take(desk, good, 2) and not take(desk, bad)
     with desk.store.write() as connection:
         assert desk.next_items(connection, bad, 1)["screened_out"]
+    refused(desk, 403, bad, "item-10", RIGHT)
     assert row_of(desk, LABELS, annotator=good.id, item="item-0").right is True
 
 

@@ -172,14 +172,10 @@ class Desk:
     def _draw(self, connection: Connection, me: Annotator, settings: Settings, n: int, n_held: int) -> list[str]:
         """Items for this person that nobody has before them yet: the queue's, now and then a gold one."""
         gold = self._gold(connection, me, settings, n, n_held)
-        work = self._from_queue(connection, me, settings, n)
-        drawn: list[str] = []
-        for position in range(n):
-            if gold.get(position):
-                drawn.append(gold[position])
-            elif work:
-                drawn.append(work.pop(0))
-        return drawn[:n]
+        work = self._from_queue(connection, me, settings, n - len(gold)) if len(gold) < n else []
+        for place in sorted(gold):
+            work.insert(place, gold[place])
+        return work
 
     def _gold(self, connection: Connection, me: Annotator, settings: Settings, n: int, n_held: int) -> dict[int, str]:
         """Which of the next n places get a gold item, and which: a coin for each place, fixed by person and number."""
@@ -305,6 +301,9 @@ class Desk:
             state = connection.execute(select(ITEMS.c.state).where(ITEMS.c.id == item.id)).scalar_one()
             if state == "open":
                 raise Refused(409, "Nobody disagrees on this item yet.")
+        elif phase == "blind":
+            if item.role == "work" and self._screening(connection, me, self.store.settings(connection))["screened_out"]:
+                raise Refused(403, "The first items did not go well enough to go on.")
         elif phase == "revised":
             if item.prelabel is None or not self.store.settings(connection).reveal:
                 raise Refused(409, "There is nothing here to revise a label after.")

@@ -24,6 +24,8 @@ from zifio.tasks.task import parse_response
 
 _AT_ONCE = 500
 _QUOTED = 60
+_LONGEST_MS = 86_400_000
+_PHASES = ("blind", "revised", "adjudication")
 IMPORTED = "imported"
 """Who labelled, where a file does not say."""
 
@@ -153,7 +155,7 @@ def _item(row: dict[str, Any], where: str) -> Item:
 
 def _prm800k(row: dict[str, Any], where: str) -> Brought:
     solution, label = from_prm800k(row), row["label"]
-    ours = row.get("zifio") or {}
+    ours = row["zifio"] if isinstance(row.get("zifio"), dict) else {}
     role = "gold" if row.get("is_quality_control_question") else "work"
     role = "screening" if row.get("is_initial_screening_question") else role
     others = [_others(step) for step in label["steps"]] + [[] for _ in solution.steps[len(label["steps"]) :]]
@@ -182,9 +184,10 @@ def _prm800k(row: dict[str, Any], where: str) -> Brought:
     whole = build(Item, item, where)
     if role != "work" and not fault(whole, judgement) and stance("steps", judgement) is not None:
         whole = build(Item, {**item, "role": role, "expected": judgement.model_dump(mode="json")}, where)
-    ms, labeler = label.get("total_time"), str(row.get("labeler") or IMPORTED)
-    timestamp = str(row.get("timestamp") or "")
-    return Brought(whole, judgement, labeler, ours.get("phase", "blind"), int(ms or 0), timestamp)
+    ms, labeler, timestamp = label.get("total_time"), row.get("labeler"), str(row.get("timestamp") or "")
+    phase = ours["phase"] if ours.get("phase") in _PHASES else "blind"
+    spent = ms if type(ms) is int and 0 <= ms <= _LONGEST_MS else 0
+    return Brought(whole, judgement, str(labeler or IMPORTED), phase, spent, timestamp)
 
 
 def _others(step: dict[str, Any]) -> list[dict[str, Any]]:
