@@ -179,7 +179,8 @@ def test_two_label_thirty_items_by_keyboard_and_a_third_settles(
     found = told(capsys, path, "--report")
     assert found["items"]["done"] == 30 and found["items"]["disputed"] == 0
     cohen = next(one for one in found["agreement"]["steps"] if "Cohen" in one["name"])
-    assert cohen["value"] == pytest.approx((0.8 - 0.605) / (1 - 0.605)) and cohen["n_items"] == 20  # ben misses 4 of 7 errors
+    assert cohen["value"] == pytest.approx((0.8 - 0.605) / (1 - 0.605))
+    assert cohen["n_items"] == 20  # of 7 errors ben misses 4
     out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
     assert told(capsys, path, "--export", "prm800k", "--out", str(out))["rows"] == 20
     other = str(tmp_path / "other.db")

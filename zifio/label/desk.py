@@ -10,14 +10,15 @@ import json
 import secrets
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, or_, select
 
 from zifio.config import ConfigError, build
+from zifio.label.draw import Draw, lease, screening
 from zifio.label.item import Item, Judgement, content_id, fault
 from zifio.label.schema import ANNOTATORS, EVENTS, ITEMS, LABELS, LEASES
 from zifio.label.settings import Settings
 from zifio.label.store import Store, token_hash
-from zifio.label.views import read_fact
+from zifio.label.views import Rules, read_rules
 from zifio.seed import stream
 
 Phase = Literal["blind", "revised", "adjudication"]
@@ -41,20 +42,21 @@ class Annotator(NamedTuple):
     adjudicates: bool
 
 
-class _Place(NamedTuple):
-    """How far down the queue somebody has come, and since when the queue is in this order."""
-
-    since: str
-    priority: float
-    seq: int
+_WHO = select(ANNOTATORS).where(ANNOTATORS.c.token_hash == bindparam("hash"))
+_ITEMS = (
+    select(ITEMS.c.id, EVENTS.c.body)
+    .join(EVENTS, EVENTS.c.seq == ITEMS.c.seq)
+    .where(ITEMS.c.id.in_(bindparam("ids", expanding=True)))
+)
+_QUEUE = select(LEASES.c.queue).where(LEASES.c.item == bindparam("item"), LEASES.c.annotator == bindparam("me"))
 
 
 class Desk:
-    """One desk: its store, and how far each annotator has come (a shortcut, not a fact: it may be lost)."""
+    """One desk: its store, and who gives out its items."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._places: dict[str, _Place] = {}
+        self._draw = Draw()
 
     # Accounts -------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,7 @@ class Desk:
     def who(self, connection: Connection, token: str, alone: bool) -> Annotator:
         """Whose token this is. Without accounts, and `alone` on this machine, it is the one person at it."""
         if token:
-            row = connection.execute(select(ANNOTATORS).where(ANNOTATORS.c.token_hash == token_hash(token))).first()
+            row = connection.execute(_WHO, {"hash": token_hash(token)}).first()
             if row is not None:
                 return Annotator(row.id, row.name, row.adjudicates)
         elif alone and not self.has_accounts(connection):
@@ -133,115 +135,26 @@ class Desk:
 
     def next_items(self, connection: Connection, me: Annotator, n: int) -> dict[str, Any]:
         """Up to `n` items that are before this person now, the ones they hold already first, and where they stand."""
-        n = max(1, min(n, MOST_AT_ONCE))
-        settings, now = self.store.settings(connection), self.store.clock()
-        held = self._held(connection, me, now)
-        standing = self._screening(connection, me, settings)
-        wanted = n - len(held)
-        if standing["screened_out"]:
-            return {"items": [], **standing}
-        fresh: list[str] = []
-        if standing["screening"]:
-            fresh = [id for id in standing["screening"] if id not in held][: max(wanted, 0)]
-            held = [id for id in held if id in standing["screening"]]
-        elif wanted > 0:
-            fresh = self._draw(connection, me, settings, wanted, len(held))
-        self._lease(connection, me, [*held, *fresh], now + 60 * settings.lease_minutes, settings.queue)
-        items = self._read(connection, [*held, *fresh][:n])
+        n, now = max(1, min(n, MOST_AT_ONCE)), self.store.clock()
+        rules = read_rules(connection)
+        before = self._draw.before(connection, me.id, rules, now, n)
+        items = self._read(connection, before.items)
         return {
-            "items": [shown(item, me, settings) for item in items],
-            "screened_out": False,
-            "screening": len(standing["screening"]),
+            "items": [shown(item, me, rules.settings) for item in items],
+            "screened_out": before.screened_out,
+            "screening": before.n_screening,
         }
 
-    def _held(self, connection: Connection, me: Annotator, now: float) -> list[str]:
-        mine = and_(LEASES.c.annotator == me.id, LEASES.c.until > now)
-        query = select(LEASES.c.item).join(ITEMS, ITEMS.c.id == LEASES.c.item).where(mine)
-        return list(connection.execute(query.order_by(LEASES.c.until, ITEMS.c.priority.desc())).scalars())
-
-    def _screening(self, connection: Connection, me: Annotator, settings: Settings) -> dict[str, Any]:
-        """The screening items this person still has before them, and whether they failed."""
-        done = _current(me, LABELS.c.item == ITEMS.c.id)
-        query = select(ITEMS.c.id, LABELS.c.seq, LABELS.c.right).join(LABELS, done, isouter=True)
-        rows = connection.execute(query.where(ITEMS.c.role == "screening").order_by(ITEMS.c.seq)).all()
-        left = [row.id for row in rows if row.seq is None]
-        n_right = sum(bool(row.right) for row in rows)
-        failed = bool(rows) and not left and n_right < settings.screening_pass * len(rows)
-        return {"screening": left, "screened_out": failed}
-
-    def _draw(self, connection: Connection, me: Annotator, settings: Settings, n: int, n_held: int) -> list[str]:
-        """Items for this person that nobody has before them yet: the queue's, now and then a gold one."""
-        gold = self._gold(connection, me, settings, n, n_held)
-        work = self._from_queue(connection, me, settings, n - len(gold)) if len(gold) < n else []
-        for place in sorted(gold):
-            work.insert(place, gold[place])
-        return work
-
-    def _gold(self, connection: Connection, me: Annotator, settings: Settings, n: int, n_held: int) -> dict[int, str]:
-        """Which of the next n places get a gold item, and which: a coin for each place, fixed by person and number."""
-        if not settings.gold_every:
-            return {}
-        mine = select(LABELS.c.seq).where(_current(me, LABELS.c.item == ITEMS.c.id))
-        held = select(LEASES.c.item).where(LEASES.c.item == ITEMS.c.id, LEASES.c.annotator == me.id)
-        query = select(ITEMS.c.id).where(ITEMS.c.role == "gold", ~mine.exists(), ~held.exists())
-        left = list(connection.execute(query.order_by(ITEMS.c.seq).limit(n)).scalars())
-        if not left:
-            return {}
-        said = connection.execute(
-            select(func.count()).select_from(LABELS).where(LABELS.c.annotator == me.id)
-        ).scalar_one()
-        coins = [stream(0, "label/gold", me.id, said + n_held + place).random() for place in range(n)]
-        places = [place for place, coin in enumerate(coins) if coin < 1 / settings.gold_every]
-        return dict(zip(places, left, strict=False))
-
-    def _from_queue(self, connection: Connection, me: Annotator, settings: Settings, n: int) -> list[str]:
-        """From where this person had come in the queue; from its head when the queue is new, or nothing is left
-        behind."""
-        since = read_fact(connection, "queue_since") or ""
-        place = self._places.get(me.id)
-        query = self._open_for(me, settings).limit(n)
-        rows = []
-        if place is not None and place.since == since:
-            behind = tuple_(ITEMS.c.priority, ITEMS.c.seq) < tuple_(place.priority, place.seq)
-            rows = connection.execute(query.where(behind)).all()
-        if len(rows) < n:
-            rows = connection.execute(query).all()
-        if rows:
-            self._places[me.id] = _Place(since, rows[-1].priority, rows[-1].seq)
-        return [row.id for row in rows]
-
-    def _open_for(self, me: Annotator, settings: Settings) -> Any:
-        """Items that want another label, that this person has not labelled and does not hold, in the queue's order."""
-        now = self.store.clock()
-        mine = select(LABELS.c.seq).where(_current(me, LABELS.c.item == ITEMS.c.id))
-        held = and_(LEASES.c.item == ITEMS.c.id, LEASES.c.until > now)
-        others = select(func.count()).select_from(LEASES).where(held, LEASES.c.annotator != me.id).scalar_subquery()
-        by_me = select(LEASES.c.item).where(held, LEASES.c.annotator == me.id)
-        return (
-            select(ITEMS.c.id, ITEMS.c.priority, ITEMS.c.seq)
-            .where(ITEMS.c.role == "work", ITEMS.c.state == "open", ~mine.exists(), ~by_me.exists())
-            .where(ITEMS.c.n_labels + others < settings.wanted)
-            .order_by(ITEMS.c.priority.desc(), ITEMS.c.seq.desc())
-        )
-
-    def _lease(self, connection: Connection, me: Annotator, items: list[str], until: float, queue: str) -> None:
-        for id in items:
-            mine = and_(LEASES.c.item == id, LEASES.c.annotator == me.id)
-            if not connection.execute(update(LEASES).where(mine).values(until=until)).rowcount:
-                row = {"item": id, "annotator": me.id, "until": until, "queue": queue}
-                connection.execute(insert(LEASES), row)
-
     def _read(self, connection: Connection, ids: list[str]) -> list[Item]:
-        query = select(ITEMS.c.id, EVENTS.c.body).join(EVENTS, EVENTS.c.seq == ITEMS.c.seq).where(ITEMS.c.id.in_(ids))
-        found = {row.id: Item.model_validate_json(row.body) for row in connection.execute(query)}
-        return [found[id] for id in ids]
+        found = {row.id: Item.model_validate_json(row.body) for row in connection.execute(_ITEMS, {"ids": ids})}
+        return [found[id] for id in ids if id in found]
 
     def item(self, connection: Connection, id: str) -> Item:
         """The item of this name. Raises Refused when there is none."""
-        found = connection.execute(select(ITEMS.c.id).where(ITEMS.c.id == id)).first()
-        if found is None:
+        found = self._read(connection, [id])
+        if not found:
             raise Refused(404, f"No item {id[:100]!r} here.")
-        return self._read(connection, [id])[0]
+        return found[0]
 
     # Labels ---------------------------------------------------------------------------------------------------
 
@@ -268,19 +181,18 @@ class Desk:
                 raise Refused(409, "This key was used for another label.")
             return {"seq": before.seq, "fresh": False, **self._revealed(connection, me, whole, phase)}
         judgement = self._judgement(whole, me, said)
-        self._allow(connection, me, whole, phase)
-        settings = self.store.settings(connection)
-        lease = and_(LEASES.c.item == item, LEASES.c.annotator == me.id)
-        queue = connection.execute(select(LEASES.c.queue).where(lease)).scalar() or settings.queue
+        rules = read_rules(connection)
+        self._allow(connection, me, whole, phase, rules)
+        queue = connection.execute(_QUEUE, {"item": item, "me": me.id}).scalar()
         body = {
             "item": item,
             "phase": phase,
             "said": judgement.model_dump(mode="json"),
             "ms": ms,
-            "queue": queue,
+            "queue": queue or rules.settings.queue,
             "sent": sent,
         }
-        seq = self.store.append(connection, "label", me.id, body, key=name).seq
+        seq = self.store.append(connection, "label", me.id, body, key=name, known_new=True).seq
         return {"seq": seq, "fresh": True, **self._revealed(connection, me, whole, phase)}
 
     def _judgement(self, item: Item, me: Annotator, said: dict[str, Any]) -> Judgement:
@@ -293,7 +205,7 @@ class Desk:
             raise Refused(422, f"label: {wrong}")
         return turned(judgement, item, me)
 
-    def _allow(self, connection: Connection, me: Annotator, item: Item, phase: Phase) -> None:
+    def _allow(self, connection: Connection, me: Annotator, item: Item, phase: Phase, rules: Rules) -> None:
         """Raises Refused when it is not for this person to say this now."""
         if phase == "adjudication":
             if not me.adjudicates:
@@ -302,10 +214,10 @@ class Desk:
             if state == "open":
                 raise Refused(409, "Nobody disagrees on this item yet.")
         elif phase == "blind":
-            if item.role == "work" and self._screening(connection, me, self.store.settings(connection))["screened_out"]:
+            if item.role == "work" and screening(connection, me.id, rules)[1]:
                 raise Refused(403, "The first items did not go well enough to go on.")
         elif phase == "revised":
-            if item.prelabel is None or not self.store.settings(connection).reveal:
+            if item.prelabel is None or not rules.settings.reveal:
                 raise Refused(409, "There is nothing here to revise a label after.")
             if not self._labelled(connection, me, item.id):
                 raise Refused(409, "Say first what you think without the machine's label.")
@@ -332,10 +244,11 @@ class Desk:
         done = self.store.append(
             connection, "undo", me.id, {"label": said.seq}, key=f"undo:{me.id}:{content_id(key, label)}"
         )
-        settings = self.store.settings(connection)
         if said.body["phase"] == "blind":
-            until = self.store.clock() + 60 * settings.lease_minutes
-            self._lease(connection, me, [item.id], until, said.body["queue"])
+            held = and_(LEASES.c.item == item.id, LEASES.c.annotator == me.id)
+            connection.execute(delete(LEASES).where(held))
+            until = self.store.clock() + 60 * self.store.settings(connection).lease_minutes
+            lease(connection, me.id, [item.id], until, said.body["queue"])
         return {"seq": done.seq, "fresh": done.fresh}
 
     # What may be asked for ------------------------------------------------------------------------------------

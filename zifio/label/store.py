@@ -16,18 +16,23 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, func, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from zifio.config import ConfigError
 from zifio.label.schema import EVENTS, FACTS, LEASES, LOG_VERSION, VIEW_VERSION, VIEWS
 from zifio.label.settings import Settings
-from zifio.label.views import Event, apply, apply_items, read_fact, write_fact
+from zifio.label.views import Event, apply, apply_items, read_fact, read_rules, write_fact
 
 _BUSY_MS = 60_000
 _LOCK = 0x7A6966696F  # PostgreSQL's advisory lock of our writers
 _AT_ONCE = 1000  # events replayed between two reads
+
+
+_BY_KEY = select(EVENTS).where(EVENTS.c.key == bindparam("key"))
+_LAST = select(func.max(EVENTS.c.seq))
+_INSERT = insert(EVENTS)
 
 
 class Appended(NamedTuple):
@@ -82,22 +87,29 @@ class Store:
                 yield connection
 
     def append(
-        self, connection: Connection, kind: str, actor: str, body: dict[str, Any], key: str | None = None
+        self,
+        connection: Connection,
+        kind: str,
+        actor: str,
+        body: dict[str, Any],
+        key: str | None = None,
+        known_new: bool = False,
     ) -> Appended:
         """Log an event and bring the views up to date.
 
-        With a `key` that is there already nothing happens. Raises Conflict when it said something else then.
+        With a `key` that is there already nothing happens. Raises Conflict when it said something else then. With
+        `known_new` the caller has looked already.
         """
         text = _dump(body)
-        if key is not None:
-            before = connection.execute(select(EVENTS.c.seq, EVENTS.c.body).where(EVENTS.c.key == key)).first()
+        if key is not None and not known_new:
+            before = connection.execute(_BY_KEY, {"key": key}).first()
             if before is not None:
                 if before.body != text:
                     raise Conflict(f"{key}: came again with another content.")
                 return Appended(before.seq, False)
         seq = _last(connection) + 1
         row = {"seq": seq, "at": self.clock(), "kind": kind, "actor": actor, "key": key, "body": text}
-        connection.execute(insert(EVENTS), row)
+        connection.execute(_INSERT, row)
         apply(connection, Event(seq, row["at"], kind, actor, json.loads(text)))
         return Appended(seq, True)
 
@@ -123,12 +135,12 @@ class Store:
 
     def find(self, connection: Connection, key: str) -> Event | None:
         """The event with this key, where there is one."""
-        row = connection.execute(select(EVENTS).where(EVENTS.c.key == key)).mappings().first()
+        row = connection.execute(_BY_KEY, {"key": key}).mappings().first()
         return None if row is None else _event(dict(row))
 
     def settings(self, connection: Connection) -> Settings:
         """The desk's rules as they are now."""
-        return Settings.model_validate_json(read_fact(connection, "settings") or "{}")
+        return read_rules(connection).settings
 
     def events(self, connection: Connection, after: int = 0) -> Iterator[Event]:
         """The log in order, behind the event `after`, a part at a time."""
@@ -201,7 +213,7 @@ def _dump(body: dict[str, Any]) -> str:
 
 
 def _last(connection: Connection) -> int:
-    return connection.execute(select(func.max(EVENTS.c.seq))).scalar() or 0
+    return connection.execute(_LAST).scalar() or 0
 
 
 def _shown(where: str) -> str:

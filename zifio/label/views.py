@@ -8,6 +8,7 @@ Try it alone: `pytest tests/label/test_store.py`
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, and_, bindparam, delete, insert, select, update
@@ -17,6 +18,27 @@ from zifio.label.queues import Facts, priority
 from zifio.label.schema import ANNOTATORS, FACTS, ITEMS, LABELS, LEASES, SHOWN
 from zifio.label.settings import Settings
 
+_FACTS = select(FACTS)
+_ITEM = select(ITEMS).where(ITEMS.c.id == bindparam("item"))
+_SAW = select(SHOWN.c.seq).where(
+    SHOWN.c.item == bindparam("item"), SHOWN.c.annotator == bindparam("me"), SHOWN.c.what == "verdict"
+)
+_FREE = delete(LEASES).where(LEASES.c.item == bindparam("which"), LEASES.c.annotator == bindparam("me"))
+_STANCES = (
+    select(LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance)
+    .where(LABELS.c.item == bindparam("item"), LABELS.c.current)
+    .order_by(LABELS.c.seq)
+)
+_HAD = select(LABELS.c.seq, LABELS.c.phase).where(
+    LABELS.c.item == bindparam("item"), LABELS.c.annotator == bindparam("me"), LABELS.c.current
+)
+_LABEL = insert(LABELS)
+_STATE = (
+    update(ITEMS)
+    .where(ITEMS.c.id == bindparam("which"))
+    .values(n_labels=bindparam("n"), state=bindparam("now"), final=bindparam("outcome_"))
+)
+_PLACE = update(ITEMS).where(ITEMS.c.id == bindparam("which")).values(priority=bindparam("place"))
 _ONE_BY_ONE = ("disagreement", "gain")  # queues in which a label moves its item
 
 
@@ -38,7 +60,10 @@ def apply(connection: Connection, event: Event) -> None:
 def apply_items(connection: Connection, events: Sequence[Event]) -> None:
     """Bring the views up to date with many events of kind `item`."""
     queue = _settings(connection).queue
-    connection.execute(insert(ITEMS), [_item_row(event, queue) for event in events])
+    rows = [_item_row(event, queue) for event in events]
+    connection.execute(insert(ITEMS), rows)
+    for role in {row["role"] for row in rows} - {"work"}:
+        write_fact(connection, f"has_{role}", "1")
     write_fact(connection, "queue_since", str(events[-1].seq))
 
 
@@ -53,8 +78,30 @@ def write_fact(connection: Connection, name: str, value: str) -> None:
     connection.execute(insert(FACTS), {"name": name, "value": value})
 
 
+class Rules(NamedTuple):
+    """What everybody at the desk goes by now."""
+
+    settings: Settings
+    queue_since: str
+    """Which event last changed the order of the queue."""
+    has_gold: bool
+    has_screening: bool
+
+
+def read_rules(connection: Connection) -> Rules:
+    """The rules as they are now, in one question."""
+    facts = {row.name: row.value for row in connection.execute(_FACTS)}
+    settings = _parsed(facts.get("settings", "{}"))
+    return Rules(settings, facts.get("queue_since", ""), "has_gold" in facts, "has_screening" in facts)
+
+
+@lru_cache(maxsize=16)
+def _parsed(settings: str) -> Settings:
+    return Settings.model_validate_json(settings)
+
+
 def _settings(connection: Connection) -> Settings:
-    return Settings.model_validate_json(read_fact(connection, "settings") or "{}")
+    return read_rules(connection).settings
 
 
 def _item_row(event: Event, queue: str) -> dict[str, Any]:
@@ -105,7 +152,7 @@ def _apply_settings(connection: Connection, event: Event) -> None:
 
 def _apply_label(connection: Connection, event: Event) -> None:
     body = event.body
-    item = connection.execute(select(ITEMS).where(ITEMS.c.id == body["item"])).one()
+    item = connection.execute(_ITEM, {"item": body["item"]}).one()
     said = stance(item.kind, Judgement.model_validate(body["said"], strict=False))
     _retire(connection, body["item"], event.actor, body["phase"])
     row = {
@@ -121,22 +168,22 @@ def _apply_label(connection: Connection, event: Event) -> None:
         "saw_verdict": _saw(connection, body["item"], event.actor),
         "current": True,
     }
-    connection.execute(insert(LABELS), row)
-    mine = and_(LEASES.c.item == body["item"], LEASES.c.annotator == event.actor)
-    connection.execute(delete(LEASES).where(mine))
+    connection.execute(_LABEL, row)
+    connection.execute(_FREE, {"which": body["item"], "me": event.actor})
     _restate(connection, item, _settings(connection))
 
 
 def _retire(connection: Connection, item: str, annotator: str, phase: str) -> None:
     """Whoever labels an item again takes the label before back; a blind one takes what was said after it along."""
-    mine = and_(LABELS.c.item == item, LABELS.c.annotator == annotator, LABELS.c.current)
-    same = LABELS.c.phase.in_(("blind", "revised")) if phase == "blind" else LABELS.c.phase == phase
-    connection.execute(update(LABELS).where(mine, same).values(current=False))
+    phases = ("blind", "revised") if phase == "blind" else (phase,)
+    had = connection.execute(_HAD, {"item": item, "me": annotator}).all()
+    over = [row.seq for row in had if row.phase in phases]
+    if over:
+        connection.execute(update(LABELS).where(LABELS.c.seq.in_(over)).values(current=False))
 
 
 def _saw(connection: Connection, item: str, annotator: str) -> bool:
-    mine = and_(SHOWN.c.item == item, SHOWN.c.annotator == annotator, SHOWN.c.what == "verdict")
-    return connection.execute(select(SHOWN.c.seq).where(mine)).first() is not None
+    return connection.execute(_SAW, {"item": item, "me": annotator}).first() is not None
 
 
 def _apply_undo(connection: Connection, event: Event) -> None:
@@ -155,11 +202,8 @@ def _apply_shown(connection: Connection, event: Event) -> None:
 
 def _restate(connection: Connection, item: Any, settings: Settings) -> None:
     """Where an item stands after its labels have changed."""
-    query = select(LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance).where(
-        LABELS.c.item == item.id, LABELS.c.current
-    )
     said: dict[str, dict[str, str]] = {}
-    for row in connection.execute(query.order_by(LABELS.c.seq)):
+    for row in connection.execute(_STANCES, {"item": item.id}):
         if row.stance is not None:
             said.setdefault(row.phase, {})[row.annotator] = row.stance
     blind = said.get("blind", {})
@@ -167,10 +211,10 @@ def _restate(connection: Connection, item: Any, settings: Settings) -> None:
     settled = list(said.get("adjudication", {}).values())[-1:]
     final = settled[0] if settled else majority(opinions)
     state = _state(item.role, opinions, bool(settled), settings)
-    values: dict[str, Any] = {"n_labels": len(blind), "state": state, "final": final if state == "done" else None}
+    values = {"which": item.id, "n": len(blind), "now": state, "outcome_": final if state == "done" else None}
+    connection.execute(_STATE, values)
     if settings.queue in _ONE_BY_ONE:
-        values["priority"] = priority(settings.queue, _facts(item, opinions))
-    connection.execute(update(ITEMS).where(ITEMS.c.id == item.id).values(**values))
+        _write_places(connection, [(priority(settings.queue, _facts(item, opinions)), item.id)])
 
 
 def _state(role: str, opinions: Sequence[str], settled: bool, settings: Settings) -> str:
@@ -216,8 +260,7 @@ def _line_up(connection: Connection, settings: Settings) -> None:
 def _write_places(connection: Connection, places: Iterable[tuple[float, str]]) -> None:
     rows = [{"place": place, "which": id} for place, id in places]
     if rows:
-        change = update(ITEMS).where(ITEMS.c.id == bindparam("which")).values(priority=bindparam("place"))
-        connection.execute(change, rows)
+        connection.execute(_PLACE, rows)
 
 
 _APPLY = {

@@ -14,7 +14,7 @@ export class Outbox {
     this.online = true;
     this.waiters = new Map();
     this.wait = 0;
-    this.running = false;
+    this.running = null;
     this.last = Math.max(0, ...this.names().map((name) => Number(name.slice(this.prefix.length))));
     addEventListener("online", () => this.flush());
     addEventListener("storage", () => this.told());
@@ -44,17 +44,19 @@ export class Outbox {
     return answer;
   }
 
-  async flush() {
-    if (this.running) return;
-    this.running = true;
+  // Ends when nothing waits any more, or the desk cannot be reached.
+  flush() {
     clearTimeout(this.timer);
-    try {
-      for (let name; (name = this.names()[0]); ) {
-        if (!(await this.send(name))) return;
-      }
-    } finally {
-      this.running = false;
+    this.running ??= this.sendAll().finally(() => {
+      this.running = null;
       this.told();
+    });
+    return this.running;
+  }
+
+  async sendAll() {
+    for (let name; (name = this.names()[0]); ) {
+      if (!(await this.send(name))) return;
     }
   }
 
