@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -214,9 +215,12 @@ def main() -> None:
         import_s = time.monotonic() - start
         people = {f"annotator-{n}": desk.add_annotator(f"annotator-{n}") for n in range(given.annotators)}
         found = asyncio.run(storm(load, people, given.items, given.kills)) | compare(load)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # every server that was started, its start included
+        used = usage.ru_utime + usage.ru_stime
         start = time.monotonic()
         export(desk.store, "prm800k", Path(folder) / "out.jsonl")
         found |= {
+            "server_cpu_ms_per_label": round(1000 * used / len(load.acknowledged), 2),
             "labels_per_s": round(len(load.acknowledged) / found["seconds"], 1),
             "next_ms": percentiles(load.next_s),
             "label_ms": percentiles(load.label_s),
