@@ -86,7 +86,7 @@ def test_a_row_of_prm800k_is_as_the_others_are(desk: Desk, tmp_path: Path):
     found = {(row["zifio"]["id"], row["zifio"]["phase"]): row for row in rows(out)}
     row = found["item-4", "blind"]
     published = {"labeler", "timestamp", "generation", "is_quality_control_question", "is_initial_screening_question"}
-    assert published | {"question", "label", "zifio"} == set(row)
+    assert published | {"question", "label", "zifio", "problem_id", "outcome", "separator"} == set(row)
     assert row["question"]["problem"] == "What is 4+1?" and row["question"]["ground_truth_answer"] == "5"
     step = row["label"]["steps"][1]
     assert [(one["text"], one["rating"]) for one in step["completions"]] == [("step 1 of 4", -1), ("another way", 1)]
@@ -148,7 +148,8 @@ def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Des
         export(desk.store, name, tmp_path / f"{name}.jsonl")
         found[name] = rows(tmp_path / f"{name}.jsonl")
     texts = [f"step {n} of 0" for n in range(3)]
-    assert found["stepwise"][0] == {"prompt": "What is 0+1?", "completions": texts, "labels": [True, True, True]}
+    first = {"prompt": "What is 0+1?", "completions": texts, "labels": [True, True, True]}
+    assert first.items() <= found["stepwise"][0].items()
     assert found["stepwise"][1]["labels"] == [True, False] and len(found["stepwise"]) == 3
     assert found["preference"] == [{"prompt": "?", "chosen": "long", "rejected": "short"}]
     labels = [(row["completion"], row["label"]) for row in found["unpaired"]]
@@ -188,8 +189,12 @@ def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
     import_file(desk, lines(tmp_path / "records.jsonl", whole, apart))
     with desk.store.read() as connection:
         one, two = desk.item(connection, "p/1/0"), desk.item(connection, "p/1/1")
-    assert (one.steps, one.answer, one.gold, one.outcome) == (("3*2=6", "6+2=8"), "8", "8", "right")
-    assert (two.steps, two.answer, two.outcome) == (("3*2=5", "5+2=7"), "7", "wrong")
+    assert one.steps == ("<think>3*2=6\n", "6+2=8", "</think><answer>8</answer>")
+    assert "".join(one.steps) == whole["response"]
+    assert (one.answer, one.gold, one.outcome) == ("8", "8", "right")
+    assert (
+        "3*2=5" in two.steps[0] and two.steps[-1].endswith("It is 7.") and (two.answer, two.outcome) == ("7", "wrong")
+    )
 
 
 def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path):
@@ -210,9 +215,9 @@ def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path
         ('{"question": {}, "label": {}}', "PRM800K"),
         (
             '{"question": {"problem": "p"}, "label": {"steps": [{"completions": [{"text": "a", "rating": 5}]}]}}',
-            "ratings",
+            "`rating`",
         ),
-        ('{"prompt": "p", "completions": ["a"], "labels": [1]}', "true, false"),
+        ('{"prompt": "p", "completions": ["a"], "labels": ["x"]}', "true or false"),
         ('{"prompt": "p", "completion": "a", "label": "yes"}', "true or false"),
         ('{"prompt": "p", "response": "", "outcome": "right"}', "empty"),
         ("[" * 100_000, "JSON object"),

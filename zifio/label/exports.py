@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
+from zifio.label.item import first_error
 from zifio.label.records import Labelled, labels
 from zifio.label.store import Store
 from zifio.tasks.steps import Solution, to_prm800k, to_stepwise
@@ -59,7 +60,7 @@ def solution(one: Labelled) -> Solution:
 
 
 def _prm800k(one: Labelled) -> Rows:
-    """PRM800K's row, and beside its keys the item's id and the label's phase."""
+    """PRM800K's row, and under a key of its own what that has no place for."""
     item, said = one.item, one.said
     if item.kind != "steps":
         return []
@@ -68,15 +69,18 @@ def _prm800k(one: Labelled) -> Rows:
     for number, texts in enumerate(item.alternatives[: len(steps)]):
         given = said.alternatives[number] if said.alternatives else (None,) * len(texts)
         steps[number]["completions"] += [
-            {"text": text, "rating": rating, "flagged": False} for text, rating in zip(texts, given, strict=True)
+            {"text": text, "rating": rating, "flagged": None} for text, rating in zip(texts, given, strict=True)
         ]
-    wrong = said.ratings.index(-1) if -1 in said.ratings else None
+    wrong = first_error(said)
     if wrong is not None and said.correction:
-        steps[wrong]["human_completion"] = {"text": said.correction, "rating": None, "flagged": False}
-    if said.flagged:
+        # The wrong step stays the one that is labelled; who takes the correction for the step would lose the error.
+        steps[wrong] |= {"human_completion": {"text": said.correction, "rating": None}, "chosen_completion": 0}
+    if said.flagged and steps:
         steps[wrong or 0]["completions"][0]["flagged"] = True
     label = {**row["label"], "total_time": one.ms, "finish_reason": said.finish}
-    beside = {"id": item.id, "phase": one.phase, "note": said.note}
+    beside: dict[str, Any] = {"id": item.id, "phase": one.phase, "note": said.note, "flagged": said.flagged}
+    if item.alternatives:
+        beside["alternatives"] = item.alternatives  # those behind the first error, too
     return [
         {
             **row,

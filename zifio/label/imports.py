@@ -19,12 +19,14 @@ from zifio.label.desk import Desk
 from zifio.label.item import Item, Judgement, content_id, fault, stance
 from zifio.label.store import Conflict
 from zifio.log import Progress
-from zifio.tasks.steps import from_prm800k, from_stepwise, split_steps
+from zifio.tasks.form import THINK, THOUGHT
+from zifio.tasks.steps import Solution, from_prm800k, from_stepwise, split_steps
 from zifio.tasks.task import parse_response
 
 _AT_ONCE = 500
 _QUOTED = 60
 _LONGEST_MS = 86_400_000
+_OUTCOMES = ("right", "wrong", "error")
 _PHASES = ("blind", "revised", "adjudication")
 IMPORTED = "imported"
 """Who labelled, where a file does not say."""
@@ -154,34 +156,33 @@ def _item(row: dict[str, Any], where: str) -> Item:
 
 
 def _prm800k(row: dict[str, Any], where: str) -> Brought:
-    solution, label = from_prm800k(row), row["label"]
+    solution, label = from_prm800k(row, where), row["label"]
     ours = row["zifio"] if isinstance(row.get("zifio"), dict) else {}
-    role = "gold" if row.get("is_quality_control_question") else "work"
-    role = "screening" if row.get("is_initial_screening_question") else role
     others = [_others(step) for step in label["steps"]] + [[] for _ in solution.steps[len(label["steps"]) :]]
     said: dict[str, Any] = {
         "finish": label.get("finish_reason") or "solution",
         "ratings": solution.labels,
         "note": ours.get("note", ""),
-        "correction": next((text for text in map(_human, label["steps"]) if text), ""),
-        "flagged": any(one.get("flagged") for step in label["steps"] for one in step["completions"]),
+        "correction": next((text for text in map(_correction, label["steps"]) if text), ""),
+        "flagged": ours.get("flagged", any(bool(_first(step).get("flagged")) for step in label["steps"])),
     }
     if any(others):
-        said["alternatives"] = [[one["rating"] for one in step] for step in others]
+        said["alternatives"] = [[one.get("rating") for one in step] for step in others]
     if said["finish"] in ("found_error", "solution"):
         said["finish"] = "found_error" if -1 in solution.labels else "solution"
-    judgement = build(Judgement, said, where)
-    item: dict[str, Any] = {
-        "id": ours.get("id") or content_id(solution.prompt, solution.steps),
-        "prompt": solution.prompt,
-        "steps": solution.steps,
-        "gold": solution.gold,
-        "answer": solution.answer,
-        "source": "prm800k",
-    }
+    item = _from_solution(solution, ours.get("id"), "prm800k")
     if any(others):
-        item["alternatives"] = [[one["text"] for one in step] for step in others]
-    whole = build(Item, item, where)
+        item["alternatives"] = ours.get("alternatives") or [[one.get("text") for one in step] for step in others]
+        given = [len(texts) for texts in item["alternatives"]]
+        ratings = said["alternatives"]
+        said["alternatives"] = [
+            ratings[n] if len(ratings[n]) == length else [None] * length for n, length in enumerate(given)
+        ]
+    elif "alternatives" in ours:
+        item["alternatives"] = ours["alternatives"]
+    judgement, whole = build(Judgement, said, where), build(Item, item, where)
+    role = "gold" if row.get("is_quality_control_question") else "work"
+    role = "screening" if row.get("is_initial_screening_question") else role
     if role != "work" and not fault(whole, judgement) and stance("steps", judgement) is not None:
         whole = build(Item, {**item, "role": role, "expected": judgement.model_dump(mode="json")}, where)
     ms, labeler, timestamp = label.get("total_time"), row.get("labeler"), str(row.get("timestamp") or "")
@@ -190,23 +191,44 @@ def _prm800k(row: dict[str, Any], where: str) -> Brought:
     return Brought(whole, judgement, str(labeler or IMPORTED), phase, spent, timestamp)
 
 
+def _from_solution(solution: Solution, id: Any, source: str) -> dict[str, Any]:
+    """An item's keys from a labelled solution."""
+    return {
+        "id": id or content_id(solution.prompt, solution.steps),
+        "prompt": solution.prompt,
+        "steps": solution.steps,
+        "gold": solution.gold,
+        "answer": solution.answer,
+        "problem": solution.problem_id,
+        "outcome": solution.outcome if solution.outcome in _OUTCOMES else "",
+        "source": source,
+    }
+
+
+def _first(step: dict[str, Any]) -> dict[str, Any]:
+    return (step.get("completions") or [{}])[step.get("chosen_completion") or 0]
+
+
 def _others(step: dict[str, Any]) -> list[dict[str, Any]]:
-    """The completions of a step that were not chosen."""
-    chosen = step.get("chosen_completion") or 0
-    return [one for number, one in enumerate(step["completions"]) if number != chosen]
+    """The completions of a step that are not the one that `from_prm800k` takes."""
+    completions, chosen = step.get("completions") or [], step.get("chosen_completion")
+    if chosen is None and step.get("human_completion"):
+        return completions
+    return [one for number, one in enumerate(completions) if number != (chosen or 0)]
 
 
-def _human(step: dict[str, Any]) -> str:
-    written = step.get("human_completion") or ""
-    return written if isinstance(written, str) else str(written.get("text") or "")
+def _correction(step: dict[str, Any]) -> str:
+    """What a person wrote beside a step that stays as it is."""
+    written = step.get("human_completion")
+    return str(written.get("text") or "") if isinstance(written, dict) and step.get("chosen_completion") == 0 else ""
 
 
 def _stepwise(row: dict[str, Any], where: str) -> Brought:
-    solution = from_stepwise(row)
-    item = {"id": content_id(solution.prompt, solution.steps), "prompt": solution.prompt, "steps": solution.steps}
+    solution = from_stepwise(row, where)
     finish = "found_error" if -1 in solution.labels else "solution"
     said = build(Judgement, {"finish": finish, "ratings": solution.labels}, where)
-    return Brought(build(Item, item, where), said)
+    item = build(Item, _from_solution(solution, None, "stepwise"), where)
+    return Brought(item, said, solution.source or IMPORTED)
 
 
 def _preference(row: dict[str, Any], where: str) -> Brought:
@@ -222,14 +244,16 @@ def _unpaired(row: dict[str, Any], where: str) -> Brought:
 
 
 def _reply(row: dict[str, Any], where: str) -> Brought:
-    """A reply of `zifio eval` or `zifio sample`: its thinking, step by step, or what it says where it shows none."""
+    """A reply of `zifio eval` or `zifio sample`, step by step; the steps joined are its text."""
     text = row["response"]
     if not isinstance(text, str):
         raise ConfigError(f"{where}: response: wanted a text, came {text!r}.")
-    working, answer = parse_response(text) or (row.get("thinking") or text, row.get("answer") or "")
-    steps = split_steps(working) or split_steps(text)
-    if not steps:
+    if row.get("thinking") and THOUGHT not in text:
+        text = f"{THINK}{row['thinking']}{THOUGHT}{text}"
+    steps = split_steps(text)
+    if not any(step.strip() for step in steps):
         raise ConfigError(f"{where}: response: wanted a text with steps, came an empty one. Remove the line.")
+    answer = (parse_response(text) or ("", str(row.get("answer") or "")))[1]
     problem = str(row.get("problem", ""))
     place = [str(row[key]) for key in ("place", "budget") if row.get(key) is not None]
     id = "/".join([problem, *place]) if problem else content_id(row.get("prompt"), text)

@@ -23,6 +23,11 @@ export function make(tag, given = {}, ...inside) {
   return element;
 }
 
+// A step as it is read: without the marks that part thinking from answer, and without the line ends between steps.
+function plain(text) {
+  return text.replace(/<\/?(?:think|answer)>/g, " ").trim() || text;
+}
+
 export function letter(number) {
   return String.fromCharCode(65 + number);
 }
@@ -90,7 +95,7 @@ export class ItemForm {
     const number = this.rows.length;
     const marks = MARKS.map(([value, key, word, look]) => this.radio(`row-${number}`, value, key, word, look));
     const said = alternative === null ? this.opinions((one) => SPOKEN[one.ratings?.[step]]) : [];
-    const fieldset = make("fieldset", {}, make("legend", {}, name), fill(make("div", { class: "words" }), text),
+    const fieldset = make("fieldset", {}, make("legend", {}, name), fill(make("div", { class: "words" }), plain(text)),
       make("div", { class: "marks" }, ...marks), ...said);
     const element = make("li", { class: "row", tabindex: "-1", onfocusin: () => this.point(number) }, fieldset);
     if (alternative !== null) element.addEventListener("focusin", (event) => event.stopPropagation());
