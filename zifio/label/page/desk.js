@@ -7,6 +7,7 @@ import { call, freshKey, takeToken, useToken } from "./net.js";
 import { Outbox } from "./outbox.js";
 
 const AHEAD = 5; // items fetched in advance, so that work goes on without a connection
+const VERDICT_MS = 120000; // the first verdict waits for the verifier to start
 const REVEAL_MS = 4000; // how long to wait for the machine's label before going on
 const IDLE_MS = 60000; // a longer pause is no time spent on an item
 const KEPT = 20; // labels that can be undone
@@ -231,7 +232,7 @@ async function ask() {
   answer.hidden = false;
   answer.textContent = "Asking the verifier.";
   try {
-    const found = await call("/api/verdict", { item: item.id });
+    const found = await call("/api/verdict", { item: item.id }, VERDICT_MS);
     if (state.item !== item) return;
     const parts = [`The verifier says: ${found.outcome}.`];
     if (found.gold) parts.push(`The right answer is ${found.gold}.`);

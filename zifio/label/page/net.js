@@ -26,14 +26,14 @@ export function useToken(token) {
   localStorage.setItem(TOKEN, token.trim());
 }
 
-export async function call(path, body) {
+export async function call(path, body, wait = WAIT_MS) {
   const headers = { "Content-Type": "application/json", "X-Desk": "1" };
   const token = localStorage.getItem(TOKEN);
   if (token) headers.Authorization = `Bearer ${token}`;
   let answer;
   try {
     answer = await fetch(path, {
-      method: "POST", headers, body: JSON.stringify(body ?? {}), signal: AbortSignal.timeout(WAIT_MS), cache: "no-store",
+      method: "POST", headers, body: JSON.stringify(body ?? {}), signal: AbortSignal.timeout(wait), cache: "no-store",
     });
   } catch {
     throw new Failed(0, "The desk is not reached.");
