@@ -187,6 +187,9 @@ postgresql://user@host/name."""
         "--prelabels", action="store_true", help="the imported labels are a machine's: hide them at first"
     )
     parser.add_argument(
+        "--scores", metavar="FILE.jsonl", type=Path, help="a reward model's scores of items: id, scores"
+    )
+    parser.add_argument(
         "--export", dest="export_format", metavar="FORMAT", help="prm800k, stepwise, preference, unpaired, parquet"
     )
     parser.add_argument("--every", action="store_true", help="export every label, not the final one of each item")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from items import person, put, ratings, row_of, say, steps_item
+from items import person, put, ratings, row_of, say, steps_item, take
 
 from zifio.config import ConfigError
 from zifio.label.card import write_card
@@ -21,6 +21,7 @@ from zifio.label.imports import import_file
 from zifio.label.item import Item, Judgement
 from zifio.label.report import report
 from zifio.label.schema import ITEMS
+from zifio.label.scores import import_scores
 
 WRONG = ratings(1, -1, None, correction="the right way", note="a slip", flagged=True)
 PAIRS = [Item(id=f"p{n}", kind="pair", prompt="?", a="long", b="short") for n in range(3)]
@@ -195,6 +196,23 @@ def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
     assert (
         "3*2=5" in two.steps[0] and two.steps[-1].endswith("It is 7.") and (two.answer, two.outcome) == ("7", "wrong")
     )
+
+
+def test_scores_may_come_later_and_again(desk: Desk, tmp_path: Path):
+    ann = person(desk, "ann")
+    put(desk, *(steps_item(n, outcome="wrong") for n in range(3)), queue="convincing")
+    file = tmp_path / "scores.jsonl"
+    for first, last in ((1, 2), (2, 0)):
+        scores = [{"id": f"item-{n}", "scores": [0.9, 0.9 if n == first else 0.5 - n / 10]} for n in range(3)]
+        scores[last]["outcome"], scores[first]["outcome"] = "right", "wrong"
+        assert import_scores(desk, lines(file, *scores))["items"] == 3
+        assert take(desk, ann, 1) == [f"item-{first}"]
+        say(desk, ann, f"item-{first}", ratings(1, 1, 1))
+    assert row_of(desk, ITEMS, id="item-0").outcome == "right"
+    with pytest.raises(ConfigError, match="line 1"):
+        import_scores(desk, lines(file, {"id": "nobody", "scores": [0.5]}))
+    with pytest.raises(ConfigError, match="line 2"):
+        import_scores(desk, lines(file, {"id": "item-0", "scores": [0.5]}, {"id": "item-0", "scores": [1.5]}))
 
 
 def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path):

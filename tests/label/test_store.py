@@ -45,6 +45,9 @@ def busy(desk: Desk) -> None:
     say(desk, ben, "item-3", ratings(0, 0, 0))
     desk.new_token("ann")
     desk.remove_annotator("ben")
+    scores = [{"id": f"item-{n}", "scores": [0.9, 0.1 * n], "outcome": "right" if n else None} for n in range(3)]
+    with desk.store.write() as connection:
+        desk.store.append(connection, "scores", "test", {"items": scores})
     put(desk, queue="disagreement", wanted=1)
 
 

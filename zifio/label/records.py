@@ -50,13 +50,13 @@ def labels(store: Store, every: bool = False) -> Iterator[Labelled]:
             mine = given.get(row.id, [])
             if not mine:
                 continue
-            item = Item.model_validate_json(row.body)
+            item = Item.model_validate_json(row.body).model_copy(update={"outcome": row.outcome})
             chosen = mine if every else _final(row, mine)
             yield from (_labelled(item, label) for label in chosen)
 
 
 def _some_items(connection: Connection, after: int) -> list[Any]:
-    query = select(ITEMS.c.id, ITEMS.c.seq, ITEMS.c.role, ITEMS.c.state, ITEMS.c.final, EVENTS.c.body)
+    query = select(ITEMS.c.id, ITEMS.c.seq, ITEMS.c.outcome, ITEMS.c.role, ITEMS.c.state, ITEMS.c.final, EVENTS.c.body)
     query = query.join(EVENTS, EVENTS.c.seq == ITEMS.c.seq).where(ITEMS.c.seq > after)
     return list(connection.execute(query.order_by(ITEMS.c.seq).limit(_AT_ONCE)).all())
 

@@ -40,6 +40,7 @@ def label(
     overrides: Sequence[str] = (),
     import_path: Path | None = None,
     prelabels: bool = False,
+    scores: Path | None = None,
     export_format: str | None = None,
     every: bool = False,
     out: Path | None = None,
@@ -57,6 +58,7 @@ def label(
     does: dict[str, tuple[Any, Callable[[Desk], Any]]] = {
         "key=value": (overrides, lambda desk: _set(desk, overrides)),
         "--import": (import_path, lambda desk: _import(desk, import_path or Path(), prelabels)),
+        "--scores": (scores, lambda desk: _scores(desk, scores or Path())),
         "--export": (export_format, lambda desk: _export(desk, export_format or "", out, every)),
         "--add-annotator": (add_annotator, lambda desk: _account(desk, add_annotator or "", adjudicator)),
         "--new-token": (new_token, lambda desk: _link(new_token or "", desk.new_token(new_token or ""))),
@@ -69,7 +71,12 @@ def label(
         raise ConfigError(
             f"zifio label: wanted one thing at a time, came {' and '.join(asked)}. Give one after the other."
         )
-    if asked and asked[0] in ("--export", "--report", "--rebuild") and "://" not in path and not Path(path).exists():
+    if (
+        asked
+        and asked[0] in ("--scores", "--export", "--report", "--rebuild")
+        and "://" not in path
+        and not Path(path).exists()
+    ):
         raise ConfigError(f"{path}: wanted a desk, came none. Make one: zifio label {path} --import items.jsonl")
     with closing(Store(path)) as store:
         return does[asked[0]][1](Desk(store)) if asked else serve(Desk(store), host, port)
@@ -91,6 +98,13 @@ def _import(desk: Desk, path: Path, prelabels: bool) -> Done:
     done = import_file(desk, path, prelabels)
     unclear = f", {done['unclear']} labels left out: they do not say which step is wrong" if done["unclear"] else ""
     return Done(f"{done['lines']} lines: {done['items']} new items, {done['labels']} new labels{unclear}", **done)
+
+
+def _scores(desk: Desk, path: Path) -> Done:
+    from zifio.label.scores import import_scores
+
+    done = import_scores(desk, path)
+    return Done(f"{done['items']} items have new scores", **done)
 
 
 def _export(desk: Desk, format: str, out: Path | None, every: bool) -> Done:

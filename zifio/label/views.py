@@ -200,6 +200,21 @@ def _apply_shown(connection: Connection, event: Event) -> None:
         connection.execute(insert(SHOWN), {**row, "seq": event.seq})
 
 
+def _apply_scores(connection: Connection, event: Event) -> None:
+    """What a machine says now, and the places in the queue that follow from it."""
+    settings = _settings(connection)
+    said = {one["id"]: one for one in event.body["items"]}
+    for row in connection.execute(select(ITEMS).where(ITEMS.c.id.in_(said))).all():
+        one = said[row.id]
+        values = {"score": min(one["scores"]), "outcome": one["outcome"] or row.outcome}
+        facts = _facts(row, ())._replace(**values)
+        values["priority"] = priority(settings.queue, facts)
+        connection.execute(update(ITEMS).where(ITEMS.c.id == row.id).values(**values))
+        if row.n_labels and settings.queue in _ONE_BY_ONE:
+            _restate(connection, connection.execute(_ITEM, {"item": row.id}).one(), settings)
+    write_fact(connection, "queue_since", str(event.seq))
+
+
 def _restate(connection: Connection, item: Any, settings: Settings) -> None:
     """Where an item stands after its labels have changed."""
     said: dict[str, dict[str, str]] = {}
@@ -271,4 +286,5 @@ _APPLY = {
     "label": _apply_label,
     "undo": _apply_undo,
     "shown": _apply_shown,
+    "scores": _apply_scores,
 }
