@@ -15,6 +15,7 @@ Try it alone:
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +72,7 @@ def _weight(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> float:
     return float(np.clip(covariance / ((1 + len(f) / len(rest)) * spread), 0, 1))
 
 
+@lru_cache(maxsize=64)
 def student_quantile(p: float, df: int) -> float:
     """The quantile of Student's t for p > 1/2, by bisection on its distribution (Abramowitz and Stegun 26.7.3-4)."""
     low, high = 0.0, 1e4

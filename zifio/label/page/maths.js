@@ -8,7 +8,8 @@ const MONEY = /^\d[\d,.]*\s*(?:and|or|to|,|;)?\s*$/; // "$5 and $7" is no formul
 export function fit(element) {
   for (const formula of element.querySelectorAll(".formula")) {
     formula.classList.remove("wide");
-    const wide = formula.getBoundingClientRect().width > formula.parentElement.clientWidth + 1;
+    const end = formula.parentElement.getBoundingClientRect().right + 1;
+    const wide = [...formula.querySelectorAll(".katex-base")].some((part) => part.getBoundingClientRect().right > end);
     formula.classList.toggle("wide", wide);
     if (wide) formula.tabIndex = 0;
     else formula.removeAttribute("tabindex");
