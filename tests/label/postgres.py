@@ -7,6 +7,7 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -47,12 +48,8 @@ def running() -> Generator[str, None, None]:
             _wait(server, port, folder / "log")
             yield f"postgresql://desk@127.0.0.1:{port}"
         finally:
-            server.terminate()  # waits for its clients; the next line does not
-            try:
-                server.wait(5)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            server.send_signal(signal.SIGQUIT)  # at once: nobody wants what is in it
+            server.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
