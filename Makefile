@@ -19,7 +19,7 @@ BENCH = $(BIN)/python -m bench.run --torch "$(TORCH)" $(if $(TORCH_INDEX),--torc
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test slow check format bench bench-smoke clean
+.PHONY: help setup browser quickstart test slow check format bench bench-smoke clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -42,7 +42,10 @@ $(STAMP): pyproject.toml
 quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstart (minutes on two cores)
 	$(BIN)/zifio run recipes/quickstart.toml
 
-test: setup ## the tests (minutes on two cores)
+browser: setup ## a Chromium, where the machine has none, and axe-core, for the tests of the labelling page (70 MB, once)
+	@$(BIN)/python tests/label/browser.py || echo "without them the tests of the labelling page are skipped" >&2
+
+test: setup browser ## the tests (minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 slow: setup ## the tests that take long

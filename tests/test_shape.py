@@ -18,8 +18,8 @@ PACKAGE = ROOT / "zifio"
 FLOORS = {
     0: ("config", "seed", "log", "gguf"),
     0.5: ("kernels",),
-    1: ("models", "data", "tasks", "label", "parallel"),
-    2: ("checkpoint", "engine", "plan", "adapters"),
+    1: ("models", "data", "tasks", "parallel"),
+    2: ("checkpoint", "engine", "plan", "adapters", "label"),
     3: ("train", "evaluate", "serve", "board", "doctor"),
     4: ("cli", "recipe", "chat", "convert", "exam"),
 }

@@ -168,6 +168,43 @@ def _screen_arguments(parser: argparse.ArgumentParser) -> None:
     _json_argument(parser)
 
 
+def _label_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = """A desk for labels by people: steps of a working, answers, pairs. Opens its page; with an
+option it does that one thing instead. DB is a file (SQLite, made when it is not there) or a URL of PostgreSQL,
+postgresql://user@host/name."""
+    parser.add_argument("path", metavar="DB", help="the desk: a file, or a URL of PostgreSQL")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="the desk's rules: wanted=2 queue=convincing stop=every"
+    )
+    parser.add_argument(
+        "--import",
+        dest="import_path",
+        metavar="FILE.jsonl",
+        type=Path,
+        help="items, replies, PRM800K, or TRL's formats",
+    )
+    parser.add_argument(
+        "--prelabels", action="store_true", help="the imported labels are a machine's: hide them at first"
+    )
+    parser.add_argument(
+        "--scores", metavar="FILE.jsonl", type=Path, help="a reward model's scores of items: id, scores"
+    )
+    parser.add_argument(
+        "--export", dest="export_format", metavar="FORMAT", help="prm800k, stepwise, preference, unpaired, parquet"
+    )
+    parser.add_argument("--every", action="store_true", help="export every label, not the final one of each item")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="where the export goes")
+    parser.add_argument("--report", action="store_true", help="agreement, each labeller's care, speed and drift")
+    parser.add_argument("--add-annotator", metavar="NAME", help="a new account; its token is shown once")
+    parser.add_argument("--adjudicator", action="store_true", help="the new account settles disputes too")
+    parser.add_argument("--new-token", metavar="NAME", help="another token for an account; the old one ends")
+    parser.add_argument("--remove-annotator", metavar="NAME", help="their token ends, their labels stay")
+    parser.add_argument("--rebuild", action="store_true", help="make the views again from the log")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8017, help="(default: %(default)s)")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -246,6 +283,12 @@ VERBS = {
         "check anyone's outputs against the right answers",
         "zifio score outputs.jsonl --verifier maths --out verdicts.jsonl",
         _score_arguments,
+    ),
+    "label": Verb(
+        "zifio.label.verb:label",
+        "label steps, answers and pairs by hand: a page, its accounts, imports and exports",
+        "zifio label desk.db --import items.jsonl",
+        _label_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",

@@ -1,0 +1,324 @@
+"""Labels in and out: what leaves the desk and comes back is the same, others' files are read as they are."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from items import person, put, ratings, row_of, say, steps_item, take
+
+from zifio.config import ConfigError
+from zifio.label.card import write_card
+from zifio.label.desk import Annotator, Desk, turned
+from zifio.label.exports import export
+from zifio.label.imports import import_file
+from zifio.label.item import Item, Judgement
+from zifio.label.report import report
+from zifio.label.schema import ITEMS
+from zifio.label.scores import import_scores
+
+WRONG = ratings(1, -1, None, correction="the right way", note="a slip", flagged=True)
+PAIRS = [Item(id=f"p{n}", kind="pair", prompt="?", a="long", b="short") for n in range(3)]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines(path: Path, *several: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(one) + "\n" for one in several))
+    return path
+
+
+def prefer(desk: Desk, who: Annotator, item: Item, value: Any) -> None:
+    """Say which of a pair is better, as this person sees it."""
+    say(desk, who, item.id, {"value": turned(Judgement(value=value), item, who).value})
+
+
+def worked(desk: Desk) -> None:
+    """Labels of every kind: agreed, disputed and settled, given up, with alternatives and corrections."""
+    ann, ben, eve = person(desk, "ann"), person(desk, "ben"), person(desk, "eve", adjudicates=True)
+    other = steps_item(4, alternatives=[[], ["another way"], []], gold="5", answer="6")
+    answers = [Item(id=f"a{n}", kind="answer", prompt="?", response=f"r{n}").model_dump(mode="json") for n in range(2)]
+    golden = steps_item(9, role="gold", expected=ratings(1, 1, 1))
+    pairs = [item.model_dump(mode="json") for item in PAIRS]
+    put(desk, *(steps_item(n) for n in range(4)), other, *answers, *pairs, golden, wanted=2)
+    for who in (ann, ben):
+        say(desk, who, "item-0", ratings(1, 1, 0))
+        say(desk, who, "item-1", WRONG if who is ann else ratings(1, 1, 1))
+        say(desk, who, "item-2", {"finish": "bad_problem"})
+        say(desk, who, "item-4", {**WRONG, "alternatives": [[], [1], []]})
+        say(desk, who, "item-9", ratings(1, 1, 1))
+        say(desk, who, "a0", {"value": "right"})
+        say(desk, who, "a1", {"value": "wrong"})
+        for item, value in zip(PAIRS, ("a", "both_bad", "tie"), strict=True):
+            prefer(desk, who, item, value)
+    say(desk, ann, "item-3", {"finish": "give_up"})
+    say(desk, eve, "item-1", WRONG, phase="adjudication")
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_prm800k_comes_back_as_it_went(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path, every: bool):
+    worked(desk)
+    out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    done = export(desk.store, "prm800k", out, every)
+    found = rows(out)
+    assert done["rows"] == len(found) == (12 if every else 4)
+    other = opened(str(tmp_path / "other.db"))
+    put(other, wanted=2)
+    told = import_file(other, out)
+    assert told["items"] == len({row["zifio"]["id"] for row in found})
+    assert told["labels"] == len(found) and told["unclear"] == 0
+    assert import_file(other, out)["labels"] == 0
+    export(other.store, "prm800k", again, every=True)
+    assert sorted(map(json.dumps, rows(again))) == sorted(map(json.dumps, found))
+
+
+def test_a_row_of_prm800k_is_as_the_others_are(desk: Desk, tmp_path: Path):
+    worked(desk)
+    out = tmp_path / "out.jsonl"
+    export(desk.store, "prm800k", out, every=True)
+    found = {(row["zifio"]["id"], row["zifio"]["phase"]): row for row in rows(out)}
+    row = found["item-4", "blind"]
+    published = {"labeler", "timestamp", "generation", "is_quality_control_question", "is_initial_screening_question"}
+    assert published | {"question", "label", "zifio", "problem_id", "outcome", "separator"} == set(row)
+    assert row["question"]["problem"] == "What is 4+1?" and row["question"]["ground_truth_answer"] == "5"
+    step = row["label"]["steps"][1]
+    assert [(one["text"], one["rating"]) for one in step["completions"]] == [("step 1 of 4", -1), ("another way", 1)]
+    assert step["human_completion"]["text"] == "the right way" and step["completions"][0]["flagged"]
+    assert (row["label"]["finish_reason"], row["label"]["total_time"]) == ("found_error", 1000)
+    assert found["item-9", "blind"]["is_quality_control_question"] is True
+    assert found["item-2", "blind"]["label"]["finish_reason"] == "bad_problem"
+    assert "ann" not in {row["labeler"] for row in found.values()}
+
+
+PUBLISHED = {
+    "labeler": "340d89bc-f5b7-45e9-b272-909ba68ee363",
+    "timestamp": "2023-01-22T04:34:27.052924",
+    "generation": 9,
+    "is_quality_control_question": False,
+    "is_initial_screening_question": False,
+    "question": {
+        "problem": "What is 2+2?",
+        "ground_truth_answer": "4",
+        "pre_generated_steps": ["First.", "Second."],
+        "pre_generated_answer": "5",
+        "pre_generated_verifier_score": 0.7,
+    },
+    "label": {
+        "steps": [
+            {
+                "completions": [{"text": "First.", "rating": 1, "flagged": None}],
+                "human_completion": None,
+                "chosen_completion": 0,
+            },
+            {
+                "completions": [{"text": "Second.", "rating": -1, "flagged": False}],
+                "human_completion": None,
+                "chosen_completion": None,
+            },
+        ],
+        "total_time": 278270,
+        "finish_reason": "found_error",
+    },
+}
+"""A row in the published form, its words changed."""
+
+
+def test_published_rows_are_read(desk: Desk, tmp_path: Path):
+    unrated = json.loads(json.dumps(PUBLISHED))
+    unrated["question"]["problem"], unrated["label"]["steps"][0]["completions"][0]["rating"] = "And 3+3?", None
+    told = import_file(desk, lines(tmp_path / "rows.jsonl", PUBLISHED, unrated))
+    assert (told["items"], told["labels"], told["unclear"]) == (2, 1, 1)
+    with desk.store.read() as connection:
+        (label,) = [event for event in desk.store.events(connection) if event.kind == "label"]
+    assert label.actor == PUBLISHED["labeler"] and label.body["said"]["ratings"] == [1, -1]
+    assert row_of(desk, ITEMS, state="done").final == "error 2"
+
+
+def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path):
+    worked(desk)
+    found = {}
+    for name in ("stepwise", "preference", "unpaired"):
+        export(desk.store, name, tmp_path / f"{name}.jsonl")
+        found[name] = rows(tmp_path / f"{name}.jsonl")
+    texts = [f"step {n} of 0" for n in range(3)]
+    first = {"prompt": "What is 0+1?", "completions": texts, "labels": [True, True, True]}
+    assert first.items() <= found["stepwise"][0].items()
+    assert found["stepwise"][1]["labels"] == [True, False] and len(found["stepwise"]) == 3
+    assert found["preference"] == [{"prompt": "?", "chosen": "long", "rejected": "short"}]
+    labels = [(row["completion"], row["label"]) for row in found["unpaired"]]
+    assert labels[-4:] == [("r0", True), ("r1", False), ("long", False), ("short", False)] and len(labels) == 7
+    for name in found:
+        other = opened(str(tmp_path / f"{name}.db"))
+        assert import_file(other, tmp_path / f"{name}.jsonl")["labels"] == len(found[name])
+        export(other.store, name, tmp_path / "again.jsonl")
+        assert rows(tmp_path / "again.jsonl") == found[name]
+
+
+def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: Path):
+    worked(desk)
+    out = tmp_path / "labels.parquet"
+    done = export(desk.store, "parquet", out, every=True)
+    table = pq.read_table(out).to_pylist()
+    assert len(table) == done["rows"] == 22 and {row["phase"] for row in table} == {"blind", "adjudication"}
+    first = next(row for row in table if row["id"] == "item-1" and row["phase"] == "blind")
+    assert first["ratings"] == [1, -1, None] and first["correction"] == "the right way" and first["stance"] == "error 2"
+    assert first["queue"] == "random" and first["ms"] == 1000 and first["saw_verdict"] is False
+    card = write_card(desk, out, done["rows"]).read_text()
+    assert "data_files: labels.parquet" in card and "Krippendorff" in card and "`wanted = 2`" in card
+    assert not any(name in card for name in ("ann, ben", "ann: ", "ben: "))
+
+
+def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
+    shaped = {"problem": "p/1", "place": 0, "budget": None, "prompt": "2+3*2", "gold": "8", "outcome": "right"}
+    whole = {**shaped, "response": "<think>3*2=6\n6+2=8</think><answer>8</answer>"}
+    apart = {
+        **shaped,
+        "place": 1,
+        "thinking": "3*2=5\n\n5+2=7",
+        "response": "It is 7.",
+        "answer": "7",
+        "outcome": "wrong",
+    }
+    import_file(desk, lines(tmp_path / "records.jsonl", whole, apart))
+    with desk.store.read() as connection:
+        one, two = desk.item(connection, "p/1/0"), desk.item(connection, "p/1/1")
+    assert one.steps == ("<think>3*2=6\n", "6+2=8", "</think><answer>8</answer>")
+    assert "".join(one.steps) == whole["response"]
+    assert (one.answer, one.gold, one.outcome) == ("8", "8", "right")
+    assert (
+        "3*2=5" in two.steps[0] and two.steps[-1].endswith("It is 7.") and (two.answer, two.outcome) == ("7", "wrong")
+    )
+
+
+def test_scores_may_come_later_and_again(desk: Desk, tmp_path: Path):
+    ann = person(desk, "ann")
+    put(desk, *(steps_item(n, outcome="wrong") for n in range(3)), queue="convincing")
+    file = tmp_path / "scores.jsonl"
+    for first, last in ((1, 2), (2, 0)):
+        scores = [{"id": f"item-{n}", "scores": [0.9, 0.9 if n == first else 0.5 - n / 10]} for n in range(3)]
+        scores[last]["outcome"], scores[first]["outcome"] = "right", "wrong"
+        assert import_scores(desk, lines(file, *scores))["items"] == 3
+        assert take(desk, ann, 1) == [f"item-{first}"]
+        say(desk, ann, f"item-{first}", ratings(1, 1, 1))
+    assert row_of(desk, ITEMS, id="item-0").outcome == "right"
+    with pytest.raises(ConfigError, match="line 1"):
+        import_scores(desk, lines(file, {"id": "nobody", "scores": [0.5]}))
+    with pytest.raises(ConfigError, match="line 2"):
+        import_scores(desk, lines(file, {"id": "item-0", "scores": [0.5]}, {"id": "item-0", "scores": [1.5]}))
+
+
+def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path):
+    import_file(desk, lines(tmp_path / "rows.jsonl", PUBLISHED), prelabels=True)
+    row = row_of(desk, ITEMS, state="open")
+    assert (row.machine, row.n_labels) == ("error 2", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "JSON object"),
+        ("[1]", "came a list"),
+        ('{"id": "x", "prompt": "p"}', "wanted steps"),
+        ('{"id": "x", "prompt": "p", "stepz": ["a"]}', "Did you mean 'steps'"),
+        ('{"id": "x", "prompt": 3, "steps": ["a"]}', "string"),
+        ('{"id": "a\\nb", "prompt": "p", "steps": ["a"]}', "printable"),
+        ('{"question": {}, "label": {}}', "PRM800K"),
+        (
+            '{"question": {"problem": "p"}, "label": {"steps": [{"completions": [{"text": "a", "rating": 5}]}]}}',
+            "`rating`",
+        ),
+        ('{"prompt": "p", "completions": ["a"], "labels": ["x"]}', "true or false"),
+        ('{"prompt": "p", "completion": "a", "label": "yes"}', "true or false"),
+        ('{"prompt": "p", "response": "", "outcome": "right"}', "empty"),
+        ("[" * 100_000, "JSON object"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path: Path, opened: Callable[[str], Desk], line: str, why: str):
+    desk = opened(str(tmp_path / "desk.db"))
+    file = tmp_path / "items.jsonl"
+    file.write_text(json.dumps(steps_item(1)) + "\n\n" + line + "\n")
+    with pytest.raises(ConfigError, match="line 3") as caught:
+        import_file(desk, file)
+    assert why in str(caught.value)
+
+
+def test_what_cannot_be_unicode_is_told_or_kept_but_never_lost(tmp_path: Path, opened: Callable[[str], Desk]):
+    desk = opened(str(tmp_path / "desk.db"))
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"id": "x", "prompt": "half \\ud83d of a whale", "steps": ["a \\u0000 b"]}\n')
+    import_file(desk, file)
+    with desk.store.read() as connection:
+        item = desk.item(connection, "x")
+    assert item.prompt == "half \ufffd of a whale" and item.steps == ("a \x00 b",)
+
+
+def test_another_item_under_the_same_name_is_told(tmp_path: Path, opened: Callable[[str], Desk]):
+    desk = opened(str(tmp_path / "desk.db"))
+    import_file(desk, lines(tmp_path / "one.jsonl", steps_item(1)))
+    with pytest.raises(ConfigError, match="item-1"):
+        import_file(desk, lines(tmp_path / "two.jsonl", steps_item(1, n_steps=5)))
+    with pytest.raises(ConfigError, match="item-2"):
+        import_file(desk, lines(tmp_path / "three.jsonl", steps_item(2), steps_item(2, n_steps=5)))
+
+
+@pytest.mark.slow
+def test_fifty_thousand_items_stream(desk: Desk, tmp_path: Path):
+    """In and out again with less memory than the file has bytes, on SQLite and on PostgreSQL."""
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    with file.open("w") as stream:
+        for n in range(50_000):
+            row = json.loads(json.dumps(PUBLISHED))
+            row["question"]["problem"] = f"What is {n}+2? " + "x" * 3000
+            stream.write(json.dumps(row) + "\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told = import_file(desk, file)
+    assert (told["items"], told["labels"]) == (50_000, 50_000)
+    assert export(desk.store, "prm800k", out)["rows"] == 50_000
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
+    assert grown < file.stat().st_size
+
+
+def test_the_report_of_a_day(desk: Desk):
+    worked(desk)
+    found = report(desk.store)
+    assert found["items"] == {"work": 10, "gold": 1, "screening": 0, "open": 1, "disputed": 0, "done": 9}
+    people = {one["name"]: one for one in found["annotators"]}
+    assert set(people) == {"ann", "ben"} and people["ann"]["gave_up"] == 1
+    assert people["ann"]["gold"] == {"n": 1, "right": 1} and people["ben"]["with_final"] == pytest.approx(9 / 10)
+    names = [one["name"] for one in found["agreement"]["steps"]]
+    assert any("alpha" in name for name in names) and any("ratings of steps" in name for name in names)
+    assert all(-1 <= one["value"] <= 1 for several in found["agreement"].values() for one in several)
+    assert "ann: " in str(found)
+
+
+def test_the_estimate_is_of_all_items_and_only_from_a_random_sample(desk: Desk):
+    ann = person(desk, "ann")
+    items = [steps_item(n, outcome="right" if n % 3 else "wrong") for n in range(90)]
+    put(desk, *items)
+    for n in range(30):
+        say(desk, ann, f"item-{n}", ratings(1, 1, 1) if n % 3 else ratings(1, -1, None))
+    found = report(desk.store)["estimate"]
+    assert (found["n_human"], found["n_machine"]) == (30, 90) and found["mean"] == pytest.approx(2 / 3, abs=0.01)
+    assert found["interval"][0] < 2 / 3 < found["interval"][1]
+    put(desk, queue="convincing")
+    say(desk, ann, "item-30", ratings(1, 1, 1))
+    assert "estimate" not in report(desk.store)
+
+
+def test_who_drifts_is_told(desk: Desk):
+    ann, ben = person(desk, "ann"), person(desk, "ben")
+    put(desk, *(steps_item(n, role="gold", expected=ratings(1, 1, 1)) for n in range(60)))
+    for n in range(60):
+        say(desk, ann, f"item-{n}", ratings(1, 1, 1) if n < 30 or n % 2 else ratings(-1, None, None))
+        say(desk, ben, f"item-{n}", ratings(1, 1, 1) if n % 4 else ratings(-1, None, None))
+    people = {one["name"]: one for one in report(desk.store)["annotators"]}
+    assert people["ann"]["drift"]["drifts"] and people["ann"]["drift"]["change"] == pytest.approx(-0.5)
+    assert not people["ben"]["drift"]["drifts"] and people["ben"]["gold"]["right"] == 45

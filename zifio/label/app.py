@@ -1,0 +1,209 @@
+"""The desk as a page on this machine: a few routes over `label.desk`, and the files of `label/page`.
+
+Every label is committed before it is acknowledged, and sent again it is the same label. Beyond this machine everybody
+needs a token; on it, one person may work without any. Answers carry what a browser needs to load nothing from
+elsewhere and to run no script that is not ours.
+
+Try it alone: `zifio label try.db`
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from zifio.label.desk import Annotator, Desk, Refused
+from zifio.label.referee import Referee
+from zifio.label.store import Conflict
+from zifio.label.writer import Writer
+
+PAGE = Path(__file__).parent / "page"
+_LONGEST_BODY = 1 << 20
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+Key = Annotated[str, Field(min_length=8, max_length=100, pattern=r"^[\w-]+$")]
+ItemName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NextBody(_Body):
+    """Asks for items."""
+
+    n: int = Field(default=1, ge=1, le=20)
+
+
+class LabelBody(_Body):
+    """A label, under the key that makes it one however often it is sent."""
+
+    key: Key
+    item: ItemName
+    said: dict[str, Any]
+    ms: int = Field(default=0, ge=0, le=86_400_000)
+    phase: Literal["blind", "revised", "adjudication"] = "blind"
+
+
+class UndoBody(_Body):
+    """Takes a label back."""
+
+    key: Key
+    label: Key
+
+
+class ItemBody(_Body):
+    """Names an item."""
+
+    item: ItemName
+
+
+class AsciiJSON(JSONResponse):
+    """JSON in ASCII: no text of a model is too strange for it."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of an answer."""
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+def make_app(desk: Desk, alone: bool) -> FastAPI:
+    """The application of a desk; `alone`: it can be reached from this machine only, where one person needs no token."""
+    writer, referee = Writer(desk.store), Referee()
+
+    @contextlib.asynccontextmanager
+    async def running(_: FastAPI) -> AsyncGenerator[None, None]:
+        with writer, referee:
+            yield
+
+    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None, default_response_class=AsciiJSON)
+    app.add_middleware(_Guard, alone=alone)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Conflict, _refused)
+    app.add_exception_handler(SQLAlchemyError, _unavailable)
+
+    async def write(request: Request, job: Callable[[Connection, Annotator], Any]) -> Any:
+        """What a job of whoever asks gives, committed."""
+        token, near = _token(request), alone and "x-forwarded-for" not in request.headers
+        return await asyncio.wrap_future(
+            writer.submit(lambda connection: job(connection, desk.who(connection, token, near)))
+        )
+
+    _routes(app, desk, referee, write)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def _routes(app: FastAPI, desk: Desk, referee: Referee, write: Callable[..., Any]) -> None:
+    ours = [Depends(_from_our_page)]
+
+    @app.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+    @app.post("/api/next", dependencies=ours)
+    async def next_items(body: NextBody, request: Request) -> AsciiJSON:
+        return AsciiJSON(await write(request, lambda connection, me: desk.next_items(connection, me, body.n)))
+
+    @app.post("/api/label", dependencies=ours)
+    async def label(body: LabelBody, request: Request) -> AsciiJSON:
+        def job(connection: Connection, me: Annotator) -> dict[str, Any]:
+            return desk.label(connection, me, body.key, body.item, body.said, body.ms, body.phase)
+
+        return AsciiJSON(await write(request, job))
+
+    @app.post("/api/undo", dependencies=ours)
+    async def undo(body: UndoBody, request: Request) -> AsciiJSON:
+        return AsciiJSON(await write(request, lambda connection, me: desk.undo(connection, me, body.key, body.label)))
+
+    @app.post("/api/verdict", dependencies=ours)
+    async def verdict(body: ItemBody, request: Request) -> AsciiJSON:
+        item = await write(request, lambda connection, me: desk.may_see_verdict(connection, me, body.item))
+        found = await asyncio.to_thread(referee.verdict, item)
+        await write(request, lambda connection, me: desk.note_shown(connection, me, body.item, "verdict"))
+        return AsciiJSON(found)
+
+    @app.post("/api/disputed", dependencies=ours)
+    async def disputed(body: NextBody, request: Request) -> AsciiJSON:
+        return AsciiJSON(await write(request, lambda connection, me: desk.disputed(connection, me, body.n)))
+
+    @app.post("/api/me", dependencies=ours)
+    async def who_am_i(request: Request) -> AsciiJSON:
+        me = await write(request, lambda connection, me: me)
+
+        def progress() -> dict[str, Any]:
+            with desk.store.read() as connection:
+                return desk.progress(connection, me)
+
+        return AsciiJSON({**me._asdict(), **await asyncio.to_thread(progress)})
+
+
+def _token(request: Request) -> str:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+async def _from_our_page(request: Request) -> None:
+    """A header that another site's page cannot send without asking first."""
+    if "x-desk" not in request.headers:
+        raise Refused(403, "Wanted a request from the desk's own page.")
+
+
+async def _refused(_: Request, error: Exception) -> AsciiJSON:
+    return AsciiJSON({"error": str(error)}, status_code=getattr(error, "status", 409))
+
+
+async def _unavailable(_: Request, error: Exception) -> AsciiJSON:
+    reason = str(getattr(error, "orig", error)).splitlines()[0]
+    return AsciiJSON({"error": f"The database does not answer: {reason}. Nothing was written."}, status_code=503)
+
+
+class _Guard:
+    """Refuses what no page of ours sends: another host's name (which a foreign page could have bound to this machine),
+    bodies without an end. Adds the headers that keep foreign code out."""
+
+    def __init__(self, app: ASGIApp, alone: bool) -> None:
+        self._app, self._alone = app, alone
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        length = headers.get("content-length", "0")
+        refusal = None
+        if self._alone and not _LOOPBACK.fullmatch(headers.get("host", "")):
+            refusal = (403, "This desk answers to localhost only.")
+        elif "transfer-encoding" in headers or not length.isdecimal() or int(length) > _LONGEST_BODY:
+            refusal = (413, f"Wanted at most {_LONGEST_BODY} bytes.")
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        if refusal is None:
+            await self._app(scope, receive, sending)
+        else:
+            await AsciiJSON({"error": refusal[1]}, status_code=refusal[0])(scope, receive, sending)

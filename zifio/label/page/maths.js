@@ -1,0 +1,43 @@
+// Texts with formulas: $...$, $$...$$, \(...\), \[...\]. Everything becomes text nodes, or what KaTeX builds; nothing that a
+// model wrote is ever read as HTML.
+
+const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$((?:[^$\n\\]|\\.)+?)\$/g;
+const MONEY = /^\d[\d,.]*\s*(?:and|or|to|,|;)?\s*$/; // "$5 and $7" is no formula
+
+// Formulas wider than their place scroll, and can be reached by keyboard to do so.
+export function fit(element) {
+  for (const formula of element.querySelectorAll(".formula")) {
+    formula.classList.remove("wide");
+    const end = formula.parentElement.getBoundingClientRect().right + 1;
+    const wide = [...formula.querySelectorAll(".katex-base")].some((part) => part.getBoundingClientRect().right > end);
+    formula.classList.toggle("wide", wide);
+    if (wide) formula.tabIndex = 0;
+    else formula.removeAttribute("tabindex");
+  }
+}
+
+export function fill(element, text) {
+  let end = 0;
+  for (const found of text.matchAll(FORMULA)) {
+    const shown = found[1] ?? found[2];
+    const inline = found[3] ?? found[4];
+    if (found[4] !== undefined && (MONEY.test(inline) || /^\s|\s$/.test(inline))) continue;
+    element.append(text.slice(end, found.index));
+    element.append(formula(shown ?? inline, shown !== undefined, found[0]));
+    end = found.index + found[0].length;
+  }
+  element.append(text.slice(end));
+  return element;
+}
+
+function formula(source, display, raw) {
+  const place = document.createElement("span");
+  place.className = "formula";
+  try {
+    katex.render(source, place, { displayMode: display, throwOnError: true, trust: false, maxSize: 20, maxExpand: 500, strict: "ignore" });
+  } catch {
+    place.textContent = raw; // as it was written, rather than not at all
+    place.className = "broken";
+  }
+  return place;
+}
