@@ -182,7 +182,7 @@ class SftStage(Conversations):
 
 
 class Hints(Config):
-    """How hints-then-RL goes: GRPO on the teacher's problems, whose replies begin with a share of the teacher's trace."""
+    """How hints-then-RL goes: GRPO on the teacher's problems, each reply beginning with a share of the teacher's trace."""
 
     start: Share = 0.9
     """Share of the trace's tokens that is given at the first step."""
@@ -228,7 +228,7 @@ class DistillStage(Conversations):
     task: TaskConfig | None = None
     """What the student's own replies are about; by default the recipe's task."""
     student_share: Share = 0.5
-    """Share of a step's sequences that the student has just drawn itself; the others come from `data` (GKD's lambda)."""
+    """Share of a step's sequences that the student has just drawn; the others come from `data` (GKD's lambda)."""
     beta: Share = 0.5
     """Which divergence from the teacher's p to the student's q: 0 is forward KL(p || q), 1 is reverse KL(q || p), and
     between lies GKD's Jensen-Shannon divergence, whose mixture holds this much of p."""

@@ -2,7 +2,7 @@
 
     beta = 0    KL(p || q)     forward: the student covers all that the teacher does
     beta = 1    KL(q || p)     reverse: the student does nothing that the teacher does not
-    between     beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q         (GKD, arXiv:2306.13649, eq. 1)
+    between     beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q       (GKD, arXiv:2306.13649, eq. 1)
 
 **Top-k.** A teacher may tell only its k likeliest tokens and the mass of all others. The student's probabilities of
 those others are summed as well, and the divergence is one between distributions over k + 1 outcomes. Merging outcomes
@@ -127,8 +127,8 @@ def likeliest(whole: Whole, k: int, temperature: float = 1.0, chunk_tokens: int 
 class _Chunks(torch.autograd.Function):
     """The divergence [N] of softmax(hidden @ head.T / temperature) from the targets, a chunk of tokens at a time.
 
-    Backwards, with s = q dD/dq of `compare` and g the gradient of a token's D: d logits = g (s - q sum(s)) / temperature,
-    where s of a token that was merged with others is theirs in proportion to q.
+    Backwards, with s = q dD/dq of `compare` and g the gradient of a token's D:
+    d logits = g (s - q sum(s)) / temperature. The s of tokens that were merged is shared among them as q is.
     """
 
     @staticmethod

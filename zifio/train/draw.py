@@ -101,7 +101,6 @@ class Drawing:
         flops = sampling_flops(policy, task, drawn)
         return Drawn(kept, metrics, flops, time.perf_counter() - began)
 
-
     def _problem(self, task: Task, index: int) -> Problem:
         """The index-th problem; those that are given come in a new order every epoch."""
         if not self.given:

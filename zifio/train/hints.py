@@ -98,8 +98,8 @@ class Hints:
         for key in ("problem", "prompt", "response", "gold"):
             if not isinstance(row.get(key), str):
                 raise ConfigError(
-                    f"{self.stage.name}: data: row {number}: {key}: wanted text, as a `sample` stage of single questions "
-                    f"writes it, came {row.get(key)!r}. Sample the traces anew."
+                    f"{self.stage.name}: data: row {number}: {key}: wanted text, as a `sample` stage of single "
+                    f"questions writes it, came {row.get(key)!r}. Sample the traces anew."
                 )
         sequence = conversation_sequence(self.tokenizer, row["prompt"], row["response"])
         trace = [token for token, weight in zip(sequence.tokens, sequence.weight, strict=True) if weight]

@@ -108,7 +108,7 @@ def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tenso
 def token_loss(
     logp_BT: Float[Tensor, "B T"], entropy_BT: Float[Tensor, "B T"] | None, batch: Batch, terms: LossTerms
 ) -> LossResult:
-    """The three terms of the loss that follow from the tokens' own log-probs; the module's docstring has the formulas."""
+    """The three terms that follow from the tokens' own log-probs; the module's docstring has the formulas."""
     result = LossResult(logp_BT.new_zeros(()))
     _cross_entropy(result, logp_BT, batch)
     _policy_gradient(result, logp_BT, entropy_BT, batch, terms)
