@@ -182,13 +182,13 @@ class SftStage(Conversations):
 
 
 class Hints(Config):
-    """How hints-then-RL goes: GRPO on the teacher's problems, each reply beginning with a share of the teacher's trace."""
+    """How hints-then-RL goes: GRPO on the teacher's problems, each reply beginning like the teacher's trace."""
 
     start: Share = 0.9
     """Share of the trace's tokens that is given at the first step."""
     until: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Share of the steps after which nothing is given any more; until then the hints shrink evenly."""
-    group: int = Field(16, ge=2)
+    group: int = Field(default=16, ge=2)
     """Rollouts per problem; a step has sequences / group problems."""
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] | None = None
     """As in an `rl` stage."""
