@@ -29,7 +29,7 @@ def group(words: str, logp: float = -0.5) -> list[Episode]:
 
 
 def test_distinct_of_k_is_the_mean_over_all_choices():
-    words = "a a a b b c d".split()
+    words = list("aaabbcd")
     for k in range(1, 8):
         chosen = [len(set(some)) for some in combinations(words, k)]
         assert distinct_of(Counter(words), k) == pytest.approx(sum(chosen) / len(chosen))

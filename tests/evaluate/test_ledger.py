@@ -1,4 +1,4 @@
-"""The ledger of a made-up run: what a student cost alone, with its teacher's text, with its teacher; what is unknown."""
+"""What a student cost alone, with its teacher's text, with its teacher, and what is unknown."""
 
 from __future__ import annotations
 
