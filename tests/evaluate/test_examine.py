@@ -22,7 +22,7 @@ TASK = "chain_mod:min_terms=2,max_terms=4"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr("zifio.evaluate.endpoint._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("zifio.wire._FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
