@@ -101,6 +101,11 @@ class EndpointSettings(Config):
     """More for the body of every request, as `extra = { reasoning_effort = "high" }`."""
 
 
+def is_url(word: str) -> bool:
+    """Whether this means an endpoint."""
+    return word.startswith(("http://", "https://"))
+
+
 def build(cls: type[Model], data: dict[str, Any], where: str) -> Model:
     """A validated `cls` from plain data; `where` (a file name, say) opens every message.
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, NonNegativeInt, model_validator
 from rich.table import Table
 
-from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.config import Config, ConfigError, build, is_url, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
@@ -79,7 +79,7 @@ def references(stage: AnyStage) -> list[str]:
         return list(stage.models)
     keys = ("tokenizer", "from_", "data", "teacher")
     values = [getattr(stage, key, None) for key in keys]
-    return [value for value in values if isinstance(value, str)]
+    return [value for value in values if isinstance(value, str) and not is_url(value)]
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from zifio.config import ConfigError, EndpointSettings
+from zifio.config import ConfigError, EndpointSettings, is_url
 from zifio.seed import stream
 
 Answer = TypeVar("Answer")
@@ -180,11 +180,6 @@ class Wire:
     def _safe(self, text: str) -> str:
         """The text without the key, should a server repeat it."""
         return text.replace(self._key, "***") if self._key else text
-
-
-def is_url(word: str) -> bool:
-    """Whether this means an endpoint."""
-    return word.startswith(("http://", "https://"))
 
 
 def _asked_wait(headers: httpx2.Headers) -> float:

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zifio.config import is_url
+
 _STARTS = ("from", "data", "teacher")
 _NO_MODEL = ("tokenizer", "sample", "eval")
 
@@ -65,7 +67,7 @@ def _entry(model: _Work) -> dict[str, Any]:
     drawn = [_find(work, "data") for work in chain if "data" in work.starts]
     student = sum(work.flops - work.of_teacher for work in chain)
     out: dict[str, Any] = {"method": model.method, "student": student}
-    if all(drawn):
+    if all(drawn) and not any(is_url(work.starts.get("teacher", "")) for work in chain):
         fresh = {work.folder: work for work in drawn if work is not None and work.folder not in base.works}
         taught = sum(work.of_teacher for work in chain)
         out["with_sampling"] = student + taught + sum(work.flops for work in fresh.values())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, EndpointSettings, Sampling, is_url
 from zifio.data.tokenizer import TokenizerConfig
 from zifio.models.config import Lora, ModelConfig
 from zifio.tasks.catalog import TaskConfig
@@ -206,7 +206,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """What the names of methods on logits stand for: values of DistillStage's own options, which explicit ones override."""
 
-_READS = {"student_share": METHODS, "beta": METHODS, "temperature": METHODS, "top_k": METHODS, "hints": ("hints",)}
+_OF_LOGITS = ("teacher_model", "endpoint", "student_share", "beta", "temperature", "top_k")
+_READS = {"hints": ("hints",)} | {name: tuple(METHODS) for name in _OF_LOGITS}
 """Which methods read an option."""
 
 
@@ -216,7 +217,12 @@ class DistillStage(Conversations):
     kind: Literal["distill"]
     """Names the kind."""
     teacher: str
-    """The model that teaches."""
+    """The model that teaches; for the methods on logits also the address of a server that tells log-probs of prompts
+    (`prompt_logprobs` at /v1/completions, as vLLM has it) and has the student's tokenizer."""
+    teacher_model: str = ""
+    """What the server calls the teacher."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """How to speak with the server."""
     method: Literal["traces", "forward_kl", "reverse_kl", "gkd", "hints"] = "traces"
     """traces: fine-tuning on the teacher's text (R1, section 2.4), whatever its tokenizer; forward_kl, reverse_kl, gkd:
     the teacher's next-token distributions, for which both must have one tokenizer; hints: RL on the teacher's problems
@@ -281,6 +287,7 @@ class DistillStage(Conversations):
         for name, methods in _READS.items():
             if name in self.model_fields_set and self.method not in methods:
                 raise ValueError(f"{name} counts with method {', '.join(methods)} only, came method {self.method}")
+        self._check_server()
         if "task" in self.model_fields_set and not self.draws:
             raise ValueError(f"task is what the student draws replies to, and with method {self.method} it draws none")
         if self.method == "hints" and self.sequences % self.hints.group:
@@ -288,6 +295,27 @@ class DistillStage(Conversations):
         if self.method == "hints" and self.short_first:
             raise ValueError("short_first orders conversations to imitate; with method hints it counts for nothing")
         return self
+
+    def _check_server(self) -> None:
+        """Raise ValueError where a server could not teach so, or where there is none."""
+        if not is_url(self.teacher):
+            if {"teacher_model", "endpoint"} & self.model_fields_set:
+                raise ValueError(f"teacher_model and endpoint are about a server, came teacher={self.teacher!r}")
+            return
+        if self.method not in METHODS:
+            raise ValueError(
+                f"method {self.method} wants text of the teacher with its weights' digest, came the address "
+                f"{self.teacher}. For text of a server use an `sft` stage, for its log-probs another method"
+            )
+        if not self.teacher_model:
+            raise ValueError("teacher_model: wanted what the server calls the teacher, came nothing")
+        if not self.top_k or self.temperature != 1:
+            raise ValueError(
+                f"a server tells its likeliest tokens at temperature 1, came top_k={self.top_k} and "
+                f"temperature={self.temperature:g}. Set top_k to what the server gives (20 at most, by vLLM's default)"
+            )
+        if self.from_ is None:
+            raise ValueError("wanted a base that has the teacher's tokenizer, for a server gives none; give `from`")
 
 
 class PassRateCurriculum(Config):

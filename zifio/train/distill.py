@@ -16,12 +16,13 @@ Run alone: `zifio distill recipes/quickstart.toml --stage student steps=50 --out
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zifio.checkpoint import model_digest
-from zifio.config import ConfigError
+from zifio.config import ConfigError, is_url
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
@@ -42,7 +43,7 @@ from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.sft import by_length, choose, fine_tune, read_conversations
 from zifio.train.stage import Context, finish, new_model, prepare
-from zifio.train.teacher import LocalTeacher, check_tokenizers
+from zifio.train.teacher import LocalTeacher, RemoteTeacher, check_tokenizers
 
 
 def distill(stage: DistillStage, context: Context) -> dict[str, float]:
@@ -51,24 +52,25 @@ def distill(stage: DistillStage, context: Context) -> dict[str, float]:
     Raises ConfigError when the data are not the teacher's, or when logits are to be compared between different
     tokenizers.
     """
-    teacher = context.model_of(stage.teacher)
+    teacher = None if is_url(stage.teacher) else context.model_of(stage.teacher)
     rows = [] if stage.data is None else read_conversations(context.data_of(stage.data))
     if stage.method not in METHODS:
-        assert stage.data is not None, "the config's validator wants traces"
+        assert stage.data is not None and teacher is not None, "the config's validator wants traces"
         _check_provenance(rows, teacher, context.data_of(stage.data))
     model, tokenizer = _student(stage, context, teacher)
     if stage.method == "traces":
         return fine_tune(model, tokenizer, rows, stage, context)
     if stage.method == "hints":
         return hints_then_rl(model, tokenizer, rows, stage, context)
-    return _match(model, tokenizer, _open_teacher(stage, teacher, tokenizer), rows, stage, context)
+    with closing(_open_teacher(stage, teacher, tokenizer)) as open_teacher:
+        return _match(model, tokenizer, open_teacher, rows, stage, context)
 
 
-def _student(stage: DistillStage, context: Context, teacher: Path) -> tuple[Decoder, ChatTokenizer]:
+def _student(stage: DistillStage, context: Context, teacher: Path | None) -> tuple[Decoder, ChatTokenizer]:
     """The base, or a new model that has the teacher's tokenizer."""
     if stage.from_ is not None:
         return open_model(context.model_of(stage.from_))
-    assert stage.model is not None, "the config's validator wants one of the two"
+    assert stage.model is not None and teacher is not None, "the config's validator wants one of the two"
     tokenizer = load_tokenizer(teacher)
     return new_model(stage.model, tokenizer, stream_seed(context.seed, "distill", stage.name)), tokenizer
 
@@ -84,7 +86,9 @@ def _check_provenance(rows: list[dict[str, Any]], teacher: Path, path: Path) -> 
             )
 
 
-def _open_teacher(stage: DistillStage, folder: Path, tokenizer: ChatTokenizer) -> LocalTeacher:
+def _open_teacher(stage: DistillStage, folder: Path | None, tokenizer: ChatTokenizer) -> LocalTeacher | RemoteTeacher:
+    if folder is None:
+        return RemoteTeacher(stage.teacher, stage.teacher_model, stage.top_k, tokenizer, stage.endpoint)
     model, theirs = open_model(folder)
     check_tokenizers(stage.name, theirs, tokenizer)
     model.requires_grad_(False).to(find_device(stage.device, stage.name))
@@ -94,7 +98,7 @@ def _open_teacher(stage: DistillStage, folder: Path, tokenizer: ChatTokenizer) -
 def _match(
     model: Decoder,
     tokenizer: ChatTokenizer,
-    teacher: LocalTeacher,
+    teacher: LocalTeacher | RemoteTeacher,
     rows: list[dict[str, Any]],
     stage: DistillStage,
     context: Context,
@@ -125,15 +129,16 @@ class Mixture:
         context: Context,
         model: Decoder,
         tokenizer: ChatTokenizer,
-        teacher: LocalTeacher,
+        teacher: LocalTeacher | RemoteTeacher,
         rows: list[dict[str, Any]],
     ) -> None:
         """Raises ConfigError when a given conversation is longer than either model's context."""
         self.stage, self.tokenizer, self.teacher = stage, tokenizer, teacher
         self.seed = context.seed
         self.given = by_length(tokenizer, rows)
-        for one in (model, teacher.model):
-            check_context(one, len(self.given[-1].tokens) if self.given else 0, "a conversation of the data")
+        if self.given:
+            for one in [model, *([teacher.model] if isinstance(teacher, LocalTeacher) else [])]:
+                check_context(one, len(self.given[-1].tokens), "a conversation of the data")
         self.task: Task = make_task(stage.task or context.task)
         self.tools = tools_of(self.task)
         self.n_own = round(stage.student_share * stage.sequences)
