@@ -20,6 +20,7 @@ from tiny import (
     llama,
     logits_of,
     made,
+    metrics,
     run,
     save_base,
 )

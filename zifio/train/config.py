@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, EndpointSettings, Sampling, is_url
+from zifio.data.clean import Curation
 from zifio.data.tokenizer import TokenizerConfig
 from zifio.models.config import Lora, ModelConfig
 from zifio.tasks.catalog import TaskConfig
@@ -491,7 +492,7 @@ class RlStage(ModelStage):
 
 
 class SampleStage(Stage):
-    """Rejection sampling: draw replies, keep what the verifier calls right, drop duplicates, write JSONL."""
+    """Rejection sampling: draw replies, keep what the verifier calls right, curate it, write JSONL."""
 
     kind: Literal["sample"]
     """Names the kind."""
@@ -509,6 +510,12 @@ class SampleStage(Stage):
     """At most this many different kept replies per problem."""
     most: PositiveInt | None = None
     """At most this many kept replies in all ("a few long traces")."""
+    curation: Curation = Curation()
+    """What else is asked of a kept reply: length, script, no near-duplicates, an even difficulty."""
+    dataset: bool = False
+    """Also write dataset/, as a hub wants it: JSON lines, parquet, and a card that says how it was made."""
+    license: str | None = None
+    """Of the data set, for its card, as the hub spells it (apache-2.0)."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to sample; auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
