@@ -60,6 +60,7 @@ class Drawing:
         Raises ConfigError when the task cannot follow the stage's curriculum.
         """
         self.stage, self.full_task, self.given = stage, task, given
+        self._orders: dict[int, list[int]] = {}
         self.seed = stream_seed(seed, "rl", stage.name)
         self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
 
@@ -106,7 +107,10 @@ class Drawing:
         if not self.given:
             return task.problem("train", index, self.seed)
         epoch, place = divmod(index, len(self.given))
-        return self.given[stream(self.seed, "given", epoch).sample(range(len(self.given)), len(self.given))[place]]
+        if epoch not in self._orders:
+            n = len(self.given)
+            self._orders = {epoch: stream(self.seed, "given", epoch).sample(range(n), n)}  # one at a time is in use
+        return self.given[self._orders[epoch][place]]
 
 
 def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
