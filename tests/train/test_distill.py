@@ -20,7 +20,7 @@ from zifio.models.weights import load_model
 from zifio.tasks.episode import conversation
 from zifio.train.config import DistillStage
 from zifio.train.distill import Mixture
-from zifio.train.hints import Hints, as_rl, hint_share
+from zifio.train.hints import Hints, hint_share
 from zifio.train.rl import Rollouts
 from zifio.train.stage import conversation_sequence
 from zifio.train.teacher import LocalTeacher
@@ -197,7 +197,7 @@ def test_rollouts_begin_with_the_teachers_words_and_learn_only_their_own(paths):
     response = SHORT_SUMS.document(problem, shows_working=True)
     row = {"problem": problem.id, "prompt": problem.prompt, "gold": problem.gold, "response": response}
     learned = hints.learn(1, row)
-    rollouts = Rollouts(as_rl(stage), 5, TASK, model, tokenizer, [learned])
+    rollouts = Rollouts(stage.as_rl(), 5, TASK, model, tokenizer, [learned])
     rollouts.policy.opening = hints.opening
     trace = tokenizer.encode(response)
     n_given = int(0.7 * len(trace))
@@ -251,6 +251,7 @@ def test_logits_of_another_tokenizer_are_refused_and_text_is_not(paths, tmp_path
         (HINTS | {"short_first": 0.5}, "short_first"),
         (HINTS | {"from": None, "model": {"model_type": "llama"}}, "a base that RL can start from"),
         (FORWARD | {"documents": 5}, "documents"),
+        (HINTS | {"sampling": {"temperature": 0}}, "temperature=0 draws the same reply"),
     ],
     ids=str,
 )

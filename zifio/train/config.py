@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from zifio.config import Config, EndpointSettings, Sampling, is_url
+from zifio.config import Config, EndpointSettings, Sampling, build, is_url
 from zifio.data.clean import Curation
 from zifio.data.tokenizer import TokenizerConfig
 from zifio.models.config import Lora, ModelConfig
@@ -295,7 +295,21 @@ class DistillStage(Conversations):
             raise ValueError(f"sequences={self.sequences} is not divisible by hints.group={self.hints.group}")
         if self.method == "hints" and self.short_first:
             raise ValueError("short_first orders conversations to imitate; with method hints it counts for nothing")
+        if self.method == "hints":
+            self.as_rl()
         return self
+
+    def as_rl(self) -> RlStage:
+        """The `rl` stage that trains behind hints, where it has this stage's settings; its balance is off unless set.
+
+        Raises ConfigError for what RL cannot do.
+        """
+        shared = set(ModelStage.model_fields) | {"lora"}
+        settings = self.model_dump(mode="json", include=shared, exclude_unset=True)
+        settings |= {"kind": "rl", "name": self.name, "from": self.from_, "gate": False}
+        settings |= {"prompts": self.sequences // self.hints.group, "group": self.hints.group}
+        settings |= {"format_weight": self.hints.format_weight}
+        return build(RlStage, settings | ({"loss": self.hints.loss} if self.hints.loss else {}), self.name)
 
     def _check_server(self) -> None:
         """Raise ValueError where a server could not teach so, or where there is none."""

@@ -14,13 +14,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from zifio.config import ConfigError, build
+from zifio.config import ConfigError
 from zifio.data.template import ChatTokenizer
 from zifio.models.decoder import Decoder
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import Interactive, Message
 from zifio.tasks.task import Problem
-from zifio.train.config import DistillStage, ModelStage, RlStage
+from zifio.train.config import DistillStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.rl import Rollouts, loss_terms
 from zifio.train.stage import Context, conversation_sequence, finish, prepare
@@ -43,7 +43,7 @@ def hints_then_rl(
     hints = Hints(stage, tokenizer)
     problems = [hints.learn(number, row) for number, row in enumerate(rows, 1)]
     check_context(model, hints.longest + 1, "a prompt with its hint")
-    inner = as_rl(stage)
+    inner = stage.as_rl()
     rollouts = Rollouts(inner, context.seed, task, model, tokenizer, list(dict.fromkeys(problems)))
     rollouts.policy.opening = hints.opening
 
@@ -59,21 +59,6 @@ def hints_then_rl(
     totals = trainer.run(step)
     finish(context, model, tokenizer)
     return totals
-
-
-def as_rl(stage: DistillStage) -> RlStage:
-    """The `rl` stage that trains behind the hints; its balance is the default of RL unless the stage says otherwise."""
-    hints, shared = stage.hints, ModelStage.model_fields.keys() - {"kind"}
-    if "balance" not in stage.model_fields_set:
-        shared -= {"balance"}
-    settings = stage.model_dump(include=set(shared), exclude_unset=True)
-    settings |= {"kind": "rl", "name": stage.name, "from": stage.from_, "gate": False}
-    settings |= {"prompts": stage.sequences // hints.group, "group": hints.group, "format_weight": hints.format_weight}
-    if stage.lora is not None:
-        settings["lora"] = stage.lora.model_dump()
-    if hints.loss is not None:
-        settings["loss"] = hints.loss
-    return build(RlStage, settings, stage.name)
 
 
 def hint_share(stage: DistillStage, step: int) -> float:
