@@ -261,6 +261,16 @@ def test_mistakes_are_told(settings: dict[str, Any], message: str):
         stage_of(settings)
 
 
+def test_text_that_the_teacher_cannot_read_is_refused(paths, tmp_path: Path):
+    """Given text and own replies alike."""
+    short = save_base(tmp_path / "short", llama(max_position_embeddings=16), seed=5)
+    for settings in (FORWARD, REVERSE | {"sampling": {"max_new_tokens": 20}}):
+        with pytest.raises(
+            ConfigError, match="max_position_embeddings=16 is shorter than the .* the teacher is to read"
+        ):
+            here(settings, tmp_path / settings["method"], {**paths, "teacher": short})
+
+
 def test_hints_want_traces_of_their_teacher_with_the_right_answer(paths, tmp_path: Path):
     row = {"prompt": "1+2", "response": "3", "problem": "a", "model": model_digest(paths["teacher"])}
     write_jsonl(tmp_path / "data.jsonl", [row])

@@ -132,13 +132,11 @@ class Mixture:
         teacher: LocalTeacher | RemoteTeacher,
         rows: list[dict[str, Any]],
     ) -> None:
-        """Raises ConfigError when a given conversation is longer than either model's context."""
+        """Raises ConfigError when a given conversation is longer than the student's context."""
         self.stage, self.tokenizer, self.teacher = stage, tokenizer, teacher
         self.seed = context.seed
         self.given = by_length(tokenizer, rows)
-        if self.given:
-            for one in [model, *([teacher.model] if isinstance(teacher, LocalTeacher) else [])]:
-                check_context(one, len(self.given[-1].tokens), "a conversation of the data")
+        check_context(model, len(self.given[-1].tokens) if self.given else 0, "a conversation of the data")
         self.task: Task = make_task(stage.task or context.task)
         self.tools = tools_of(self.task)
         self.n_own = round(stage.student_share * stage.sequences)
@@ -146,7 +144,7 @@ class Mixture:
         self.policy.longest = stage.rows.row_tokens
 
     def step(self, step: int) -> StepData:
-        """A pure function of the model and the step."""
+        """A pure function of the model and the step. Raises ConfigError for text longer than the teacher's context."""
         stage, began = self.stage, time.perf_counter()
         n_given, metrics, flops = stage.sequences - self.n_own, {}, 0.0
         chosen = choose(self.given, stage, self.seed, step, n_given) if n_given else []
@@ -158,6 +156,9 @@ class Mixture:
             flops += sampling_flops(self.policy, self.task, [[episode] for episode in episodes])
             metrics |= _replies(episodes)
         seconds = time.perf_counter() - began
+        if isinstance(self.teacher, LocalTeacher):
+            longest = max(len(sequence.tokens) for sequence in chosen)
+            check_context(self.teacher.model, longest, "a conversation that the teacher is to read")
         layout = stage.rows
         batches = make_batches(_followed(chosen), layout.row_tokens, layout.micro_tokens, self.tokenizer.pad_id)
         of_teacher = sum(map(self.teacher.flops, batches))
