@@ -266,7 +266,7 @@ def test_text_that_the_teacher_cannot_read_is_refused(paths, tmp_path: Path):
     short = save_base(tmp_path / "short", llama(max_position_embeddings=16), seed=5)
     for settings in (FORWARD, REVERSE | {"sampling": {"max_new_tokens": 20}}):
         with pytest.raises(
-            ConfigError, match="max_position_embeddings=16 is shorter than the .* the teacher is to read"
+            ConfigError, match=r"max_position_embeddings=16 is shorter than the .* the teacher is to read"
         ):
             here(settings, tmp_path / settings["method"], {**paths, "teacher": short})
 
