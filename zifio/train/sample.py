@@ -72,8 +72,9 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     flops = sum(line["part_flops"] for line in log.read_metrics())
     tokens = sum(line["n_tokens"] for line in log.read_metrics())
     seconds = sum(line["step_s"] for line in log.read_timing())
-    totals = {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows), "kept": len(curated.rows)}
-    return totals | {f"dropped_{name}": n for name, n in curated.dropped.items()}
+    totals: dict[str, float] = {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows)}
+    totals |= {"kept": len(curated.rows), **{f"dropped_{name}": n for name, n in curated.dropped.items()}}
+    return totals
 
 
 def keep(rows: list[dict[str, Any]], stage: SampleStage) -> Curated:
