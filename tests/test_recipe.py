@@ -251,3 +251,12 @@ def test_chat_answers_with_the_thinking_apart(smoke: tuple[Path, dict]) -> None:
     done = zifio(*words, env=environment)
     assert done.returncode == 0, done.stderr
     assert {"question", "thinking", "answer", "tokens", "finish"} <= json.loads(done.stdout).keys()
+
+
+def test_the_recipe_of_students_takes_the_quickstarts_teacher_as_it_is() -> None:
+    """Copied stage folders pass for its own only while the settings are the same."""
+    quick, sums = (load_recipe(Path(f"recipes/{name}.toml"), []) for name in ("quickstart", "distill-sums"))
+    assert (quick.task, quick.seed) == (sums.task, sums.seed)
+    for name in ("tokenizer", "base", "r1-zero"):
+        one, other = (Run(recipe, Path("nowhere")) for recipe in (quick, sums))
+        assert one.digest(quick.named(name)) == other.digest(sums.named(name)), name

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf"),
+    0: ("config", "seed", "log", "gguf", "wire"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     2: ("checkpoint", "engine", "plan", "adapters", "label"),
@@ -30,6 +30,7 @@ TORCH_FREE_ROOMS = (
     "seed",
     "log",
     "gguf",
+    "wire",
     "tasks",
     "label",
     "plan",

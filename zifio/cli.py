@@ -244,7 +244,7 @@ VERBS = {
     ),
     "distill": Verb(
         STAGE,
-        "teach a small model the answers of a larger one",
+        "teach a small model by the text or the logits of a larger one",
         f"zifio distill {QUICK} --out runs/try",
         _stage_arguments,
     ),

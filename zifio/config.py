@@ -75,6 +75,37 @@ class Sampling(Config):
         return {name: value for name, value in harmless.items() if getattr(self, name) != value}
 
 
+class EndpointSettings(Config):
+    """How to speak with a server that understands OpenAI's chat completions."""
+
+    concurrency: int = Field(default=8, ge=1)
+    """Requests under way at once."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """A request that is not answered whole after this long is given up and tried again."""
+    connect_s: float = Field(default=10.0, gt=0)
+    """A connection that is not there after this long is tried again."""
+    tries: int = Field(default=6, ge=1)
+    """Tries of one request on 408, 425, 429, 5xx, a broken answer or a broken connection, before it counts as
+    failed."""
+    longest_wait_s: float = Field(default=60.0, gt=0)
+    """The longest wait between two tries, whatever Retry-After says."""
+    key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the API key; where it is empty no key is sent. The key is never written."""
+    length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the largest number of tokens to draw."""
+    send_seed: bool = True
+    """Whether each request carries its own seed."""
+    logprobs: bool = False
+    """Whether to ask for log-probs, which the scorer `logp` needs."""
+    extra: dict[str, Any] = {}
+    """More for the body of every request, as `extra = { reasoning_effort = "high" }`."""
+
+
+def is_url(word: str) -> bool:
+    """Whether this means an endpoint."""
+    return word.startswith(("http://", "https://"))
+
+
 def build(cls: type[Model], data: dict[str, Any], where: str) -> Model:
     """A validated `cls` from plain data; `where` (a file name, say) opens every message.
 

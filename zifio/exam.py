@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zifio.config import ConfigError, build, override
+from zifio.config import ConfigError, build, is_url, override
 from zifio.evaluate.config import ExamConfig, report_key
 from zifio.log import Finished, say
 from zifio.tasks.catalog import named_table
@@ -126,7 +126,7 @@ def _subject(exam: Exam, path: str | None, model: str | None, answers: Path | No
         settled = config.model_copy(update={"n": recorded.n, "budgets": []})
         return replace(exam, config=settled), recorded
     assert path is not None
-    if path.startswith(("http://", "https://")):
+    if is_url(path):
         from zifio.evaluate.endpoint import Endpoint
         from zifio.evaluate.replies import Frame
         from zifio.evaluate.turns import EndpointInTurns

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, NonNegativeInt, model_validator
 from rich.table import Table
 
-from zifio.config import Config, ConfigError, build, override, read_toml, suggestion
+from zifio.config import Config, ConfigError, build, is_url, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
@@ -79,7 +79,7 @@ def references(stage: AnyStage) -> list[str]:
         return list(stage.models)
     keys = ("tokenizer", "from_", "data", "teacher")
     values = [getattr(stage, key, None) for key in keys]
-    return [value for value in values if isinstance(value, str)]
+    return [value for value in values if isinstance(value, str) and not is_url(value)]
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -124,7 +124,8 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
 def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
-        if isinstance(stage, TokenizerStage) or (isinstance(stage, _LEARNERS) and not stage.held_out.every):
+        draws = isinstance(stage, DistillStage) and stage.draws
+        if isinstance(stage, TokenizerStage) or (isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws)):
             continue  # never samples
         starts = stage.models if isinstance(stage, EvalStage) else [stage.name]
         for context in filter(None, (_context_length(recipe, start) for start in starts)):
@@ -138,7 +139,8 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
 def _check_sizes(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage wants more held-out problems than its task has, or its data are not there."""
     for stage in recipe.stage:
-        task = getattr(stage, "task", None) or recipe.task
+        own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
+        task = own or recipe.task
         looks = getattr(stage, "held_out", None)
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):

@@ -10,8 +10,8 @@ from email.utils import format_datetime
 import pytest
 from server import Server, completion, serving
 
-from zifio.config import ConfigError, Sampling, build
-from zifio.evaluate.config import EndpointSettings, Prices
+from zifio.config import ConfigError, EndpointSettings, Sampling, build
+from zifio.evaluate.config import Prices
 from zifio.evaluate.endpoint import Endpoint
 from zifio.evaluate.replies import Ask, Failed, Frame, Said
 from zifio.tasks.episode import Policy
@@ -23,7 +23,7 @@ ASKS = [Ask(problem, 0, None, 100 + i) for i, problem in enumerate(PROBLEMS)]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("zifio.evaluate.endpoint._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("zifio.wire._FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

@@ -22,7 +22,7 @@ TASK = "chain_mod:min_terms=2,max_terms=4"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr("zifio.evaluate.endpoint._FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("zifio.wire._FIRST_WAIT_S", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -174,7 +174,7 @@ def test_killed_again_and_again_an_exam_asks_for_what_is_missing(tmp_path):
     """The command itself under SIGKILL, against a server in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("server.py"))], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).parents[1] / "server.py")], stdout=subprocess.PIPE, text=True
     )
     try:
         assert server.stdout is not None

@@ -90,11 +90,34 @@ def test_figures_of_a_whole_run(run):
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == {
         "final", "held_out", "reward", "response_length", "entropy", "sampler_trainer_gap", "loss", "expert_load",
-        "expert_balance", "cost",
+        "expert_balance", "cost", "pass_at_k",
     }  # fmt: skip
     markdown = (folder / "report.md").read_text()
     assert set(re.findall(r"\(figures/(\w+)\.png\)", markdown)) == names
     assert (folder / "report.html").read_text().count("<svg") == len(names)
+
+
+def test_efficiency_and_diversity_stand_side_by_side(tmp_path, two_figures):
+    """Both pages, for every model; a number that is not known is said to be unknown and nothing is made up."""
+    folder = make_run(tmp_path)
+    results = json.loads((folder / "final" / "results.json").read_text())
+    results["student"] |= {"distinct_right": 0.47, "reply_entropy": 4.25, "token_entropy": 0.321}
+    results["student"] |= {"coverage": 0.03, "coverage_possible": 0.064}
+    (folder / "final" / "results.json").write_text(json.dumps(results))
+    settings = json.loads((folder / "student" / "stage.json").read_text())
+    settings["settings"] |= {"method": "gkd", "from": "package:somewhere"}
+    (folder / "student" / "stage.json").write_text(json.dumps(settings))
+    report = write_report(folder, "quickstart", STAGES)
+    cost = report["ledger"]["r1"]
+    stages = report["stages"]
+    assert cost["student"] == stages["r1"]["flops"] + stages["r1-sft"]["flops"]
+    assert cost["with_sampling"] == cost["student"] + stages["traces"]["flops"]
+    assert cost["base"] == stages["base"]["flops"] and report["ledger"]["student"]["unknown"] == ["package:somewhere"]
+    for page in ("report.html", "report.md"):
+        text = (folder / page).read_text()
+        row = next(line for line in text.splitlines() if "gkd" in line) if page == "report.md" else text
+        for shown in ("47.0%", "4.25", "0.321", "3.0%", "6.4%", "unknown", flops_text(cost["with_sampling"])):
+            assert shown in (row if shown != flops_text(cost["with_sampling"]) else text), (page, shown)
 
 
 def test_the_same_run_gives_the_same_report(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from tiny import Sevens, context, deepseek, metrics, run, save_base
 
@@ -16,6 +17,7 @@ from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.engine.policy import load_policy
 from zifio.log import RunFolder
 from zifio.seed import stream_seed
+from zifio.tasks.catalog import verifier_digest
 from zifio.tasks.episode import play
 from zifio.train.config import SampleStage
 from zifio.train.sample import keep
@@ -84,7 +86,8 @@ ROWS = [
 def test_what_is_kept(changes: dict[str, Any], kept: list[str]):
     """Right and finished, each text once for a prompt, in order, within the limits."""
     found = keep(ROWS, stage(**({"most_per_problem": 4} | changes)))
-    assert [one["problem"] + one["response"] for one in found] == kept
+    assert [one["problem"] + one["response"] for one in found.rows] == kept
+    assert len(found.rows) + sum(found.dropped.values()) == len(ROWS)
 
 
 def test_rows_tell_where_they_come_from(base: Path, tmp_path: Path):
@@ -116,6 +119,23 @@ def test_totals_and_metrics_count_everything_drawn(base: Path, tmp_path: Path):
     assert lines[0]["pass_at_1"] == sum(one["outcome"] == "right" for one in drawn[:32]) / 32
     kept = read_jsonl(tmp_path / "data.jsonl")
     assert kept and all(one["outcome"] == "right" and one["finish"] == "stop" for one in kept)
+
+
+def test_what_filters_dropped_is_in_the_totals_and_on_the_card(base: Path, tmp_path: Path):
+    """Every drawn reply is either kept or dropped by one filter; both files hold the same rows."""
+    changes = {"keep": "all", "dataset": True, "license": "apache-2.0", "curation": {"max_tokens": 5}}
+    totals = here(tmp_path, base, **changes)
+    dropped = {key: n for key, n in totals.items() if key.startswith("dropped_")}
+    assert dropped["dropped_length"] > 0 and totals["kept"] + sum(dropped.values()) == totals["drawn"]
+    rows = read_jsonl(tmp_path / "data.jsonl")
+    assert rows == read_jsonl(tmp_path / "dataset" / "data.jsonl") and all(one["n_tokens"] <= 5 for one in rows)
+    table = pq.read_table(tmp_path / "dataset" / "data.parquet").to_pylist()
+    assert [one | {key: json.loads(one[key]) for key in ("parts", "sampling")} for one in table] == rows
+    card = (tmp_path / "dataset" / "README.md").read_text()
+    for name, n in dropped.items():
+        assert f"| {name.removeprefix('dropped_').replace('_', ' ')} | {n} |" in card
+    assert model_digest(base) in card and verifier_digest(TASK) in card and str(tmp_path) not in card
+    assert all(one["verifier"] == verifier_digest(TASK) for one in rows)
 
 
 def test_parts_are_a_matter_of_memory_only(base: Path, tmp_path: Path, monkeypatch):
@@ -181,7 +201,9 @@ def test_it_stops_drawing_when_there_is_enough(base: Path, tmp_path: Path):
 
 
 def test_nothing_kept_is_an_error_with_the_way_out(base: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"tiny: none of 80 replies was kept \(keep = 'process'\).*train it longer"):
+    with pytest.raises(
+        ConfigError, match=r"none of 80 replies was kept \(keep = 'process'; verdict: 80 dropped\).*train it longer"
+    ):
         here(tmp_path, base, keep="process")
     assert not (tmp_path / "data.jsonl").exists()
 
@@ -207,6 +229,6 @@ def test_the_written_file_is_plain_json_lines(base: Path, tmp_path: Path):
     lines = (tmp_path / "data.jsonl").read_text(encoding="utf-8").splitlines()
     keys = {
         "prompt", "response", "gold", "outcome", "parts", "reason", "n_tokens", "finish", "problem", "place", "seed",
-        "model", "sampling",
+        "model", "sampling", "verifier", "pass_rate",
     }  # fmt: skip
     assert all(json.loads(line).keys() == keys for line in lines)

@@ -90,14 +90,14 @@ def test_short_first_opens_ever_longer_conversations_and_then_walks_through_all(
     config, _ = KINDS["sft"]
     stage = build(config, {"kind": "sft", "name": "a", **SFT, "steps": 40, "sequences": 30, "short_first": 0.5}, "test")
     by_length = [Sequence([i], [1.0]) for i in range(100)]
-    longest = [max(one.tokens[0] for one in sft_module.choose(by_length, stage, 1, step)) for step in range(20)]
+    longest = [max(one.tokens[0] for one in sft_module.choose(by_length, stage, 1, step, 30)) for step in range(20)]
     for step, found in enumerate(longest):
         n_open = 100 * (0.1 + 0.9 * step / 20)
         assert 0.7 * n_open - 1 <= found < n_open
-    later = [one.tokens[0] for step in range(20, 40) for one in sft_module.choose(by_length, stage, 1, step)]
+    later = [one.tokens[0] for step in range(20, 40) for one in sft_module.choose(by_length, stage, 1, step, 30)]
     assert all(sorted(later[at : at + 100]) == list(range(100)) for at in range(0, 600, 100))
-    assert sft_module.choose(by_length, stage, 1, 7) == sft_module.choose(by_length, stage, 1, 7)
-    assert sft_module.choose(by_length, stage, 2, 7) != sft_module.choose(by_length, stage, 1, 7)
+    assert sft_module.choose(by_length, stage, 1, 7, 30) == sft_module.choose(by_length, stage, 1, 7, 30)
+    assert sft_module.choose(by_length, stage, 2, 7, 30) != sft_module.choose(by_length, stage, 1, 7, 30)
 
 
 def test_only_the_reply_and_its_end_count():

@@ -24,6 +24,7 @@ from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.task import Problem, Verdict
 from zifio.train.batch import Batch
 from zifio.train.config import RlStage
+from zifio.train.divergence import compare
 from zifio.train.loss import token_loss
 from zifio.train.rl import Rollouts, loss_terms
 
@@ -282,3 +283,22 @@ def test_rloo(kl_weight: float, monkeypatch, tmp_path: Path):
     loss = trl.RLOOTrainer._compute_loss(stub(args, now), None, inputs)
     (gradient,) = torch.autograd.grad(loss, now)
     assert_same(found, (loss.item(), gradient))
+
+
+@pytest.mark.filterwarnings("ignore:.*experimental")
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_divergences_equal_those_of_gkd(beta: float, monkeypatch: pytest.MonkeyPatch):
+    """TRL's generalised Jensen-Shannon divergence, whose ends are forward and reverse KL; values and gradients."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
+    generator = torch.Generator().manual_seed(1)
+    teacher, student = (2 * torch.randn(3, 5, 40, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    wanted = gkd.GKDTrainer.generalized_jsd_loss(student, teacher, beta=beta, temperature=0.7, reduction="none")
+    wanted = wanted.sum(dim=-1)
+    (gradient,) = torch.autograd.grad(wanted.sum(), student)
+    logp, logq = ((logits.detach() / 0.7).log_softmax(-1).flatten(0, 1) for logits in (teacher, student))
+    value, slope = compare(logp, logq, beta)
+    torch.testing.assert_close(value.view(3, 5), wanted.detach(), atol=1e-6, rtol=1e-5)
+    ours = (slope - logq.exp() * slope.sum(dim=1, keepdim=True)) / 0.7
+    torch.testing.assert_close(ours.view(3, 5, 40), gradient, atol=1e-6, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,21 @@ class LocalPolicy:
         self.engine = Engine(model, tokenizer.eos_id, max_rows, settings, tokenizer.decode, precision)
         self.longest: int | None = None
         """Most tokens of an episode in turns, where that is less than the model's context."""
+        self.opening: Callable[[list[Message]], list[int]] | None = None
+        """Tokens that a reply is made to begin with; they are part of it, but count as not sampled."""
 
     def complete(
         self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
     ) -> list[list[Reply]]:
         """n replies to each conversation; reply j to conversation p draws from `seeds[p][j]` alone."""
         assert all(len(group) == n for group in seeds), "one seed per reply"
-        completions_P_G = self.engine.generate([self.prompt(c) for c in conversations], seeds, sampling)
-        return [[self._reply(completion) for completion in group] for group in completions_P_G]
+        openings = [self.opening(c) if self.opening else [] for c in conversations]
+        prompts = [self.prompt(c) + opening for c, opening in zip(conversations, openings, strict=True)]
+        completions_P_G = self.engine.generate(prompts, seeds, sampling)
+        return [
+            [self._reply(completion, opening) for completion in group]
+            for group, opening in zip(completions_P_G, openings, strict=True)
+        ]
 
     def converse(
         self, starts_P_G: list[list[Start]], sampling: Sampling, max_turns: int, tools: list[dict[str, Any]]
@@ -65,15 +72,20 @@ class LocalPolicy:
         """The tokens after which the model replies; `tools` are offered where the chat template does that."""
         return self.tokenizer.encode_chat(conversation, generation_prompt=True, tools=tools)[0]
 
-    def _reply(self, completion: Completion) -> Reply:
-        finish, tokens = completion.finish, completion.tokens
+    def _reply(self, completion: Completion, opening: list[int]) -> Reply:
+        """What the engine drew, behind what the reply was made to begin with."""
+        finish, drawn = completion.finish, completion.tokens
         assert finish == "stop" or finish == "length", "a batch is neither refused in part nor cancelled"
-        text = completion.text
-        if text is None:
-            end = -1 if tokens and tokens[-1] in self.engine.eos_ids else len(tokens)
-            text = self.tokenizer.decode(tokens[:end])
+        if completion.text is None:
+            end = -1 if drawn and drawn[-1] in self.engine.eos_ids else len(drawn)
+            text = self.tokenizer.decode(opening + drawn[:end])
+        else:
+            text = (self.tokenizer.decode(opening) if opening else "") + completion.text
         experts = completion.experts_NLA
-        return Reply(tokens, text, completion.logps, finish, None if experts is None else experts.numpy())
+        sampled = [False] * len(opening) + [True] * len(drawn) if opening else []
+        logps = [0.0] * len(opening) + completion.logps
+        tokens = opening + drawn
+        return Reply(tokens, text, logps, finish, None if experts is None else experts.numpy(), sampled)
 
 
 def load_policy(

@@ -9,11 +9,11 @@ Try it alone:
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, EndpointSettings, Sampling
 from zifio.engine.config import EngineConfig
 from zifio.tasks.catalog import TaskConfig
 
@@ -67,32 +67,6 @@ class EvalStage(Config):
 
 
 Scorer = Literal["logp", "short", "long", "oracle"]
-
-
-class EndpointSettings(Config):
-    """How to speak with a server that understands OpenAI's chat completions."""
-
-    concurrency: PositiveInt = 8
-    """Requests under way at once."""
-    timeout_s: float = Field(default=600.0, gt=0)
-    """A request that is not answered whole after this long is given up and tried again."""
-    connect_s: float = Field(default=10.0, gt=0)
-    """A connection that is not there after this long is tried again."""
-    tries: PositiveInt = 6
-    """Tries of one request on 408, 425, 429, 5xx, a broken answer or a broken connection, before it counts as
-    failed."""
-    longest_wait_s: float = Field(default=60.0, gt=0)
-    """The longest wait between two tries, whatever Retry-After says."""
-    key_env: str = "OPENAI_API_KEY"
-    """The environment variable that holds the API key; where it is empty no key is sent. The key is never written."""
-    length_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the server calls the largest number of tokens to draw."""
-    send_seed: bool = True
-    """Whether each request carries its own seed."""
-    logprobs: bool = False
-    """Whether to ask for log-probs, which the scorer `logp` needs."""
-    extra: dict[str, Any] = {}
-    """More for the body of every request, as `extra = { reasoning_effort = "high" }`."""
 
 
 class Prices(Config):

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from zifio.evaluate.drawing import (
     AROUND_EVEN,
@@ -102,6 +102,39 @@ def _final(stages: Sequence[StageRecord]) -> Figure | None:
         "Training by reward should move the dot to where the rings of the model before were: what that one did now "
         "and then, this one does every time. Two models whose bars overlap may be equally good.",
     )  # fmt: skip
+
+
+def _curves(stages: Sequence[StageRecord]) -> Figure | None:
+    found = [stage for stage in stages if any(len(one.get("pass_at_k", {})) > 2 for one in stage.results.values())]
+    if not found:
+        return None
+    colours = colour_of(stages)
+    canvas = Canvas(figsize=(WIDTH, 3.2 * len(found)))
+    for axes, stage in zip(canvas.subplots(len(found), 1, squeeze=False)[:, 0], found, strict=True):
+        for model, one in stage.results.items():
+            shares = {int(k): share for k, share in one.get("pass_at_k", {}).items()}
+            axes.plot(list(shares), list(shares.values()), color=LIGHT[colours[model]], label=model, marker="o", ms=3)
+            ends = [one["pass_at_k_interval"][str(k)] for k in shares] if "pass_at_k_interval" in one else []
+            if ends:
+                axes.fill_between(list(shares), *zip(*ends, strict=True), color=LIGHT[colours[model]], alpha=0.15)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel(f"k tries ({stage.name})" if len(found) > 1 else "k tries")
+        axes.set_ylabel("pass@k")
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        legend = axes.legend(loc="best")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    return finish(
+        canvas,
+        "pass_at_k",
+        "What more tries bring",
+        "The chance that at least one of k replies is right, for each model on the same problems. Bands are 95% "
+        "intervals.",
+        "A curve that starts high and stays flat says the same thing every time. Where a lower start overtakes it "
+        "further right, training has made the model surer and not more able.",
+    )
 
 
 def _held_out(stages: Sequence[StageRecord]) -> Figure | None:
@@ -331,6 +364,29 @@ def _loss(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
+def _divergence(stages: Sequence[StageRecord]) -> Figure | None:
+    found, colours = [stage for stage in stages if stage.series("divergence")[0]], colour_of(stages)
+    if not found:
+        return None
+    canvas = Canvas(figsize=(WIDTH, 2.8))
+    axes = canvas.subplots()
+    for stage in found:
+        curve(axes, *stage.series("divergence"), LIGHT[colours[stage.name]], stage.name)
+    step_axis(axes, "distillation step of the stage")
+    axes.set_ylabel("nats per token")
+    axes.set_yscale("log")
+    axes.legend(loc="best")
+    return finish(
+        canvas,
+        "divergence",
+        "How far students are from their teachers",
+        "The divergence of the student's next-token distribution from the teacher's, on the text of each step. Which "
+        "divergence, and whose text, is the stage's own choice: levels of different methods are not comparable.",
+        "A quick fall that goes on slowly. A level that stays high: the student is too small, or the text is not the "
+        "teacher's. A rise on the student's own replies: it has wandered off to where the teacher is of no help.",
+    )
+
+
 def _cost(stages: Sequence[StageRecord]) -> Figure | None:
     found = [stage for stage in stages if stage.seconds]
     if not found:
@@ -366,7 +422,8 @@ def _cost(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 _FIGURES: tuple[Callable[[Sequence[StageRecord]], Figure | None], ...] = (
-    _final, _held_out, _reward, _length, _tools, _entropy, _gap, _loss, _expert_map, _expert_balance, _cost,
+    _final, _curves, _held_out, _reward, _length, _tools, _entropy, _gap, _loss, _divergence, _expert_map,
+    _expert_balance, _cost,
 )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from zifio.evaluate.drawing import THEME
 from zifio.evaluate.figures import colour_of, draw
+from zifio.evaluate.ledger import ledger
 from zifio.evaluate.record import StageRecord, examples, read_run, write_whole
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, seconds_text
 
@@ -37,7 +38,7 @@ def write_report(run_folder: Path, recipe_name: str, stage_order: Sequence[tuple
     without data.
     """
     stages = read_run(run_folder, stage_order)
-    report, figures = build_report(recipe_name, stages), draw(stages)
+    report, figures = build_report(recipe_name, stages, run_folder), draw(stages)
     for figure in figures:
         write_whole(run_folder / "figures" / f"{figure.name}.png", figure.png)
     words = {
@@ -53,8 +54,8 @@ def write_report(run_folder: Path, recipe_name: str, stage_order: Sequence[tuple
     return report
 
 
-def build_report(recipe_name: str, stages: Sequence[StageRecord]) -> dict[str, Any]:
-    """What report.json holds: `models`, `stages`, `evaluations`, and totals over all stages.
+def build_report(recipe_name: str, stages: Sequence[StageRecord], run_folder: Path) -> dict[str, Any]:
+    """What report.json holds: `models`, `stages`, `evaluations`, the models' `ledger`, and totals over all stages.
 
     A model that several `eval` stages have measured stands in `models` as the first of them found it.
     """
@@ -73,8 +74,15 @@ def build_report(recipe_name: str, stages: Sequence[StageRecord]) -> dict[str, A
         "models": {name: models[name] for stage in stages for name in stage.results},
         "stages": {name: {key: v for key, v in row.items() if v is not None} for name, row in values.items()},
         "evaluations": {stage.name: stage.results for stage in stages if stage.results},
+        "ledger": ledger({name: _stage_folder(run_folder, name, found) for name, found in models.items()}),
     }
     return report
+
+
+def _stage_folder(run_folder: Path, name: str, found: dict[str, Any]) -> Path:
+    """Where the stage that made a model has written, which may be another run's; of a run that was moved, here."""
+    folder = Path(found.get("path", "")).parent
+    return folder if (folder / "done.json").exists() else run_folder / name
 
 
 def headline(models: dict[str, dict[str, Any]]) -> str:

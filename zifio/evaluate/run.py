@@ -22,6 +22,7 @@ from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.evaluate.config import EvalStage
+from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.record import write_whole
 from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
@@ -189,6 +190,7 @@ class _Exam:
         policy = load_policy(path, None, self.stage.engine, self.stage.device, self.stage.precision)
         episodes_P_G = self._play(policy, number, progress)
         found = summarise(episodes_P_G, self.stage.ks, self.seed)
+        found |= diversity(episodes_P_G, self.task, self.stage.sampling, self.stage.ks, self.seed)
         size = parameters(policy.model.config)
         n_tokens = sum(e.reply.n_sampled for group in episodes_P_G for e in group)
         found |= {

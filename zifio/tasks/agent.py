@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
@@ -64,6 +65,11 @@ class Agent(Config):
     def isolated(self) -> bool:
         """Whether the check belongs in a worker that may be killed: the inner task knows."""
         return getattr(self.inner, "isolated", False)
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files of a user's own whose code judges."""
+        return getattr(self.inner, "sources", [])
 
     @property
     def tools(self) -> list[dict[str, Any]]:

@@ -8,7 +8,10 @@ Try it alone:
     python -c "from zifio.tasks.catalog import read_task; print(read_task({'name': 'chain_mod'}, 'here'))"
 """
 
+import hashlib
+import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -47,6 +50,17 @@ TaskConfig = Annotated[
 def make_task(config: TaskConfig) -> Task:
     """The task that a config describes."""
     return config
+
+
+def verifier_digest(task: Task) -> str:
+    """Twelve hex digits naming what judges: the code of all tasks, a user's own verifier, and the task's settings.
+
+    Where its data lie is no part of it, what they say is in the problems.
+    """
+    files = [*sorted(Path(__file__).parent.rglob("*.py")), *getattr(task, "sources", ())]
+    code = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    settings = task.model_dump_json(exclude={"path"}) if isinstance(task, Config) else task.name
+    return hashlib.sha256(json.dumps([settings, code]).encode()).hexdigest()[:12]
 
 
 class _Holder(Config):

@@ -67,6 +67,11 @@ class Custom(Rows):
         """Whether answers are checked in processes that can be ended: where a check may hang."""
         return any(not _is_quick(verifier) for verifier in (self.verifier, *self._own_verifiers().values()))
 
+    @property
+    def sources(self) -> list[Path]:
+        """The files whose code judges."""
+        return [self._file()] if self.verifier.endswith(".py") else []
+
     def row(self, raw: dict[str, Any], where: str) -> Row:
         """`prompt`, `answer`, and `verifier` where the row has its own."""
         own = raw.get("verifier") or ""

@@ -32,6 +32,7 @@ class Splits(Config):
     junk: float = Field(default=0.0, ge=0, le=1)
     """Share of documents whose six digits are random."""
     many: ClassVar[bool] = True  # a problem has several right answers
+    n_right: ClassVar[int] = 1000  # exactly so many
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function; train and held-out share no prompt."""

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, EndpointSettings, Sampling, build, is_url
+from zifio.data.clean import Curation
 from zifio.data.tokenizer import TokenizerConfig
 from zifio.engine.config import EngineConfig
 from zifio.models.config import Lora, ModelConfig
@@ -182,23 +183,96 @@ class SftStage(Conversations):
     """Model to start from."""
 
 
+class Hints(Config):
+    """How hints-then-RL goes: GRPO on the teacher's problems, each reply beginning like the teacher's trace."""
+
+    start: Share = 0.9
+    """Share of the trace's tokens that is given at the first step."""
+    until: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Share of the steps after which nothing is given any more; until then the hints shrink evenly."""
+    group: int = Field(default=16, ge=2)
+    """Rollouts per problem; a step has sequences / group problems."""
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"] | None = None
+    """As in an `rl` stage."""
+    format_weight: NonNegativeFloat = 1.0
+    """Worth of the agreed shape, beside 1 for a right answer."""
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    # Kullback-Leibler divergence on given text (Hinton et al., arXiv:1503.02531, on every token).
+    "forward_kl": {"student_share": 0.0, "beta": 0.0},
+    # On-policy (MiniLLM, arXiv:2306.08543, without its gradient through the sampling; Thinking Machines' distillation).
+    "reverse_kl": {"student_share": 1.0, "beta": 1.0},
+    # Agarwal et al., arXiv:2306.13649: part of the text is the student's own.
+    "gkd": {"student_share": 0.5, "beta": 0.5},
+}
+"""What the names of methods on logits stand for: values of DistillStage's own options, which explicit ones override."""
+
+_OF_LOGITS = ("teacher_model", "endpoint", "student_share", "beta", "temperature", "top_k")
+_READS = {"hints": ("hints",)} | {name: tuple(METHODS) for name in _OF_LOGITS}
+"""Which methods read an option."""
+
+
 class DistillStage(Conversations):
-    """Fine-tune a smaller student on a teacher's traces (R1, section 2.4: text only, no logits)."""
+    """Teach a student what a teacher knows: by its text, by its logits, or by reinforcement that its text helps."""
 
     kind: Literal["distill"]
     """Names the kind."""
     teacher: str
-    """The model whose traces the data holds; their provenance must agree."""
+    """The model that teaches; for the methods on logits also the address of a server that tells log-probs of prompts
+    (`prompt_logprobs` at /v1/completions, as vLLM has it) and has the student's tokenizer."""
+    teacher_model: str = ""
+    """What the server calls the teacher."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """How to speak with the server."""
+    method: Literal["traces", "forward_kl", "reverse_kl", "gkd", "hints"] = "traces"
+    """traces: fine-tuning on the teacher's text (R1, section 2.4), whatever its tokenizer; forward_kl, reverse_kl, gkd:
+    the teacher's next-token distributions, for which both must have one tokenizer; hints: RL on the teacher's problems
+    with the beginning of its trace given, less and less of it."""
     from_: str | None = Field(None, alias="from")
     """The student's base; or leave it out and give `model`."""
     model: ModelConfig | None = None
     """Shape of a student that starts from random weights."""
+    task: TaskConfig | None = None
+    """What the student's own replies are about; by default the recipe's task."""
+    student_share: Share = 0.5
+    """Share of a step's sequences that the student has just drawn; the others come from `data` (GKD's lambda)."""
+    beta: Share = 0.5
+    """Which divergence from the teacher's p to the student's q: 0 is forward KL(p || q), 1 is reverse KL(q || p), and
+    between lies GKD's Jensen-Shannon divergence, whose mixture holds this much of p."""
+    temperature: PositiveFloat = 1.0
+    """Both models' logits are divided by this before they are compared."""
+    top_k: NonNegativeInt = 0
+    """Compare the teacher's likeliest tokens one by one and all others as a whole: a lower bound of the divergence
+    (`divergence.py` says how near); 0 compares all."""
+    hints: Hints = Hints()
+    """How hints-then-RL goes."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the student draws replies to learn from."""
+        return self.method == "hints" or (self.method in METHODS and self.student_share > 0)
 
     @model_validator(mode="after")
-    def _has_traces(self) -> DistillStage:
-        if self.data is None:
-            raise ValueError("data: wanted the teacher's traces, came nothing. Name a `sample` stage or a JSONL file")
-        return self
+    def _one_source(self) -> DistillStage:
+        """The values of a named method where none is given, for what it wants depends on them."""
+        preset = METHODS.get(self.method, {})
+        missing = {name: value for name, value in preset.items() if name not in self.model_fields_set}
+        stage = self.model_copy(update=missing)
+        wants_data = stage.method not in METHODS or stage.student_share < 1
+        if stage.documents is not None:
+            raise ValueError("documents: wanted a teacher's text, came a number of documents. Give `data` instead")
+        if wants_data and stage.data is None:
+            way_out = " Or set student_share = 1: the student writes all of it." if stage.method in METHODS else ""
+            raise ValueError(
+                f"data: wanted the teacher's traces, came nothing. Name a `sample` stage or a JSONL file.{way_out}"
+            )
+        if not wants_data and stage.data is not None:
+            raise ValueError(
+                f"data: wanted none, for the student writes all text itself (student_share = 1), came {stage.data!r}. "
+                "Leave it out, or lower student_share"
+            )
+        return stage
 
     @model_validator(mode="after")
     def _one_start(self) -> DistillStage:
@@ -206,7 +280,58 @@ class DistillStage(Conversations):
             raise ValueError("wanted either `from` (a base to start from) or `model` (a shape), not both or neither")
         if self.lora is not None and self.from_ is None:
             raise ValueError("wanted a base under the adapters of `lora`, came random weights; give `from`")
+        if self.method == "hints" and self.from_ is None:
+            raise ValueError("wanted a base that RL can start from, came random weights; give `from`")
         return self
+
+    @model_validator(mode="after")
+    def _what_the_method_reads(self) -> DistillStage:
+        for name, methods in _READS.items():
+            if name in self.model_fields_set and self.method not in methods:
+                raise ValueError(f"{name} counts with method {', '.join(methods)} only, came method {self.method}")
+        self._check_server()
+        if "task" in self.model_fields_set and not self.draws:
+            raise ValueError(f"task is what the student draws replies to, and with method {self.method} it draws none")
+        if self.method == "hints" and self.sequences % self.hints.group:
+            raise ValueError(f"sequences={self.sequences} is not divisible by hints.group={self.hints.group}")
+        if self.method == "hints" and self.short_first:
+            raise ValueError("short_first orders conversations to imitate; with method hints it counts for nothing")
+        if self.method == "hints":
+            self.as_rl()
+        return self
+
+    def as_rl(self) -> RlStage:
+        """The `rl` stage that trains behind hints, where it has this stage's settings; its balance is off unless set.
+
+        Raises ConfigError for what RL cannot do.
+        """
+        shared = set(ModelStage.model_fields) | {"lora"}
+        settings = self.model_dump(mode="json", include=shared, exclude_unset=True)
+        settings |= {"kind": "rl", "name": self.name, "from": self.from_, "gate": False}
+        settings |= {"prompts": self.sequences // self.hints.group, "group": self.hints.group}
+        settings |= {"format_weight": self.hints.format_weight}
+        return build(RlStage, settings | ({"loss": self.hints.loss} if self.hints.loss else {}), self.name)
+
+    def _check_server(self) -> None:
+        """Raise ValueError where a server could not teach so, or where there is none."""
+        if not is_url(self.teacher):
+            if {"teacher_model", "endpoint"} & self.model_fields_set:
+                raise ValueError(f"teacher_model and endpoint are about a server, came teacher={self.teacher!r}")
+            return
+        if self.method not in METHODS:
+            raise ValueError(
+                f"method {self.method} wants text of the teacher with its weights' digest, came the address "
+                f"{self.teacher}. For text of a server use an `sft` stage, for its log-probs another method"
+            )
+        if not self.teacher_model:
+            raise ValueError("teacher_model: wanted what the server calls the teacher, came nothing")
+        if not self.top_k or self.temperature != 1:
+            raise ValueError(
+                f"a server tells its likeliest tokens at temperature 1, came top_k={self.top_k} and "
+                f"temperature={self.temperature:g}. Set top_k to what the server gives (20 at most, by vLLM's default)"
+            )
+        if self.from_ is None:
+            raise ValueError("wanted a base that has the teacher's tokenizer, for a server gives none; give `from`")
 
 
 class PassRateCurriculum(Config):
@@ -384,7 +509,7 @@ class RlStage(ModelStage):
 
 
 class SampleStage(Stage):
-    """Rejection sampling: draw replies, keep what the verifier calls right, drop duplicates, write JSONL."""
+    """Rejection sampling: draw replies, keep what the verifier calls right, curate it, write JSONL."""
 
     kind: Literal["sample"]
     """Names the kind."""
@@ -402,6 +527,12 @@ class SampleStage(Stage):
     """At most this many different kept replies per problem."""
     most: PositiveInt | None = None
     """At most this many kept replies in all ("a few long traces")."""
+    curation: Curation = Curation()
+    """What else is asked of a kept reply: length, script, no near-duplicates, an even difficulty."""
+    dataset: bool = False
+    """Also write dataset/, as a hub wants it: JSON lines, parquet, and a card that says how it was made."""
+    license: str | None = None
+    """Of the data set, for its card, as the hub spells it (apache-2.0)."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to sample; auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -8,6 +8,7 @@ Try it alone: `pytest tests/train/test_draw.py`
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from zifio.config import ConfigError
 from zifio.engine.policy import LocalPolicy
 from zifio.models.count import forward_flops
 from zifio.models.lora import folded
-from zifio.seed import stream_seed
+from zifio.seed import stream, stream_seed
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Reply, conversation, play
 from zifio.tasks.task import Problem, Task, Verdict
@@ -53,9 +54,13 @@ class Drawn:
 class Drawing:
     """Draws the rollouts of a step: a pure function of the policy, the step and the difficulty so far."""
 
-    def __init__(self, stage: RlStage, seed: int, task: Task) -> None:
-        """Raises ConfigError when the task cannot follow the stage's curriculum."""
-        self.stage, self.full_task = stage, task
+    def __init__(self, stage: RlStage, seed: int, task: Task, given: Sequence[Problem] = ()) -> None:
+        """Draws the task's own problems, or walks through the `given` ones.
+
+        Raises ConfigError when the task cannot follow the stage's curriculum.
+        """
+        self.stage, self.full_task, self.given = stage, task, given
+        self._orders: dict[int, list[int]] = {}
         self.seed = stream_seed(seed, "rl", stage.name)
         self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
 
@@ -74,7 +79,7 @@ class Drawing:
         drawn: list[list[Episode]] = []
         for number in range(step * n_rounds, (step + 1) * n_rounds):
             indices = range(number * stage.prompts, (number + 1) * stage.prompts)
-            problems = [task.problem("train", index, self.seed) for index in indices]
+            problems = [self._problem(task, index) for index in indices]
             with folded(policy.model):
                 groups = play(policy, task, problems, stage.group, stage.sampling, self.seed, "step", step)
             drawn += groups
@@ -94,11 +99,21 @@ class Drawing:
             metrics[f"curriculum/{self.difficulty.curriculum.option}"] = self.difficulty.value
             if "pass_at_1" in metrics:
                 self.difficulty.follow(metrics["pass_at_1"])
-        flops = _flops(policy, task, drawn)
+        flops = sampling_flops(policy, task, drawn)
         return Drawn(kept, metrics, flops, time.perf_counter() - began)
 
+    def _problem(self, task: Task, index: int) -> Problem:
+        """The index-th problem; those that are given come in a new order every epoch."""
+        if not self.given:
+            return task.problem("train", index, self.seed)
+        epoch, place = divmod(index, len(self.given))
+        if epoch not in self._orders:
+            n = len(self.given)
+            self._orders = {epoch: stream(self.seed, "given", epoch).sample(range(n), n)}  # one at a time is in use
+        return self.given[self._orders[epoch][place]]
 
-def _flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
+
+def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
     """Of sampling: one forward pass over every prompt with its reply."""
     total = 0.0
     for group in groups:

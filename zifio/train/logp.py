@@ -50,15 +50,15 @@ def token_logp_entropy(
     Of the policy softmax(logits / temperature). Zero where a token is not counted and in column 0; all others count
     when `counted_BT` is None. `before_N` is each token's predecessor, flattened (`models.attention.predecessors`); by
     default the token to its left. The entropy carries no gradient. Beside one chunk of logits, memory grows with the
-    tokens only, forwards and backwards. The one place where prediction and target are shifted against each other.
+    tokens only, forwards and backwards.
     """
     B, T = tokens_BT.shape
     head = model.lm_head
     assert isinstance(head, nn.Linear) and head.bias is None, "chunks multiply by the head's matrix and by nothing else"
     counted_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if counted_BT is None else counted_BT
     before_N = torch.arange(B * T, device=tokens_BT.device) - 1 if before_N is None else before_N
-    at_N = F.pad(counted_BT[:, 1:], (1, 0)).flatten().nonzero()[:, 0]  # column 0 is never counted
-    before_ND = hidden_BTD.flatten(0, 1).index_select(0, before_N[at_N])
+    at_N, from_N = predictors(counted_BT, before_N)
+    before_ND = hidden_BTD.flatten(0, 1).index_select(0, from_N)
     target_N = tokens_BT.flatten()[at_N]
     if kernels.native(before_ND):
         scale = kernels.scale_of(torch.tensor(temperature, device="cpu")).item()
@@ -69,6 +69,17 @@ def token_logp_entropy(
         logp_N, entropy_N = _Chunks.apply(before_ND, head.weight, target_N, temperature, with_entropy, chunk_tokens)
     logp_BT = logp_N.new_zeros(B * T).index_copy(0, at_N, logp_N).view(B, T)
     return logp_BT, logp_N.new_zeros(B * T).index_copy(0, at_N, entropy_N).view(B, T) if with_entropy else None
+
+
+def predictors(
+    counted_BT: Bool[Tensor, "B T"], before_N: Int[Tensor, " N"]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Where the counted tokens are on the flattened axis, and where the hidden states that predict them are.
+
+    Column 0 is never counted. The one place where prediction and target are shifted against each other.
+    """
+    at_N = F.pad(counted_BT[:, 1:], (1, 0)).flatten().nonzero()[:, 0]
+    return at_N, before_N[at_N]
 
 
 class _Chunks(torch.autograd.Function):
@@ -95,8 +106,8 @@ class _Chunks(torch.autograd.Function):
         logp_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float32)
         entropy_N = torch.zeros_like(logp_N)
         head_VD = head_VD.to(ctx.dtype)
-        for part in _parts(len(hidden_ND), chunk_tokens):
-            logp_nV = _chunk_logp(hidden_ND[part].to(ctx.dtype), head_VD, temperature)
+        for part in parts(len(hidden_ND), chunk_tokens):
+            logp_nV = chunk_logp(hidden_ND[part].to(ctx.dtype), head_VD, temperature)
             logp_N[part] = logp_nV.gather(1, target_N[part, None])[:, 0]
             if with_entropy:
                 entropy_N[part] = -logp_nV.exp().mul_(logp_nV).sum(dim=1)
@@ -111,9 +122,9 @@ class _Chunks(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden_ND) if wants_hidden else None
         head_gradient = torch.zeros_like(head_VD) if wants_head else None
         head_VD = head_VD.to(ctx.dtype)
-        for part in _parts(len(hidden_ND), ctx.chunk_tokens):
+        for part in parts(len(hidden_ND), ctx.chunk_tokens):
             hidden_nD, weight_n1 = hidden_ND[part].to(ctx.dtype), gradient_N[part, None] / ctx.temperature
-            logits_gradient = _chunk_logp(hidden_nD, head_VD, ctx.temperature).exp_().mul_(-weight_n1)
+            logits_gradient = chunk_logp(hidden_nD, head_VD, ctx.temperature).exp_().mul_(-weight_n1)
             logits_gradient = logits_gradient.scatter_add_(1, target_N[part, None], weight_n1).to(ctx.dtype)
             if hidden_gradient is not None:
                 hidden_gradient[part] = (logits_gradient @ head_VD).to(hidden_gradient.dtype)
@@ -124,10 +135,12 @@ class _Chunks(torch.autograd.Function):
         return hidden_gradient, head_gradient, None, None, None, None
 
 
-def _chunk_logp(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+def chunk_logp(hidden_nD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+    """log softmax(hidden @ head.T / temperature) of a few tokens, in fp32 whatever the product's type."""
     logits_nV = F.linear(hidden_nD, head_VD).float()
     return (logits_nV if temperature == 1 else logits_nV.div_(temperature)).log_softmax(dim=-1)
 
 
-def _parts(n: int, size: int) -> list[slice]:
+def parts(n: int, size: int) -> list[slice]:
+    """Slices of at most `size` that cover n things."""
     return [slice(start, start + size) for start in range(0, n, size)]

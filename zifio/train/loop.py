@@ -49,7 +49,9 @@ class StepData:
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds of the stage's own parts."""
     flops: float = 0.0
-    """FLOPs spent before training (sampling, reference log-probs)."""
+    """FLOPs spent beside training (sampling, reference log-probs, a teacher)."""
+    teacher_flops: float = 0.0
+    """Those of them that a teacher spent."""
 
 
 Source = Callable[[int], StepData]
@@ -104,6 +106,8 @@ class Trainer:
                 if not data.updates or step + 1 == self.stage.steps:
                     self._check_weights(step)  # no loss will do it
                 totals["flops"] += data.flops + metrics.pop("train_flops")
+                if data.teacher_flops:
+                    totals["teacher_flops"] = totals.get("teacher_flops", 0.0) + data.teacher_flops
                 totals["tokens"] += metrics["n_tokens"]
                 self.log.metrics(step + 1, {**data.metrics, **metrics, "flops": totals["flops"]})
                 self._time(step + 1, time.perf_counter() - began, metrics["n_tokens"], data.timing, totals)

@@ -1,9 +1,10 @@
-"""The one loss: three terms under per-token weights, plus what keeps the model healthy (MTP, expert balance).
+"""The one loss: four terms under per-token weights, plus what keeps the model healthy (MTP, expert balance).
 
     sum_t  w_policy  * c * -min(r A, clip(r, 1-low, 1+high) A)                               (GRPO, DeepSeekMath eq. 3)
       or   w_policy  * c * -sg(min(r, cap)) A logp                                           (CISPO, arXiv:2506.13585)
          + w_ce      * -logp                                                                 (pretraining, SFT)
          + w_kl      * k                                                                     (penalty for leaving ref)
+         + w_teacher * D(teacher, pi)                                                        (`divergence.py`)
          + mtp       * sum_t w_ce(t) * -logp_mtp(t)                                          (DeepSeek-V3 eq. 24, 25)
          + balance   * sequence-wise balance loss                                            (DeepSeek-V3 eq. 17)
 
@@ -30,7 +31,8 @@ from zifio.models.attention import predecessors
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
 from zifio.train.batch import Batch
 from zifio.train.config import Correction
-from zifio.train.logp import token_logp_entropy
+from zifio.train.divergence import Teacher, Top, divergence
+from zifio.train.logp import predictors, token_logp_entropy
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class LossTerms:
     kl: Literal["k1", "k2", "k3", "k3_corrected"] = "k3"
     correction: Correction | None = None
     off_policy_delta: float | None = None
+    teacher: Teacher | None = None
+    """Whom the tokens with a teacher weight are to follow; it is asked for one micro-batch at a time."""
+    beta: float = 0.0
+    """Which divergence from the teacher: 0 forward KL, 1 reverse KL, between them GKD's."""
 
 
 @dataclass
@@ -79,6 +85,7 @@ def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: fl
         with_entropy,
     )
     result = token_loss(logp_BT, entropy_BT, batch, terms)
+    _divergence(result, model, output, batch, terms)
     if with_mtp:
         _multi_token(result, model, output, batch, terms.mtp_weight)
     if output.routing:
@@ -101,7 +108,7 @@ def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tenso
 def token_loss(
     logp_BT: Float[Tensor, "B T"], entropy_BT: Float[Tensor, "B T"] | None, batch: Batch, terms: LossTerms
 ) -> LossResult:
-    """The three terms of the loss that follow from the tokens' log-probs; the module's docstring has the formulas."""
+    """The three terms that follow from the tokens' own log-probs; the module's docstring has the formulas."""
     result = LossResult(logp_BT.new_zeros(()))
     _cross_entropy(result, logp_BT, batch)
     _policy_gradient(result, logp_BT, entropy_BT, batch, terms)
@@ -220,6 +227,23 @@ def _reference_kl(result: LossResult, logp_BT: Tensor, batch: Batch, terms: Loss
             estimate_BT = estimate_BT * _ratio(logp_BT, batch, terms, counted_BT)
     result.loss = result.loss + (weight_BT * estimate_BT).sum()
     result.sums["kl"] = estimate_BT.detach()[counted_BT].sum().item()
+
+
+def _divergence(result: LossResult, model: Decoder, output: Output, batch: Batch, terms: LossTerms) -> None:
+    """The divergence from the teacher; of one that tells its likeliest tokens only, also the mass that it left out."""
+    weight_BT = batch.column("teacher_weight")
+    if weight_BT is None or terms.teacher is None:
+        return
+    counted_BT = weight_BT != 0
+    targets = terms.teacher.targets(batch, counted_BT)
+    before_N = predecessors(batch.positions_BT)
+    value_BT = divergence(model, output.hidden_BTD, targets, counted_BT, before_N, terms.beta, terms.temperature)
+    term = (weight_BT * value_BT).sum()
+    result.loss = result.loss + term
+    result.sums["divergence"] = term.item()
+    if isinstance(targets, Top):
+        weight_N = weight_BT.flatten()[predictors(counted_BT, before_N)[0]]
+        result.sums["teacher_rest"] = (weight_N * targets.rest_N.exp()).sum().item()
 
 
 def _multi_token(result: LossResult, model: Decoder, output: Output, batch: Batch, mtp_weight: float) -> None:

@@ -12,6 +12,7 @@ Run alone: `zifio rl recipes/quickstart.toml --stage r1-zero steps=20 --out runs
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from zifio.models.lora import bare, folded
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation
-from zifio.tasks.task import Task
+from zifio.tasks.task import Problem, Task
 from zifio.train.advantage import group_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
@@ -82,10 +83,21 @@ def loss_terms(stage: RlStage) -> LossTerms:
 class Rollouts:
     """Where an RL step's batches come from; implements `loop.Memory`."""
 
-    def __init__(self, stage: RlStage, seed: int, task: Task, model: Decoder, tokenizer: ChatTokenizer) -> None:
-        """Raises ConfigError when the task cannot follow the curriculum, or a dense model is to replay its routing."""
+    def __init__(
+        self,
+        stage: RlStage,
+        seed: int,
+        task: Task,
+        model: Decoder,
+        tokenizer: ChatTokenizer,
+        given: Items[Problem] = (),
+    ) -> None:
+        """Of the task's own problems, or of those `given`.
+
+        Raises ConfigError when the task cannot follow the curriculum, or a dense model is to replay its routing.
+        """
         self.stage, self.tokenizer = stage, tokenizer
-        self.drawing = Drawing(stage, seed, task)
+        self.drawing = Drawing(stage, seed, task, given)
         is_replay = stage.routing == "replay"
         if is_replay and not model.routers():
             raise ConfigError(

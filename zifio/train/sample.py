@@ -1,7 +1,8 @@
-"""Rejection sampling: draw replies, keep what the verifier accepts, drop duplicates, write JSONL (R1, section 2.3.3).
+"""Rejection sampling: draw replies, keep what the verifier accepts, curate it, write JSONL (R1, section 2.3.3).
 
-Every kept row carries its provenance: the weights that wrote it, the problem, the seed, the verdict. Parts of a few
-hundred problems are written whole, so that a killed run goes on behind the last part.
+Every kept row carries its provenance: the weights that wrote it, the problem, the seed, the verdict and the digest of
+what gave it. What each filter (`data/clean.py`) dropped is in the totals. Parts of a few hundred problems are written
+whole, so that a killed run goes on behind the last part.
 
 Run alone: `zifio sample recipes/quickstart.toml --stage traces problems=64 --out runs/try`
 """
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from zifio.checkpoint import model_digest
-from zifio.config import ConfigError
+from zifio.config import Config, ConfigError
+from zifio.data.card import write_dataset
+from zifio.data.clean import Curated, curate
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
 from zifio.seed import stream_seed
-from zifio.tasks.catalog import make_task
+from zifio.tasks.catalog import make_task, verifier_digest
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation, play, record
 from zifio.tasks.task import Task
@@ -50,20 +53,53 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
             if not path.exists():
                 _one_part(stage, context, policy, task, digest, part, path, log)
             rows += _read_part(path, digest)
-            kept = keep(rows, stage)
-            progress.update(part + 1, {"kept": len(kept)})
-            if stage.most is not None and len(kept) >= stage.most:
+            if stage.most is None and part + 1 < n_parts:
+                progress.update(part + 1, {"drawn": len(rows)})
+                continue  # filters look at all rows, so they wait for the last of them
+            curated = keep(rows, stage)
+            progress.update(part + 1, {"kept": len(curated.rows)})
+            if stage.most is not None and len(curated.rows) >= stage.most:
                 break
-    if not kept:
+    if not curated.rows:
         raise ConfigError(
-            f"{stage.name}: none of {len(rows)} replies was kept (keep = {stage.keep!r}). The model is too weak for "
-            "this filter: train it longer, draw more replies per problem (n), or loosen keep."
+            f"{stage.name}: none of {len(rows)} replies was kept (keep = {stage.keep!r}{_dropped_words(curated)}). The "
+            "model is too weak for this filter: train it longer, draw more replies per problem (n), or loosen keep or "
+            "curation."
         )
-    write_jsonl(context.folder / "data.jsonl", kept)
+    if stage.dataset:
+        write_dataset(context.folder / "dataset", curated, _about(stage, task, digest), stage.license)
+    write_jsonl(context.folder / "data.jsonl", curated.rows)
     flops = sum(line["part_flops"] for line in log.read_metrics())
     tokens = sum(line["n_tokens"] for line in log.read_metrics())
     seconds = sum(line["step_s"] for line in log.read_timing())
-    return {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows), "kept": len(kept)}
+    totals: dict[str, float] = {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows)}
+    totals |= {"kept": len(curated.rows), **{f"dropped_{name}": n for name, n in curated.dropped.items()}}
+    return totals
+
+
+def keep(rows: list[dict[str, Any]], stage: SampleStage) -> Curated:
+    """What the stage keeps of the rows, and what its filters dropped."""
+    return curate(rows, stage.keep, stage.most_per_problem, stage.most, stage.curation)
+
+
+def _dropped_words(curated: Curated) -> str:
+    found = {name: n for name, n in curated.dropped.items() if n}
+    return "".join(f"; {name.replace('_', ' ')}: {n} dropped" for name, n in found.items())
+
+
+def _about(stage: SampleStage, task: Task, digest: str) -> dict[str, Any]:
+    """How the rows were made, for the card; no path of this machine."""
+    settings = task.model_dump(exclude={"path"}) if isinstance(task, Config) else {}
+    return {
+        "model": f"{Path(stage.from_).name} (weights {digest})",
+        "task": f"{task.name} {json.dumps(settings)}",
+        "verifier": verifier_digest(task),
+        "problems": stage.problems,
+        "replies per problem": stage.n,
+        "sampling": stage.sampling.model_dump_json(),
+        "kept": stage.keep,
+        "curation": stage.curation.model_dump_json(),
+    }
 
 
 def _part_problems(stage: SampleStage) -> int:
@@ -91,7 +127,8 @@ def _one_part(
     seconds = time.perf_counter() - began
     log.timing(part + 1, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
     # Last of all, so that a part which is there has its numbers too.
-    write_jsonl(path, [_row(stage, digest, seed, j, episode) for j, episode in episodes])
+    verifier = verifier_digest(task)
+    write_jsonl(path, [_row(stage, digest, verifier, seed, j, episode) for j, episode in episodes])
 
 
 def _read_part(path: Path, digest: str) -> list[dict[str, Any]]:
@@ -105,26 +142,6 @@ def _read_part(path: Path, digest: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(stage: SampleStage, digest: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:
-    provenance = {"seed": seed, "model": digest, "sampling": stage.sampling.model_dump()}
+def _row(stage: SampleStage, digest: str, verifier: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:
+    provenance = {"seed": seed, "model": digest, "verifier": verifier, "sampling": stage.sampling.model_dump()}
     return {**record(episode, place), **provenance}
-
-
-def keep(rows: list[dict[str, Any]], stage: SampleStage) -> list[dict[str, Any]]:
-    """The rows that pass the filter, each (prompt, response) once, in order, within the stage's limits."""
-    seen: set[tuple[str, str]] = set()
-    per_problem: dict[str, int] = {}
-    kept = []
-    for row in rows:
-        key = (row["prompt"], json.dumps(row["messages"]) if "messages" in row else row["response"])
-        good = stage.keep == "all" or (row["outcome"] == "right" and row["finish"] == "stop")
-        if stage.keep == "process":
-            good = good and row["parts"].get("process") == 1.0
-        if not good or key in seen or per_problem.get(row["problem"], 0) >= stage.most_per_problem:
-            continue
-        seen.add(key)
-        per_problem[row["problem"]] = per_problem.get(row["problem"], 0) + 1
-        kept.append(row)
-        if stage.most is not None and len(kept) == stage.most:
-            break
-    return kept

@@ -42,12 +42,11 @@ def fine_tune(
 ) -> dict[str, float]:
     """The training that `sft` and `distill` share."""
     prepare(model, stage, context)
-    sequences = [_sequence(tokenizer, row) for row in rows]
-    sequences.sort(key=lambda sequence: len(sequence.tokens))
+    sequences = by_length(tokenizer, rows)
     check_context(model, len(sequences[-1].tokens), "a conversation of the data")
 
     def batches(step: int) -> StepData:
-        chosen = choose(sequences, stage, context.seed, step)
+        chosen = choose(sequences, stage, context.seed, step, stage.sequences)
         layout = stage.rows
         metrics = {"epoch": (step + 1) * stage.sequences / len(sequences)}
         packed = make_batches(mean_weighted(chosen), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
@@ -80,12 +79,17 @@ def _sequence(tokenizer: ChatTokenizer, row: dict[str, Any]) -> Sequence:
     return conversation_sequence(tokenizer, row["prompt"], row["response"])
 
 
-def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int) -> list[Sequence]:
-    """What a step learns from: at first draws from the shortest conversations, then a walk through all of them.
+def by_length(tokenizer: ChatTokenizer, rows: list[dict[str, Any]]) -> list[Sequence]:
+    """The rows' conversations, shortest first."""
+    return sorted((_sequence(tokenizer, row) for row in rows), key=lambda sequence: len(sequence.tokens))
+
+
+def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int, n: int) -> list[Sequence]:
+    """The n that a step learns from: at first draws from the shortest conversations, then a walk through all of them.
 
     `by_length` is sorted, shortest first. A nano model learns which operand comes next on short sums, or never.
     """
-    n, n_early = stage.sequences, round(stage.short_first * stage.steps)
+    n_early = round(stage.short_first * stage.steps)
     if step >= n_early:
         first = (step - n_early) * n
         return [_nth(by_length, index, seed, stage.name) for index in range(first, first + n)]

@@ -99,7 +99,8 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def decide(self, request: dict[str, Any], path: str, key: str | None) -> Any:
-        name = json.dumps([request.get("seed"), request["messages"], request.get("max_tokens")])
+        asked = request.get("messages", request.get("prompt"))
+        name = json.dumps([request.get("seed"), asked, request.get("max_tokens")])
         with self._lock:
             self.requests.append(request)
             self.paths.append(path)

@@ -1,0 +1,90 @@
+"""Diversity is counted exactly: by hand, by enumeration, and on a task whose right answers are known."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from zifio.config import Sampling
+from zifio.evaluate.diversity import distinct_of, diversity
+from zifio.tasks.episode import Episode, Reply
+from zifio.tasks.splits import Splits
+from zifio.tasks.sums import ChainSum
+from zifio.tasks.task import Problem, Task, Verdict, render_response
+
+PLAIN = Sampling()
+
+
+def group(words: str, logp: float = -0.5) -> list[Episode]:
+    """A reply for every word: `a b` are right, `-a` wrong, `!a` broken; each of two tokens."""
+    episodes = []
+    for word in words.split():
+        outcome = {"-": "wrong", "!": "error"}.get(word[0], "right")
+        reply = Reply([1, 2], render_response("", word), [logp, logp])
+        episodes.append(Episode(Problem("id", "p", "g"), reply, Verdict(outcome, float(outcome == "right"))))
+    return episodes
+
+
+def test_distinct_of_k_is_the_mean_over_all_choices():
+    words = list("aaabbcd")
+    for k in range(1, 8):
+        chosen = [len(set(some)) for some in combinations(words, k)]
+        assert distinct_of(Counter(words), k) == pytest.approx(sum(chosen) / len(chosen))
+
+
+def test_figures_by_hand():
+    """Two of three right ones differ, and all of two; a problem that is never right counts in the coverage alone."""
+    found = diversity([group("a a b -c"), group("a b -c !d"), group("-a -b")], ChainSum(), PLAIN, [1, 2, 4])
+    assert found["distinct_right"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["distinct_right_at_k"] == {"2": pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)}
+    assert found["distinct_right_at_k_problems"] == {"2": 2}
+    assert found["coverage"] == pytest.approx(2 / 3) and found["coverage_possible"] == 1.0
+    low, high = found["distinct_right_interval"]
+    assert low <= found["distinct_right"] <= high
+
+
+def test_coverage_counts_right_answers_where_the_task_says_how_many_there_are():
+    """`splits` has a thousand; so many replies can find at most so many. The shape of a reply does not matter."""
+    replies = [*group("013143 103143 013143"), *group("-000000")]
+    found = diversity([replies], Splits(), PLAIN, [1])
+    assert found["coverage"] == 2 / 1000 and found["coverage_possible"] == 4 / 1000
+
+
+def test_a_thousand_right_answers_are_right_and_no_more():
+    """What `n_right` says is so."""
+    task = Splits()
+    problem = task.problem("held-out", 0, seed=1)
+    a, b, c = map(int, problem.prompt.split(","))
+    answers = {
+        f"{x}{(a - x) % 10}{y}{(b - y) % 10}{z}{(c - z) % 10}" for x in range(10) for y in range(10) for z in range(10)
+    }
+    assert len(answers) == task.n_right
+    assert all(task.score(problem, render_response("", answer)).outcome == "right" for answer in answers)
+    others = [f"{i:06d}" for i in range(0, 10**6, 997)]
+    right = [o for o in others if task.score(problem, render_response("", o)).outcome == "right"]
+    assert set(right) == answers & set(others)
+
+
+def test_entropy_is_the_mean_surprise_of_whole_replies_and_of_tokens():
+    replies = [*group("a", -1.0), *group("!b", -3.0)]
+    found = diversity([replies], ChainSum(), PLAIN, [1])
+    assert found["reply_entropy"] == pytest.approx((2 + 6) / 2) and found["token_entropy"] == pytest.approx(2.0)
+    even = diversity([group("a b", math.log(1 / 1000) / 2)], ChainSum(), PLAIN, [1])
+    assert even["reply_entropy"] == pytest.approx(math.log(1000))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(top_k=5), Sampling(min_p=0.1)])
+def test_what_is_no_entropy_is_absent(sampling: Sampling):
+    found = diversity([group("a b")], ChainSum(), sampling, [1])
+    assert "reply_entropy" not in found and "token_entropy" not in found and "distinct_right" in found
+
+
+@pytest.mark.parametrize("task", [ChainSum(), Splits()])
+def test_nothing_right_or_nothing_checked_is_absent_and_not_zero(task: Task):
+    wrong = diversity([group("-a -b")], task, PLAIN, [1, 2])
+    assert wrong["coverage"] == 0.0 and not {"distinct_right", "distinct_right_at_k"} & set(wrong)
+    broken = diversity([group("!a !b")], task, PLAIN, [1, 2])
+    assert not {"coverage", "distinct_right"} & set(broken)
