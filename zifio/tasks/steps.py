@@ -4,13 +4,16 @@ A step keeps the characters that part it from the next one, so the steps of a so
 ways in the two forms that others read: PRM800K's JSONL (arXiv:2305.20050) and TRL's `stepwise_supervision`. What these
 have no key for stands beside it under a key of its own, which other readers pass over.
 
-Try it alone: `python -c "from zifio.tasks.steps import *; print(split_steps('<think>6+0=6+3=9</think><answer>9</answer>'))"`
+Try it alone:
+
+    python -c "from zifio.tasks.steps import *; print(split_steps('<think>6+0=6+3=9</think><answer>9</answer>'))"
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
 
 from zifio.config import ConfigError
 from zifio.tasks.form import THINK, THOUGHT
@@ -90,7 +93,7 @@ def _cut(text: str) -> list[str]:
     if not ends:
         ends = [found.end() for found in _SENTENCE.finditer(text)]
     places = sorted({0, *ends, len(text)})
-    return _whole([text[start:end] for start, end in zip(places, places[1:], strict=False)])
+    return _whole([text[start:end] for start, end in pairwise(places)])
 
 
 def _lines(text: str) -> list[str]:
@@ -106,6 +109,15 @@ def _whole(pieces: Sequence[str]) -> list[str]:
         else:
             steps.append(piece)
     return steps
+
+
+def true_labels(task: Stepwise, problem: Problem, steps: Sequence[str], is_right: bool) -> list[Label]:
+    """The task's own labels for all steps of a solution. A last step that is no working, the answer, is as good as the
+    outcome; in a solution that is not right a true step that leads elsewhere is its error."""
+    labels = task.check_steps(problem, steps)
+    if labels and labels[-1] is None:
+        labels[-1] = 1 if is_right else -1
+    return [-1 if label == 0 and not is_right else label for label in labels]
 
 
 # Labels ----------------------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class StepData:
     """Seconds of the stage's own parts."""
     flops: float = 0.0
     """FLOPs spent before training (sampling, reference log-probs)."""
+    is_last: bool = False
+    """Whether the stage ends with this step, however many it was to have."""
 
 
 Source = Callable[[int], StepData]
@@ -101,7 +103,8 @@ class Trainer:
                 began = time.perf_counter()
                 data = batches(step)
                 metrics = self._updates(data, step)
-                if not data.updates or step + 1 == self.stage.steps:
+                is_last = data.is_last or step + 1 == self.stage.steps
+                if not data.updates or is_last:
                     self._check_weights(step)  # no loss will do it
                 totals["flops"] += data.flops + metrics.pop("train_flops")
                 totals["tokens"] += metrics["n_tokens"]
@@ -110,11 +113,12 @@ class Trainer:
                 self._look(step + 1, totals)
                 shown = {**data.metrics, **metrics}
                 progress.update(step + 1, {key: shown[key] for key in self.shown if key in shown})
-                is_last = step + 1 == self.stage.steps
                 if stopping.is_set() or (not is_last and (step + 1) % self.stage.checkpoint_every == 0):
                     self._save(step + 1, totals)
                 if stopping.is_set():
                     raise KeyboardInterrupt
+                if is_last:
+                    break
         return totals
 
     def _resume(self) -> tuple[int, dict[str, float]]:
