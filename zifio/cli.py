@@ -214,25 +214,25 @@ VERBS = {
     "mark": Verb(
         STAGE,
         "mark the steps of drawn replies: by completions, a judge, the task, people",
-        "zifio mark recipes/prm-rerank.toml most=64 --out runs/try",
+        "zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out runs/try",
         _stage_arguments,
     ),
     "prm": Verb(
         STAGE,
         "train a process reward model on marked steps",
-        "zifio prm recipes/prm-rerank.toml steps=20 --out runs/try",
+        "zifio prm recipes/prm-rerank.toml --stage prm steps=20 --out runs/try",
         _stage_arguments,
     ),
     "reward": Verb(
         STAGE,
         "train a reward model on preferences (Bradley-Terry)",
-        "zifio reward RECIPE.toml",
+        "zifio reward recipes/smoke.toml --out runs/try",
         _stage_arguments,
     ),
     "dpo": Verb(
         STAGE,
         "train a model on preferences (DPO)",
-        "zifio dpo RECIPE.toml",
+        "zifio dpo recipes/smoke.toml --out runs/try",
         _stage_arguments,
     ),
     "eval": Verb(

@@ -95,9 +95,10 @@ def test_repeated_steps(text: str, found: bool):
     assert repeats(text) == found
 
 
+WATCHED: dict[str, Any] = GUARD | {"gap": 0.3, "thinking": 0.0}
 FARM: dict[str, Any] = RL | {
-    "steps": 16, "prompts": 8, "group": 8, "updates": 1, "checkpoint_every": 5,
-    "optim": {"kind": "adamw", "lr": 5e-3, "warmup_steps": 2}, "sampling": {"max_new_tokens": 6},
+    "steps": 12, "prompts": 6, "group": 8, "updates": 1, "checkpoint_every": 5,
+    "optim": {"kind": "adamw", "lr": 3e-3, "warmup_steps": 4}, "sampling": {"max_new_tokens": 6},
     "rows": {"row_tokens": 40, "micro_tokens": 1000},
 }  # fmt: skip
 
@@ -107,17 +108,17 @@ def farm(tmp_path: Path, name: str, rules: dict[str, Any], **changes: Any) -> di
     base = tmp_path / "base"
     if not base.exists():
         save_base(base, deepseek())
-    return run("rl", FARM | {"guard": GUARD | rules} | changes, context(tmp_path / name, Sevens(), base=base))
+    return run("rl", FARM | {"guard": WATCHED | rules} | changes, context(tmp_path / name, Sevens(), base=base))
 
 
 def test_a_farmed_reward_is_noticed_with_examples(tmp_path: Path):
     totals = farm(tmp_path, "run", {})
     lines = {line["step"]: line for line in metrics(tmp_path / "run") if "guard/gold" in line}
-    assert [*lines] == [1, 3, 5, 7, 9, 11, 13, 15, 16], "in the line of the step before which it was taken; and at last"
-    assert lines[16]["guard/proxy"] > lines[1]["guard/proxy"] + 0.15 and lines[16]["guard/gold"] < 0.1
+    assert [*lines] == [1, 3, 5, 7, 9, 11, 12], "in the line of the step before which it was taken; and at last"
+    assert lines[12]["guard/proxy"] > lines[1]["guard/proxy"] + 0.3 and lines[12]["guard/gold"] < 0.1
     first = int(totals["first_alarm_step"])
     gaps = [line["guard/gap"] for line in lines.values()]
-    alarming = next(i for i, gap in enumerate(gaps) if i and gap - min(gaps[:i]) > RULES.gap)
+    alarming = next(i for i, gap in enumerate(gaps) if i and gap - min(gaps[:i]) > 0.3)
     assert first <= 2 * alarming and totals["n_alarms"] >= 1
     told = json.loads((tmp_path / "run" / f"alarm-{2 * alarming:06d}.json").read_text())
     assert any("right by the reward and wrong by gold" in reason for reason in told["reasons"])
@@ -161,7 +162,7 @@ def test_two_halves_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def stops(self: Trainer, step: int, totals: dict[str, float]) -> None:
         save(self, step, totals)
-        if step == 10:
+        if step == 5:
             raise Stopped
 
     monkeypatch.setattr(Trainer, "_save", stops)

@@ -238,6 +238,22 @@ def test_the_forms_of_a_preference(row: dict[str, Any], tmp_path: Path):
     ]
 
 
+def test_right_replies_are_preferred_to_wrong_ones(tmp_path: Path):
+    """Of a `sample` stage's data; what has no counterpart is left out."""
+    said = [("1", "a", "right"), ("1", "b", "wrong"), ("1", "c", "wrong"), ("2", "d", "right"), ("3", "e", "error"),
+            ("3", "f", "wrong"), ("1", "g", "right")]  # fmt: skip
+    rows = [{"prompt": prompt, "response": text, "outcome": outcome} for prompt, text, outcome in said]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    found = read_preferences(tmp_path / "data.jsonl")
+    assert [(one.messages[0]["content"], one.chosen, one.rejected) for one in found] == [
+        ("1", "a", "b"),
+        ("1", "g", "c"),
+    ]
+    write_jsonl(tmp_path / "data.jsonl", rows[3:6])
+    with pytest.raises(ConfigError, match="wanted right and wrong replies to the same problem"):
+        read_preferences(tmp_path / "data.jsonl")
+
+
 @pytest.mark.parametrize(
     "rows, said",
     [

@@ -122,7 +122,8 @@ class Preferences(ModelStage):
     """What the stages share that learn from pairs of replies."""
 
     data: str
-    """A JSONL file of preferences: `prompt`, `chosen` and `rejected`, texts or messages as TRL has them."""
+    """A JSONL file of preferences: `prompt`, `chosen` and `rejected`, texts or messages as TRL has them; or a `sample`
+    stage with keep = "all", whose right replies are preferred to wrong ones."""
     pairs: PositiveInt = 32
     """Pairs per step; the data is walked through in a new order every epoch."""
 

@@ -45,7 +45,9 @@ class Farmed(Diverged):
 class Watch:
     """What the guard of a stage has seen so far."""
 
-    def __init__(self, stage: RlStage, guard: Guard, seed: int, task: Task, process: StepRewards | None, folder: Path):
+    def __init__(
+        self, stage: RlStage, guard: Guard, seed: int, task: Task, process: StepRewards | None, folder: Path
+    ) -> None:
         self.stage, self.guard, self.task, self.process, self.folder = stage, guard, task, process, folder
         self.gold = make_task(guard.task)
         self.seed = stream_seed(seed, "guard", stage.name)

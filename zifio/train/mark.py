@@ -6,7 +6,7 @@ Behind the first error nothing is labelled. The last step of a whole reply, its 
 
 Parts of some hundred solutions are written whole, so that a killed run goes on behind the last part.
 
-Run alone: `zifio mark recipes/prm-rerank.toml most=64 --out runs/try`
+Run alone: `zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out runs/try`
 """
 
 from __future__ import annotations

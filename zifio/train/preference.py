@@ -4,7 +4,7 @@ Both minimise -log sigmoid(margin) over pairs of replies to one prompt. A reward
 of the chosen reply less that of the rejected one (Bradley and Terry, 1952); DPO's is beta * sum over the reply's tokens
 of log pi / pi_ref, likewise (arXiv:2305.18290). The two replies of a pair stand in one micro-batch, behind one prompt.
 
-Run alone: `pytest tests/train/test_preference.py`
+Run alone: `zifio dpo recipes/smoke.toml --out runs/try`
 """
 
 from __future__ import annotations
@@ -88,14 +88,35 @@ def _with_reference(reference: Decoder, stage: DpoStage, batch: Batch) -> Batch:
 
 def read_preferences(path: Path) -> list[Preference]:
     """The pairs of a JSONL file: `prompt`, `chosen` and `rejected`, each a text or messages; without `prompt`, what
-    both conversations begin with (TRL's explicit and implicit prompts).
+    both conversations begin with (TRL's explicit and implicit prompts). Of a `sample` stage's data: each problem's
+    right replies and as many wrong ones.
 
-    Raises ConfigError naming the row that cannot be read.
+    Raises ConfigError naming the row that cannot be read, or when there is no pair.
     """
     rows = read_jsonl(path)
+    if rows and "response" in rows[0]:
+        return _right_and_wrong(rows, path)
     if not rows:
         raise ConfigError(f"{path}: wanted preferences, came an empty file. Label some pairs.")
     return [_preference(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _right_and_wrong(rows: list[dict[str, Any]], path: Path) -> list[Preference]:
+    """A right and a wrong reply to the same problem, each in one pair at most."""
+    said: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        said.setdefault(row["prompt"], {}).setdefault(row["outcome"], []).append(row["response"])
+    pairs = [
+        Preference([{"role": "user", "content": prompt}], *two)
+        for prompt, by_outcome in said.items()
+        for two in zip(by_outcome.get("right", []), by_outcome.get("wrong", []), strict=False)
+    ]
+    if not pairs:
+        raise ConfigError(
+            f"{path}: wanted right and wrong replies to the same problem, came none among {len(rows)}. Sample with "
+            'keep = "all", and more replies per problem (n).'
+        )
+    return pairs
 
 
 def _preference(row: dict[str, Any], where: str) -> Preference:

@@ -4,7 +4,7 @@ The loss is the mean cross-entropy over labelled steps, at each one's last token
 arXiv:2305.20050, and what TRL's PRM trainer did); a 0 counts as good, None not at all. The result is a folder that
 transformers opens as ...ForTokenClassification, class 1 being good.
 
-Run alone: `zifio prm recipes/prm-rerank.toml steps=20 --out runs/try`
+Run alone: `zifio prm recipes/prm-rerank.toml --stage prm steps=20 --out runs/try`
 """
 
 from __future__ import annotations
