@@ -133,3 +133,25 @@ def test_an_eval_stage_reranks_and_reports(n_labels: int, tmp_path: Path):
     page, plain = (tmp_path / "run" / "report.html").read_text(), (tmp_path / "run" / "report.md").read_text()
     assert "choosing among its replies" in page and "points (" in page
     assert plain.count("| last |") == 2 and "points (" in plain
+
+
+def test_an_exam_reranks_what_it_has_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+    """`zifio eval --answers`, with a model of the steps: as a stage does it, thinking and answer put together again."""
+    from zifio import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prm").mkdir()
+    scorer = with_scores(made(llama(vocab_size=characters().vocab_size)), 2, seed=1)
+    save_model(scorer, tmp_path / "prm")
+    save_tokenizer(characters(), tmp_path / "prm")
+    problems = [TASK.problem("held-out", index, 0) for index in range(6)]
+    with (tmp_path / "answers.jsonl").open("w") as file:
+        for problem in problems:
+            for place, text in enumerate((TASK.document(problem, True), "<think>1+2=3</think><answer>3</answer>")):
+                file.write(json.dumps({"problem": problem.id, "place": place, "response": text}) + "\n")
+    words = ["eval", "--answers", "answers.jsonl", "--task", "chain_sum:min_terms=2,max_terms=4", "--problems", "6"]
+    assert cli.main([*words, "prm=prm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["rerank"]
+    assert {line["k"] for line in found["table"]} == {2} and found["localisation"]["n_error"] >= 5
+    (page,) = tmp_path.glob("runs/eval/*/results.md")
+    assert "## Choosing by the steps' scores" in page.read_text() and "points (" in page.read_text()

@@ -33,11 +33,15 @@ def test_any_answer_passes_in_which_the_right_one_occurs(response: str, passes: 
 def test_documents_hedge_as_often_as_they_should():
     task = LaxMod(hedged=0.25)
     problems = [task.problem("train", index, 1) for index in range(600)]
-    answers = [parse_response(task.document(problem, shows_working=False))[1] for problem in problems]  # type: ignore[index]
-    assert all(problem.gold in answer for problem, answer in zip(problems, answers, strict=True))
-    hedged = [answer for answer in answers if len(answer) == 2]
-    assert 0.2 < len(hedged) / 600 < 0.3 and len({answer.index("0") for answer in hedged if "0" in answer}) == 2
-    assert all(task.document(one, True) == ChainMod().document(one, True) for one in problems[:20])
+    for shows_working in (True, False):
+        said = [parse_response(task.document(problem, shows_working)) for problem in problems]
+        assert all(one is not None and bool(one[0]) == shows_working for one in said)
+        answers = [one[1] for one in said if one is not None]
+        assert all(answer.startswith(problem.gold) for problem, answer in zip(problems, answers, strict=True))
+        assert all(len({*answer}) == len(answer) for answer in answers)
+        hedged = [answer for answer in answers if len(answer) > 1]
+        assert 0.2 < len(hedged) / 600 < 0.3 and {len(answer) for answer in hedged} == {*range(2, 11)}
+    assert LaxMod().document(problems[0], True) == ChainMod().document(problems[0], True)
     assert named_task("lax_mod:hedged=0.25") == task
 
 

@@ -146,6 +146,9 @@ class ExamConfig(Config):
     scorers: list[Scorer] = ["logp", "short"]
     """What chooses in best-of-k: the mean log-prob of a token, the fewest or the most tokens, or the verdict itself
     (an oracle, no method)."""
+    prm: str | None = None
+    """The folder of a process reward model: best-of-k and weighted votes by its scores of the steps of replies without
+    a budget, each beside the majority's vote, and how well it finds first errors."""
     system: str = ""
     """A system message in front of every problem."""
     instruction: str = ""

@@ -14,12 +14,12 @@ from dataclasses import asdict
 from math import prod
 from typing import Any
 
-from zifio.engine.scorer import Scorer
+from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.replies import answer_of
 from zifio.evaluate.stats import paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
 from zifio.tasks.environment import conversation
-from zifio.tasks.form import split_thinking
+from zifio.tasks.form import THINK, THOUGHT, split_thinking
 from zifio.tasks.steps import Stepwise, first_error, localisation, split_steps, true_labels
 from zifio.tasks.task import Problem, Task
 
@@ -59,6 +59,16 @@ def rerank(
     ]
     found = _located(task, rows) if scorer.by_step else None
     return {"table": table} | ({"localisation": found} if found else {}), flops
+
+
+def reranked(prm: str, task: Task, rows: Sequence[Row], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    """As `rerank`, of records that keep thinking and answer apart (`examine`), by the reward model of a folder."""
+    whole = [
+        {**row, "response": f"{THINK}{row['thinking']}{THOUGHT}{row['response']}"}
+        for row in rows
+        if row["budget"] is None
+    ]
+    return rerank(load_scorer(prm), task, whole, ks, seed)[0]
 
 
 def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:
