@@ -109,7 +109,7 @@ def _solution(row: dict[str, Any], where: str) -> Solution:
 
 
 def _choose(solutions: list[Solution], stage: MarkStage, seed: int) -> list[Solution]:
-    """Different solutions with steps, in a random order where only some are wanted, wrong and right ones in turn."""
+    """Different solutions with steps; where only some are wanted, drawn at random, half of them wrong."""
     different = list(
         {(one.prompt, one.text): one for one in solutions if one.steps and one.outcome != "error"}.values()
     )
