@@ -22,6 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -290,7 +291,7 @@ class Run:
         def endpoint(url: str, model: str) -> Any:
             from zifio.evaluate.endpoint import Endpoint
 
-            return Endpoint(url, model)
+            return closing(Endpoint(url, model))
 
         return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look, endpoint)
 

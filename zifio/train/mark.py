@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from zifio.train.feedback import Judge, MarkStage, MonteCarlo
 from zifio.train.stage import Context
 
 _PART = 128  # solutions
+_SEEDS = 2**31  # of a judge's reply: what servers take
 
 _ASK = (
     "Here is a problem, and a solution to it in numbered steps. Find the first step that is wrong. Answer with its "
@@ -57,9 +59,13 @@ def mark(stage: MarkStage, context: Context) -> dict[str, float]:
 
     Raises ConfigError when the data cannot be read, or no solution gets labels.
     """
+    with ExitStack() as stack:
+        return _mark(stage, context, _Labellers(stage, context, make_task(stage.task or context.task), stack))
+
+
+def _mark(stage: MarkStage, context: Context, labellers: _Labellers) -> dict[str, float]:
     path = context.data_of(stage.data)
     solutions = _choose(read_solutions(path), stage, context.seed)
-    labellers = _Labellers(stage, context, make_task(stage.task or context.task))
     log, parts = RunFolder(context.folder), context.folder / "parts"
     starts = range(0, len(solutions), _PART)
     done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
@@ -128,7 +134,8 @@ def _choose(solutions: list[Solution], stage: MarkStage, seed: int) -> list[Solu
 class _Labellers:
     """Everyone who labels, and what they agree on."""
 
-    def __init__(self, stage: MarkStage, context: Context, task: Task) -> None:
+    def __init__(self, stage: MarkStage, context: Context, task: Task, stack: ExitStack) -> None:
+        """An endpoint is closed with `stack`. Raises ConfigError when the task cannot check steps and is to."""
         self.task, self.seed = task, stream_seed(context.seed, "mark", stage.name)
         if stage.checker and not isinstance(task, Stepwise):
             raise ConfigError(
@@ -142,9 +149,10 @@ class _Labellers:
         self.judge: Policy | None = None
         if stage.judge is not None:
             local, url = stage.judge.from_, stage.judge.url
-            self.judge = (
-                load_policy(context.model_of(local)) if local else context.endpoint(url or "", stage.judge.model)
-            )
+            if local:
+                self.judge = load_policy(context.model_of(local))
+            else:
+                self.judge = stack.enter_context(context.endpoint(url or "", stage.judge.model))
 
     def rows(self, solutions: list[Solution]) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(the labelled ones as lines of JSONL, figures)."""
@@ -266,7 +274,10 @@ def judge_steps(
     None for a solution on which it says nothing that can be read, or whose votes are tied.
     """
     asked = [[{"role": "user", "content": _question(one)}] for one in solutions]
-    seeds = [[stream_seed(seed, "judge", one.prompt, one.text, j) for j in range(settings.votes)] for one in solutions]
+    seeds = [
+        [stream_seed(seed, "judge", one.prompt, one.text, j) % _SEEDS for j in range(settings.votes)]
+        for one in solutions
+    ]
     replies = policy.complete(asked, settings.votes, settings.sampling, seeds)
     out: list[Sequence[Label] | None] = []
     for solution, group in zip(solutions, replies, strict=True):

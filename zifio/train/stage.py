@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from zifio.train.feedback import DpoStage
 from zifio.train.loop import Look
 
 
-def _nobody(url: str, model: str) -> Policy:
+def _nobody(url: str, model: str) -> AbstractContextManager[Policy]:
     raise ConfigError(f"{url}: wanted an endpoint, and this run can reach none. Name a model of the recipe instead.")
 
 
@@ -45,8 +46,8 @@ class Context:
     """JSONL file that a stage made, or one given by path."""
     look: Callable[[ModelStage, ChatTokenizer, Task], Look]
     """Makes the evaluation that the loop calls now and then (training may not import `evaluate`)."""
-    endpoint: Callable[[str, str], Policy] = _nobody
-    """A model behind a URL, by its name there (training may not import `evaluate`)."""
+    endpoint: Callable[[str, str], AbstractContextManager[Policy]] = _nobody
+    """A model behind a URL, by its name there, to be closed after use (training may not import `evaluate`)."""
 
 
 def new_model(config: AnyConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
