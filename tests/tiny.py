@@ -31,8 +31,12 @@ from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage
 from zifio.train.distill import distill
+from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage
 from zifio.train.loop import Look
+from zifio.train.mark import mark
+from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
+from zifio.train.prm import prm
 from zifio.train.rl import rl
 from zifio.train.sample import sample
 from zifio.train.sft import sft
@@ -44,6 +48,10 @@ KINDS = {
     "sft": (SftStage, sft),
     "sample": (SampleStage, sample),
     "distill": (DistillStage, distill),
+    "mark": (MarkStage, mark),
+    "prm": (PrmStage, prm),
+    "reward": (RewardStage, reward),
+    "dpo": (DpoStage, dpo),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)
 ADAM, MUON = {"kind": "adamw", "lr": 3e-3}, {"kind": "muon", "lr": 3e-3}

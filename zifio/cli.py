@@ -248,6 +248,30 @@ VERBS = {
         f"zifio distill {QUICK} --out runs/try",
         _stage_arguments,
     ),
+    "mark": Verb(
+        STAGE,
+        "mark the steps of drawn replies: by completions, a judge, the task, people",
+        "zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out runs/try",
+        _stage_arguments,
+    ),
+    "prm": Verb(
+        STAGE,
+        "train a process reward model on marked steps",
+        "zifio prm recipes/prm-rerank.toml --stage prm steps=20 --out runs/try",
+        _stage_arguments,
+    ),
+    "reward": Verb(
+        STAGE,
+        "train a reward model on preferences (Bradley-Terry)",
+        "zifio reward recipes/smoke.toml --out runs/try",
+        _stage_arguments,
+    ),
+    "dpo": Verb(
+        STAGE,
+        "train a model on preferences (DPO)",
+        "zifio dpo recipes/smoke.toml --out runs/try",
+        _stage_arguments,
+    ),
     "eval": Verb(
         "zifio.exam:run_eval",
         "measure a model, an endpoint or recorded replies on a task; or a recipe's models",

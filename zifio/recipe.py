@@ -22,6 +22,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,17 +36,29 @@ from zifio.models.hub import is_name, resolve
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
+from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
 
 AnyStage = Annotated[
-    TokenizerStage | PretrainStage | SftStage | RlStage | SampleStage | DistillStage | EvalStage,
+    TokenizerStage
+    | PretrainStage
+    | SftStage
+    | RlStage
+    | SampleStage
+    | DistillStage
+    | MarkStage
+    | PrmStage
+    | RewardStage
+    | DpoStage
+    | EvalStage,
     Field(discriminator="kind"),
 ]
 
 
-_LEARNERS = (PretrainStage, SftStage, DistillStage)
+_LEARNERS = (PretrainStage, SftStage, DistillStage, DpoStage)
+_SCORERS = (PrmStage, RewardStage)
 
 
 class Recipe(Config):
@@ -76,10 +89,11 @@ class Recipe(Config):
 def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
     if isinstance(stage, EvalStage):
-        return list(stage.models)
-    keys = ("tokenizer", "from_", "data", "teacher")
+        return [*stage.models, *stage.scorers.values()]
+    keys = ("tokenizer", "from_", "data", "teacher", "people")
     values = [getattr(stage, key, None) for key in keys]
-    return [value for value in values if isinstance(value, str) and not is_url(value)]
+    others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
+    return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -104,13 +118,16 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 
 def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
-    makes = {TokenizerStage: "a tokenizer", SampleStage: "data", EvalStage: "results"}
+    makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
+    makes |= dict.fromkeys(_SCORERS, "scores")
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
         else:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
+            needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
+        needs += [(key, name, "scores") for key, name in getattr(stage, "scorers", {}).items()]
         for key, name, what in needs:
             source = recipe.named(name) if isinstance(name, str) else None
             made = makes.get(type(source), "a model")
@@ -125,9 +142,13 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage) or (isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws)):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage):
             continue  # never samples
+        if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
+            continue
         starts = stage.models if isinstance(stage, EvalStage) else [stage.name]
+        if isinstance(stage, MarkStage):
+            starts = [stage.rollouts.from_] if stage.rollouts else []
         for context in filter(None, (_context_length(recipe, start) for start in starts)):
             if stage.sampling.max_new_tokens >= context:
                 raise ConfigError(
@@ -269,7 +290,12 @@ class Run:
             held = stage.held_out
             return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
 
-        return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look)
+        def endpoint(url: str, model: str) -> Any:
+            from zifio.evaluate.endpoint import Endpoint
+
+            return closing(Endpoint(url, model))
+
+        return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look, endpoint)
 
     def throw_away(self, stages: Sequence[AnyStage]) -> None:
         """Remove the folders of these stages (`--fresh`); nothing else in the run folder is touched."""
@@ -298,6 +324,14 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.sample import sample as run
     elif isinstance(stage, DistillStage):
         from zifio.train.distill import distill as run
+    elif isinstance(stage, MarkStage):
+        from zifio.train.mark import mark as run
+    elif isinstance(stage, PrmStage):
+        from zifio.train.prm import prm as run
+    elif isinstance(stage, RewardStage):
+        from zifio.train.preference import reward as run
+    elif isinstance(stage, DpoStage):
+        from zifio.train.preference import dpo as run
     else:
         from zifio.evaluate.run import eval_stage
 

@@ -273,7 +273,7 @@ def test_fp8_without_its_scale_is_refused(tmp_path: Path):
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, ("layer_types", "'sliding_attention'")),
         ("llama", {"mlp_bias": True}, ("mlp_bias = True",)),
         ("llama", {"partial_rotary_factor": 0.5}, ("partial_rotary_factor = 0.5",)),
-        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, ("Sequence", "LlamaForCausalLM")),
+        ("llama", {"architectures": ["LlamaForQuestionAnswering"]}, ("Question", "LlamaForCausalLM")),
         ("v2-grouped", {"topk_method": "noaux_tc"}, ("topk_method", "'greedy'", "group_limited_greedy", "noaux_tc")),
         ("v2-greedy", {"scoring_func": "sigmoid"}, ("scoring_func = 'sigmoid'", "'softmax'")),
         ("v2-greedy", {"attention_bias": True}, ("attention_bias = True",)),

@@ -76,7 +76,7 @@ def test_every_epoch_walks_through_all_rows_once_in_a_new_order(n_rows, per_step
 def test_the_order_depends_on_seed_and_stage_and_not_on_where_one_asks():
     def order(*names: Any, epoch: int = 0) -> list[int]:
         return [
-            sft_module._nth([Sequence([i], [1.0]) for i in range(9)], 9 * epoch + i, *names).tokens[0] for i in range(9)
+            sft_module.nth([Sequence([i], [1.0]) for i in range(9)], 9 * epoch + i, *names).tokens[0] for i in range(9)
         ]
 
     first = order(1, "a")

@@ -108,8 +108,19 @@ def open_model(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
     """The model and tokenizer of a Hugging Face folder or a GGUF file.
 
     It may also be the name of a model at the Hugging Face hub (`models.hub`). Raises ConfigError when either cannot be
-    read, or when the tokenizer has more tokens than the model has rows.
+    read, when the tokenizer has more tokens than the model has rows, or when the model writes nothing.
     """
+    model, tokenizer = open_decoder(folder)
+    if model.config.num_labels is not None:
+        raise ConfigError(
+            f"{folder}: wanted a model that writes, came one that scores ({model.config.num_labels} labels). Name the "
+            "model that it was made from."
+        )
+    return model, tokenizer
+
+
+def open_decoder(folder: str | Path) -> tuple[Decoder, ChatTokenizer]:
+    """As `open_model`, whether the model writes or scores."""
     folder = resolve(folder)
     tokenizer, model = load_tokenizer(folder), load_model(folder)
     check_fit(model, tokenizer, str(folder))

@@ -35,6 +35,9 @@ class EvalStage(Config):
     """Replies to each problem."""
     ks: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 4, 16]
     """Report pass@k, the chance that one of k replies is right, for each of these; none may exceed n."""
+    prm: str | None = None
+    """A `prm` stage or a folder: score the steps of every reply, and report best-of-k and weighted votes by the scores,
+    each beside the majority's vote, and how well first errors are found."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to sample; auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -59,6 +62,11 @@ class EvalStage(Config):
         if twice is not None:
             raise ValueError(f"models: wanted different names, came {twice!r} twice. Rename one of the folders.")
         return self
+
+    @property
+    def scorers(self) -> dict[str, str]:
+        """The process reward model that it asks, by its key."""
+        return {"prm": self.prm} if self.prm else {}
 
     @property
     def named_models(self) -> dict[str, str]:
@@ -115,6 +123,9 @@ class ExamConfig(Config):
     scorers: list[Scorer] = ["logp", "short"]
     """What chooses in best-of-k: the mean log-prob of a token, the fewest or the most tokens, or the verdict itself
     (an oracle, no method)."""
+    prm: str | None = None
+    """The folder of a process reward model: best-of-k and weighted votes by its scores of the steps of replies without
+    a budget, each beside the majority's vote, and how well it finds first errors."""
     system: str = ""
     """A system message in front of every problem."""
     instruction: str = ""

@@ -136,6 +136,10 @@ def conclude(
         "date": datetime.now(UTC).date().isoformat(),
         **found,
     }
+    if config.prm is not None:
+        from zifio.evaluate.rerank import reranked  # needs torch, as nothing else here
+
+        results["rerank"] = reranked(config.prm, exam.task, rows, config.counts, config.seed)
     if config.budgets:
         results["budget_by"] = budget_by
     if failures:

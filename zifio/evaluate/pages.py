@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from zifio.evaluate.wording import percent, seconds_text
+from zifio.evaluate.wording import percent, points_text, seconds_text
 
 METHODS = {
     "pass_at_k": "pass@{k}",
@@ -35,6 +35,8 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
             if arm["budget"] is not None and "budget_by" in results:
                 lines += [f"How a budget is kept: {results['budget_by']}.", ""]
         lines += ["| figure | value | 95% interval |", "|---|---:|---:|", *_figure_lines(arm), "", *_notes(arm), ""]
+    if "rerank" in results:
+        lines += _rerank_lines(results["rerank"])
     if has_curve:
         lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]
     lines += [
@@ -44,6 +46,19 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _rerank_lines(found: dict[str, Any]) -> list[str]:
+    """Choices by a process reward model beside the majority's, and first errors."""
+    lines = ["## Choosing by the steps' scores", ""]
+    lines += ["| replies | majority | by | best | over majority | weighted vote | over majority |"]
+    lines += ["|---:|---:|---|---:|---|---:|---|"]
+    for row in found["table"]:
+        best, weighted = (f"{percent(row[way])} | {points_text(row[f'{way}_gain'])}" for way in ("best", "weighted"))
+        lines.append(f"| {row['k']} | {percent(row['majority'])} | {row['by']} | {best} | {weighted} |")
+    if (located := found.get("localisation")) is not None:
+        lines += ["", f"First errors are found with F1 {percent(located['f1'])} (as in ProcessBench)."]
+    return [*lines, ""]
 
 
 def exam_table(results: dict[str, Any]) -> Table:

@@ -25,7 +25,7 @@ from zifio.evaluate.drawing import THEME
 from zifio.evaluate.figures import colour_of, draw
 from zifio.evaluate.ledger import ledger
 from zifio.evaluate.record import StageRecord, examples, read_run, write_whole
-from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, seconds_text
+from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, points_text, seconds_text
 
 _LONGEST = 700  # characters of a reply that the page shows
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]|~$!]")
@@ -162,6 +162,7 @@ def _pages(escaped: bool) -> Environment:
     )
     environment.filters |= {
         "percent": percent,
+        "points": points_text,
         "seconds": seconds_text,
         "flops": flops_text,
         "count": count_text,

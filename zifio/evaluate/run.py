@@ -21,10 +21,12 @@ from zifio.config import Sampling
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.record import write_whole
+from zifio.evaluate.rerank import rerank
 from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
@@ -140,7 +142,9 @@ def eval_stage(
     """
     task = make_task(stage.task) if stage.task else task
     problems = _questions(task, stage.problems, seed)
-    exam = _Exam(stage, folder, seed, task, problems, _exam_digest(stage, seed, problems))
+    prm = model_of(stage.prm) if stage.prm else None
+    digest = _exam_digest(stage, seed, problems, prm)
+    exam = _Exam(stage, folder, seed, task, problems, digest, load_scorer(prm, stage.device) if prm else None)
     paths = {key: model_of(model) for key, model in stage.named_models.items()}
     results = exam.finished(paths)
     log = RunFolder(folder)
@@ -169,6 +173,7 @@ class _Exam:
     task: Task
     problems: list[Problem]
     digest: str
+    scorer: Scorer | None = None
 
     def finished(self, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
         """Results of the models, up to the first that is missing, changed, or measured on something else."""
@@ -191,6 +196,10 @@ class _Exam:
         episodes_P_G = self._play(policy, number, progress)
         found = summarise(episodes_P_G, self.stage.ks, self.seed)
         found |= diversity(episodes_P_G, self.task, self.stage.sampling, self.stage.ks, self.seed)
+        rows = [_row(e, j) for group in episodes_P_G for j, e in enumerate(group)]
+        scoring = 0.0
+        if self.scorer is not None:
+            found["rerank"], scoring = rerank(self.scorer, self.task, rows, self.stage.ks, self.seed)
         size = parameters(policy.model.config)
         n_tokens = sum(e.reply.n_sampled for group in episodes_P_G for e in group)
         found |= {
@@ -198,10 +207,10 @@ class _Exam:
             "parameters": {"total": size.total, "active": size.active},
             "model_digest": model_digest(path),
             "exam_digest": self.digest,
-            "flops": _flops(policy, self.task, episodes_P_G),
+            "flops": _flops(policy, self.task, episodes_P_G) + scoring,
             "n_tokens": n_tokens,
         }
-        write_jsonl(self._records(key), [_row(e, j) for group in episodes_P_G for j, e in enumerate(group)])
+        write_jsonl(self._records(key), rows)
         log.metrics(number, {f"{key}/{name}": value for name, value in found.items() if isinstance(value, int | float)})
         seconds = time.perf_counter() - began
         log.timing(number, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
@@ -250,10 +259,10 @@ def _questions(task: Task, problems: int, seed: int) -> list[Problem]:
     return [task.problem("held-out", index, seed) for index in range(problems)]
 
 
-def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem]) -> str:
+def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prm: Path | None = None) -> str:
     """Names everything but the model that a result depends on. Which other models are measured is no part of it."""
     asked = [[problem.id, problem.prompt, problem.gold] for problem in problems]
-    whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked]
+    whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *([model_digest(prm)] if prm else [])]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
 
 

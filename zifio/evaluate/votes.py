@@ -1,4 +1,5 @@
-"""Choosing one of several replies: by vote (majority@k, self-consistency, arXiv:2203.11171) or by a scorer (best-of-k).
+"""Choosing one of several replies: by vote (majority@k, self-consistency, arXiv:2203.11171), by a scorer (best-of-k),
+or by a vote in which replies weigh as much as their scores (arXiv:2206.02336).
 
 Both are exact expectations over all ways to take k of the n replies that there are, as pass@k is, so no draw is left
 to chance; ties are broken by lot, so each tied answer or reply counts its share.
@@ -55,6 +56,45 @@ def _wins(count: int, others: Sequence[int], abstain: int, k: int) -> Fraction:
             (Fraction(number * comb(pool, k - taken), 1 + tied) for (taken, tied), number in ways.items()), Fraction(0)
         )
     return total
+
+
+def weighted_at_k(
+    answers: Sequence[str | None], weights: Sequence[float], right: Sequence[float | int], k: int, most: int = 4096
+) -> float:
+    """The chance that the answer with the greatest total weight among k replies is right; ties and replies without an
+    answer are treated as by `majority_at_k`, which this is when all weights are equal.
+
+    Over all draws of k where there are at most `most`, else over so many, evenly spread among them in lexical order.
+    """
+    n = len(answers)
+    assert len(weights) == len(right) == n and 1 <= k <= n, f"n={n}, k={k}"
+    worth = {
+        answer: Fraction(sum(Fraction(r) for a, r in zip(answers, right, strict=True) if a == answer), count)
+        for answer, count in Counter(answers).items()
+        if answer is not None
+    }
+    n_draws, total = min(comb(n, k), most), Fraction(0)
+    for number in range(n_draws):
+        totals: dict[str, float] = {}
+        for place in _draw(n, k, number * comb(n, k) // n_draws):
+            if (answer := answers[place]) is not None:
+                totals[answer] = totals.get(answer, 0.0) + weights[place]
+        best = max(totals.values(), default=0.0)
+        first = [worth[answer] for answer, weight in totals.items() if weight == best]
+        total += sum(first, Fraction(0)) / max(len(first), 1)
+    return float(total / n_draws)
+
+
+def _draw(n: int, k: int, number: int) -> list[int]:
+    """The `number`th of the draws of k out of n, in lexical order."""
+    draw: list[int] = []
+    for place in range(n):
+        with_it = comb(n - place - 1, k - len(draw) - 1) if len(draw) < k else 0
+        if number < with_it:
+            draw.append(place)
+        else:
+            number -= with_it
+    return draw
 
 
 def best_of_k(scores: Sequence[float], right: Sequence[float | int], k: int) -> float:

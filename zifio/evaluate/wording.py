@@ -5,6 +5,8 @@ Try it alone: `python -c "from zifio.evaluate.wording import *; print(seconds_te
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def percent(share: float | int | None) -> str:
     """`94.2%`; never rounded to a certainty that was not measured."""
@@ -13,6 +15,12 @@ def percent(share: float | int | None) -> str:
     if share in (0.0, 1.0):
         return f"{share:.0%}"
     return f"{min(max(100 * share, 0.1), 99.9):.1f}%"
+
+
+def points_text(difference: dict[str, Any]) -> str:
+    """A difference of shares with its interval: `+4.1 points (+2.0 to +6.3)`."""
+    low, high = (100 * end for end in difference["interval"])
+    return f"{100 * difference['mean']:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def count_text(count: float | int) -> str:

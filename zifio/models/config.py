@@ -80,11 +80,7 @@ def read_config(folder: str | Path) -> AnyConfig:
         raise ConfigError(
             f"{path}: model_type = {raw.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}."
         )
-    if raw.get("architectures") and family.architecture not in raw["architectures"]:
-        raise ConfigError(
-            f"{path}: architectures = {raw['architectures']!r} is not supported; of this family {family.architecture} "
-            "is: a causal language model."
-        )
+    raw["num_labels"] = _n_labels(raw, family, path)
     for key, neutral in (_NEUTRAL | family.fixed).items():
         if raw.get(key) not in (neutral, None):
             raise ConfigError(f"{path}: {key} = {raw[key]!r} is not supported; wanted {neutral!r}.")
@@ -102,6 +98,21 @@ def read_config(folder: str | Path) -> AnyConfig:
     if isinstance(known.get("eos_token_id"), list):
         known["eos_token_id"] = known["eos_token_id"][0]
     return build(family, known, str(path))
+
+
+def _n_labels(raw: dict[str, Any], family: type[AnyConfig], path: Path) -> int | None:
+    """How many scores a token gets where the architecture has a head for that. Raises ConfigError for other heads."""
+    named = raw.get("architectures") or [family.architecture]
+    stem = family.architecture.removesuffix("ForCausalLM")
+    if family.architecture in named:
+        return None
+    if not {f"{stem}ForTokenClassification", f"{stem}ForSequenceClassification"} & {*named}:
+        raise ConfigError(
+            f"{path}: architectures = {raw['architectures']!r} is not supported; of this family {family.architecture} "
+            f"is: a causal language model; or {stem}ForTokenClassification or {stem}ForSequenceClassification: a "
+            "reward model."
+        )
+    return raw.get("num_labels") or len(raw.get("id2label") or "ab")  # transformers writes the names, if not two
 
 
 def read_fp8_block(folder: str | Path) -> tuple[int, int] | None:
@@ -131,7 +142,11 @@ def read_fp8_block(folder: str | Path) -> tuple[int, int] | None:
 def write_config(config: AnyConfig, folder: str | Path, dtype: str = "float32") -> None:
     """Write `folder/config.json` so that transformers, vLLM and we open the folder; `dtype` is the weights'."""
     raw = config.model_dump(mode="json")
-    raw |= {"architectures": [config.architecture], **config.fixed, **config.resolved, "torch_dtype": dtype}
+    architecture = config.architecture.removesuffix("ForCausalLM") + config.head
+    raw |= {"architectures": [architecture], **config.fixed, **config.resolved, "torch_dtype": dtype}
+    if config.num_labels is not None:
+        raw["id2label"] = {str(label): f"LABEL_{label}" for label in range(config.num_labels)}
+        raw["label2id"] = {name: int(label) for label, name in raw["id2label"].items()}
     if config.rope_scaling is not None:
         raw["rope_scaling"]["rope_type"] = config.rope_scaling.type  # newer readers want this name
     Path(folder, "config.json").write_text(json.dumps(raw, indent=2) + "\n")

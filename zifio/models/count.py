@@ -36,7 +36,11 @@ def parameters(config: AnyConfig, with_mtp: bool = False) -> Parameters:
     """Parameter counts, the MTP module only `with_mtp`; the routers' bias buffers are not parameters."""
     d, vocab = config.hidden_size, config.vocab_size or 0
     embedding = vocab * d
-    total = active = embedding * (1 if config.tie_word_embeddings else 2) + d
+    is_tied = config.tie_word_embeddings and config.num_labels is None
+    head = 0 if is_tied else embedding
+    if config.num_labels is not None:
+        head = config.num_labels * d + (config.num_labels if config.num_labels > 1 else 0)
+    total = active = embedding + head + d
     for layer in range(config.num_hidden_layers):
         layer_total, layer_active = _layer(config, layer)
         total, active = total + layer_total, active + layer_active
@@ -44,7 +48,7 @@ def parameters(config: AnyConfig, with_mtp: bool = False) -> Parameters:
         layer_total, layer_active = _layer(config, config.num_hidden_layers)
         extra = 2 * d * d + 3 * d
         total, active = total + layer_total + extra, active + layer_active + extra
-    multiplied = active - embedding + (embedding if config.tie_word_embeddings else 0)
+    multiplied = active - embedding + (embedding if is_tied else 0)
     return Parameters(total, active, active - multiplied)
 
 

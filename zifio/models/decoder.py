@@ -112,9 +112,12 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(d, config.rms_norm_eps)
-        self.lm_head = Linear(d, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.embed_tokens.weight
+        if config.num_labels is not None:  # as transformers' heads: a single score has no bias
+            self.score = Linear(d, config.num_labels, bias=config.num_labels > 1)
+        else:
+            self.lm_head = Linear(d, config.vocab_size)
+            if config.tie_word_embeddings:
+                self.lm_head.weight = self.embed_tokens.weight
         self.mtp = nn.ModuleList(MtpModule(config) for _ in range(config.n_mtp))
         self.frequencies_r: Tensor
         self.register_buffer(
@@ -302,6 +305,17 @@ class Decoder(nn.Module):
         for router, load_E in zip(self.routers(), load_LE, strict=False):
             if router.e_score_correction_bias is not None:
                 update_bias(router.e_score_correction_bias, load_E, speed)
+
+
+def with_scores(model: Decoder, n_labels: int, seed: int) -> Decoder:
+    """A copy of the model that scores tokens by a new head, drawn from `seed`, instead of predicting them."""
+    shape: dict[str, Any] = {"num_labels": n_labels, "tie_word_embeddings": False}
+    if model.config.n_mtp:
+        shape["num_nextn_predict_layers"] = 0
+    scoring = Decoder(model.config.model_copy(update=shape), seed)
+    state = model.state_dict()
+    scoring.load_state_dict({name: state.get(name, own) for name, own in scoring.state_dict().items()})
+    return scoring
 
 
 def sequence_ids(positions_BT: Tensor) -> Tensor:

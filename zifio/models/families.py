@@ -151,6 +151,14 @@ class DecoderConfig(Config):
     """Written for other programs; the tokenizer decides."""
     pad_token_id: int | None = None
     """Written for other programs; the tokenizer decides."""
+    num_labels: PositiveInt | None = Field(None, exclude=True)
+    """Instead of the output head one that scores every token: 2 classes for a process reward model, 1 number for a
+    reward model; stages of these kinds set it."""
+
+    @property
+    def head(self) -> str:
+        """What stands behind the last layer, by the end of the architecture's name at Hugging Face."""
+        return {None: "ForCausalLM", 1: "ForSequenceClassification"}.get(self.num_labels, "ForTokenClassification")
 
     @property
     def moe(self) -> MoeShape | None:

@@ -82,7 +82,7 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 
 
 def _outward(config: AnyConfig, name: str) -> str:
-    if name.startswith("lm_head."):
+    if name.startswith(("lm_head.", "score.")):
         return name
     if name.startswith("mtp."):
         _, index, rest = name.split(".", 2)

@@ -23,6 +23,7 @@ from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
+from zifio.tasks.lax import LaxMod
 from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
@@ -31,6 +32,7 @@ from zifio.tasks.task import Task
 TaskConfig = Annotated[
     ChainSum
     | ChainMod
+    | LaxMod
     | Splits
     | Gym
     | Gsm8k

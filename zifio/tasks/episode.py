@@ -90,6 +90,8 @@ class Episode:
     problem: Problem
     reply: Reply
     verdict: Verdict
+    steps: list[tuple[int, float]] = field(default_factory=list)
+    """Where steps are rewarded by themselves: each one's last token in the reply, and its reward."""
 
 
 def play(

@@ -13,11 +13,14 @@ Try it alone:
 import random
 import re
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from zifio.config import Config
+from zifio.tasks.form import THINK, THOUGHT
+from zifio.tasks.steps import Label
 from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, render_response
 
 Style = Literal["chained", "aligned", "steps", "totals"]
@@ -25,6 +28,9 @@ Style = Literal["chained", "aligned", "steps", "totals"]
 _EXPRESSION = re.compile(r"[0-9]+(?:[+-][0-9]+)+", re.ASCII)
 _TERM = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _INTEGER = re.compile(r"-?[1-9][0-9]{0,31}|0", re.ASCII)  # bounded, and never handed to int()
+_EQUATION = re.compile(
+    r",?(?P<start>-?[0-9]{1,12})?(?P<term>[+-][0-9]{1,12})= ?(?P<result>-?[0-9]{1,12})", re.ASCII
+)  # bounded, so that a long one is false and int() stays quick
 _QUOTED = 24  # characters of a stranger's text that a reason repeats
 
 
@@ -82,6 +88,24 @@ class _Chain(Config):
     def check_gold(self, problem: Problem) -> Verdict:
         """The verdict on the problem's own answer and working; anything but right is a bug of the task."""
         return self.score(problem, self.document(problem, shows_working=True))
+
+    def check_steps(self, problem: Problem, steps: Sequence[str]) -> list[Label]:
+        """Implements `tasks.steps.Stepwise`: a step is true where it computes right from the total before it, and good
+        where it is also the next of the true working. What stands behind the thinking has None."""
+        true = self._steps(problem.prompt)
+        labels: list[Label] = []
+        total: int | None = None
+        is_on_course = is_thinking = True
+        for place, step in enumerate(steps):
+            bare = step.removeprefix(THINK) if place == 0 else step
+            is_thinking = is_thinking and not bare.startswith(THOUGHT)
+            if not is_thinking:
+                labels.append(None)
+                continue
+            is_on_course = is_on_course and place < len(true) and bare == true[place]
+            holds, total = _computed(bare, total, getattr(self, "modulus", None))
+            labels.append(1 if is_on_course else 0 if holds else -1)
+        return labels
 
 
 class ChainSum(_Chain):
@@ -149,6 +173,19 @@ def true_steps(expression: str, style: Style, modulus: int | None = None) -> lis
         else:
             steps.append(f"{comma}{total}")
     return steps
+
+
+def _computed(step: str, total: int | None, modulus: int | None) -> tuple[bool, int | None]:
+    """(whether a step is a true equation that goes on from `total`, the total that it claims)."""
+    found = _EQUATION.fullmatch(step)
+    if found is None:
+        return False, None
+    start = int(found["start"]) if found["start"] else total
+    result = int(found["result"])
+    if start is None:
+        return False, result
+    value = start + int(found["term"])
+    return (value if modulus is None else value % modulus) == result, result
 
 
 def _final(working: str) -> str:

@@ -19,6 +19,7 @@ from zifio.data.pack import Sequence, pack
 COLUMNS = (
     "cross_entropy_weight", "policy_weight", "advantage", "old_logp", "sampler_logp", "kl_weight", "reference_logp",
     "teacher_weight",
+    "step_weight", "step_label", "pair", "pair_weight",
 )  # fmt: skip
 """Per-token values that a sequence may bring; an absent one is 0 everywhere."""
 

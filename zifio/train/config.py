@@ -394,6 +394,66 @@ LOSSES: dict[str, dict[str, Any]] = {
 """What the names of losses stand for: values of RlStage's own options, which explicit ones override."""
 
 
+class Process(Config):
+    """Reward for the steps of a reply, beside its outcome.
+
+    With o the outcome's reward and p_1 .. p_K those of the steps (0 or 1 from the task's own check, a probability from
+    a model; a reply without a step has none to show: its process is worth 0):
+
+        min     min(o, p_1, ..., p_K)               the weakest step, the outcome being the last (arXiv:2504.15275)
+        gated   o where every p_k reaches `least`, else 0
+        mean    o + weight * mean(p)
+        sum     o + weight * sum(p)                 pays for steps that nobody needs
+    """
+
+    form: Literal["min", "gated", "mean", "sum"]
+    """How the steps' rewards and the outcome's become one."""
+    by: str = "task"
+    """task: the task's own check of steps; else a process reward model: a `prm` stage or a folder."""
+    weight: NonNegativeFloat = 1.0
+    """Worth of the process beside the outcome, in mean and sum."""
+    least: Share = 0.5
+    """Below this a step shuts the gate."""
+    neutral: Share = 0.0
+    """Worth of a step that is true and not the next of a working; 1 pays for true but needless ones."""
+    credit: Literal["reply", "step"] = "reply"
+    """reply: one reward and advantage for all tokens; step: every step's own reward, and the outcome's at the end,
+    normalised over the group's steps and summed from a token on (DeepSeekMath, section 4.1.3); mean and sum only."""
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Process:
+        if self.credit == "step" and self.form in ("min", "gated"):
+            raise ValueError(f'form="{self.form}" is one reward for a whole reply; set credit = "reply"')
+        return self
+
+
+class Guard(Config):
+    """Watches over a reward: a few held-out problems are answered now and then, and checked by gold, without training
+    on them. An alarm names its reason with examples."""
+
+    task: TaskConfig
+    """The task as it should be checked: gold."""
+    every: PositiveInt = 5
+    """Steps between looks."""
+    problems: PositiveInt = 32
+    """How many held-out problems, always the same."""
+    n: PositiveInt = 4
+    """Replies per problem."""
+    gap: Share = 0.15
+    """Alarm when the share of replies that the reward calls right and gold does not has grown by this since the first
+    look; or when gold has fallen by this from its best while the reward has not."""
+    repeats: Share = 0.15
+    """Alarm when the share of replies that repeat a step three times in a row has grown by this."""
+    length: float = Field(1.5, gt=1)
+    """Alarm when replies have grown or shrunk by this factor since gold was best, and gold has not risen by a tenth of
+    `gap` since."""
+    thinking: Share = 0.5
+    """Alarm when the share of replies that show a working has fallen below this share of its highest."""
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    """warn: go on; stop: end the run with an error; rollback: take back the weights of the last look without an alarm,
+    and end the stage with them."""
+
+
 class RlStage(ModelStage):
     """GRPO and its kin with verifiable rewards: R1-Zero from a base, or R1's reasoning stage from a cold start."""
 
@@ -460,6 +520,10 @@ class RlStage(ModelStage):
     off_policy_delta: PositiveFloat | None = None
     """Leave out replies with a negative advantage whose tokens the policy finds less likely than the sampler did, by
     more than this in the mean log-prob (DeepSeek-V3.2)."""
+    process: Process | None = None
+    """Reward steps too; nothing means the outcome alone."""
+    guard: Guard | None = None
+    """Watch for a reward that is being farmed; nothing means nobody looks."""
     routing: Literal["own", "replay"] = "own"
     """replay: send a rollout's tokens in training to the experts that the sampler sent them to, weighed by the router's
     scores of today (R3, arXiv:2510.11370); own: the router chooses anew, which comes to the same in fp32 and before
@@ -470,6 +534,11 @@ class RlStage(ModelStage):
     """Before the first step, check that the starting model leaves something to learn and can be rewarded at all."""
     most_errors: Share = 0.1
     """Stop when the verifier breaks on more than this share of a step's rollouts."""
+
+    @property
+    def scorers(self) -> dict[str, str]:
+        """The process reward model that it asks, by its key."""
+        return {"process.by": self.process.by} if self.process and self.process.by != "task" else {}
 
     @model_validator(mode="after")
     def _named_loss(self) -> RlStage:
@@ -500,6 +569,11 @@ class RlStage(ModelStage):
             raise ValueError(
                 "correction compares the trainer's log-probs with the sampler's; set old_logps = \"trainer\""
             )
+        if self.process and self.process.credit == "step":
+            if self.advantage == "leave_one_out":
+                raise ValueError('process.credit="step" wants advantage="group" or "none"; set one of them')
+            if self.kl_in == "reward" and self.kl_weight:
+                raise ValueError('process.credit="step" has no place for kl_in="reward"; set kl_in = "loss"')
         if self.routing == "replay" and self.asynchronous:
             raise ValueError(
                 'routing="replay" wants the experts of every token, which the rollouts that asynchronous=true keeps in '

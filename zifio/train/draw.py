@@ -26,6 +26,7 @@ from zifio.tasks.task import Problem, Task, Verdict
 from zifio.train.advantage import is_informative, overlong_punishment
 from zifio.train.config import RlStage
 from zifio.train.curriculum import Difficulty
+from zifio.train.process import StepRewards
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,12 @@ class Drawn:
     def from_json(plain: dict[str, Any]) -> Drawn:
         """What `to_json` gave."""
         groups = [
-            [Episode(Problem(**e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"])) for e in group]
+            [
+                Episode(
+                    Problem(**e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"]), [*map(tuple, e["steps"])]
+                )
+                for e in group
+            ]
             for group in plain["episodes_P_G"]
         ]
         return Drawn(groups, plain["metrics"], plain["flops"], plain["seconds"])
@@ -54,12 +60,14 @@ class Drawn:
 class Drawing:
     """Draws the rollouts of a step: a pure function of the policy, the step and the difficulty so far."""
 
-    def __init__(self, stage: RlStage, seed: int, task: Task, given: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self, stage: RlStage, seed: int, task: Task, given: Sequence[Problem] = (), process: StepRewards | None = None
+    ) -> None:
         """Draws the task's own problems, or walks through the `given` ones.
 
         Raises ConfigError when the task cannot follow the stage's curriculum.
         """
-        self.stage, self.full_task, self.given = stage, task, given
+        self.stage, self.full_task, self.given, self.process = stage, task, given, process
         self._orders: dict[int, list[int]] = {}
         self.seed = stream_seed(seed, "rl", stage.name)
         self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
@@ -77,11 +85,15 @@ class Drawing:
         n_rounds = stage.max_rounds or 1
         kept: list[list[Episode]] = []
         drawn: list[list[Episode]] = []
+        scoring = 0.0
         for number in range(step * n_rounds, (step + 1) * n_rounds):
             indices = range(number * stage.prompts, (number + 1) * stage.prompts)
             problems = [self._problem(task, index) for index in indices]
             with folded(policy.model):
                 groups = play(policy, task, problems, stage.group, stage.sampling, self.seed, "step", step)
+            if self.process is not None:
+                groups, spent = self.process.rewarded(task, groups)
+                scoring += spent
             drawn += groups
             if stage.max_rounds is not None:
                 informative = is_informative(*rewards(stage, groups)).tolist()
@@ -99,7 +111,7 @@ class Drawing:
             metrics[f"curriculum/{self.difficulty.curriculum.option}"] = self.difficulty.value
             if "pass_at_1" in metrics:
                 self.difficulty.follow(metrics["pass_at_1"])
-        flops = sampling_flops(policy, task, drawn)
+        flops = sampling_flops(policy, task, drawn) + scoring
         return Drawn(kept, metrics, flops, time.perf_counter() - began)
 
     def _problem(self, task: Task, index: int) -> Problem:
@@ -124,8 +136,9 @@ def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]])
 
 def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:
     """(reward, counted), [P, G] each: what every rollout is worth, 0 and False where its check broke."""
-    reward_PG = torch.zeros(len(episodes_P_G), stage.group)
-    counted_PG = torch.ones(len(episodes_P_G), stage.group, dtype=torch.bool)
+    n_each = len(episodes_P_G[0]) if episodes_P_G else stage.group
+    reward_PG = torch.zeros(len(episodes_P_G), n_each)
+    counted_PG = torch.ones(len(episodes_P_G), n_each, dtype=torch.bool)
     for p, group in enumerate(episodes_P_G):
         for g, episode in enumerate(group):
             verdict = episode.verdict

@@ -44,7 +44,7 @@ def hints_then_rl(
     problems = [hints.learn(number, row) for number, row in enumerate(rows, 1)]
     check_context(model, hints.longest + 1, "a prompt with its hint")
     inner = stage.as_rl()
-    rollouts = Rollouts(inner, context.seed, task, model, tokenizer, list(dict.fromkeys(problems)))
+    rollouts = Rollouts(inner, context.seed, task, model, tokenizer, given=list(dict.fromkeys(problems)))
     rollouts.policy.opening = hints.opening
 
     def step(number: int) -> StepData:

@@ -52,6 +52,8 @@ class StepData:
     """FLOPs spent beside training (sampling, reference log-probs, a teacher)."""
     teacher_flops: float = 0.0
     """Those of them that a teacher spent."""
+    is_last: bool = False
+    """Whether the stage ends with this step, however many it was to have."""
 
 
 Source = Callable[[int], StepData]
@@ -103,7 +105,8 @@ class Trainer:
                 began = time.perf_counter()
                 data = batches(step)
                 metrics = self._updates(data, step)
-                if not data.updates or step + 1 == self.stage.steps:
+                is_last = data.is_last or step + 1 == self.stage.steps
+                if not data.updates or is_last:
                     self._check_weights(step)  # no loss will do it
                 totals["flops"] += data.flops + metrics.pop("train_flops")
                 if data.teacher_flops:
@@ -114,11 +117,12 @@ class Trainer:
                 self._look(step + 1, totals)
                 shown = {**data.metrics, **metrics}
                 progress.update(step + 1, {key: shown[key] for key in self.shown if key in shown})
-                is_last = step + 1 == self.stage.steps
                 if stopping.is_set() or (not is_last and (step + 1) % self.stage.checkpoint_every == 0):
                     self._save(step + 1, totals)
                 if stopping.is_set():
                     raise KeyboardInterrupt
+                if is_last:
+                    break
         return totals
 
     def _resume(self) -> tuple[int, dict[str, float]]:

@@ -5,6 +5,8 @@
          + w_ce      * -logp                                                                 (pretraining, SFT)
          + w_kl      * k                                                                     (penalty for leaving ref)
          + w_teacher * D(teacher, pi)                                                        (`divergence.py`)
+         + w_step    * -(y log p + (1 - y) log (1 - p))                                      (process reward model)
+         + w_pair    * -log sigmoid(margin)                                                  (Bradley-Terry, DPO)
          + mtp       * sum_t w_ce(t) * -logp_mtp(t)                                          (DeepSeek-V3 eq. 24, 25)
          + balance   * sequence-wise balance loss                                            (DeepSeek-V3 eq. 17)
 
@@ -16,6 +18,10 @@ With d = logp - ref the estimators are k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 
 k3_corrected = r k3 (DeepSeek-V3.2, arXiv:2512.02556). On the policy's own tokens k1, k3 and k3_corrected have the
 value KL(pi || ref); as losses k2 and k3_corrected have its gradient, k3 has that of KL(ref || pi), and k1 has none in
 expectation, since E[grad logp] = 0: it belongs into the reward.
+
+The last two terms are of stages of their own. p is the probability of the second class at the last token of a step, y
+its label or a share. A pair's margin is what the chosen text has more than the rejected one: of a reward model's score
+(Bradley and Terry, 1952), or of beta * sum(logp - ref) (DPO, arXiv:2305.18290).
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -54,6 +61,8 @@ class LossTerms:
     """Whom the tokens with a teacher weight are to follow; it is asked for one micro-batch at a time."""
     beta: float = 0.0
     """Which divergence from the teacher: 0 forward KL, 1 reverse KL, between them GKD's."""
+    dpo_beta: float = 0.1
+    """Of DPO."""
 
 
 @dataclass
@@ -70,8 +79,23 @@ def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: fl
     """The loss of a micro-batch that holds `share_of_step` of the step's sequences."""
     with_mtp = terms.mtp_weight > 0
     output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=batch.experts_BTLA)
+    if model.config.num_labels is None:
+        result = _of_tokens(model, output, batch, terms)
+    else:
+        result = score_loss(model.score(output.hidden_BTD), batch)
+    if with_mtp:
+        _multi_token(result, model, output, batch, terms.mtp_weight)
+    if output.routing:
+        balance_loss, result.load_LE = balance(output, batch.positions_BT, batch.real_BT)
+        result.loss = result.loss + terms.balance_weight * share_of_step * balance_loss
+        result.sums["balance_loss"] = share_of_step * balance_loss.item()
+    return result
+
+
+def _of_tokens(model: Decoder, output: Output, batch: Batch, terms: LossTerms) -> LossResult:
+    """`token_loss` of the log-probs of all tokens that count in some term."""
     counted_BT = torch.zeros_like(batch.real_BT)
-    for name in ("cross_entropy_weight", "policy_weight", "kl_weight"):
+    for name in ("cross_entropy_weight", "policy_weight", "kl_weight", "pair"):
         weight_BT = batch.column(name)
         counted_BT = counted_BT if weight_BT is None else counted_BT | (weight_BT != 0)
     with_entropy = batch.column("policy_weight") is not None
@@ -86,20 +110,13 @@ def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: fl
     )
     result = token_loss(logp_BT, entropy_BT, batch, terms)
     _divergence(result, model, output, batch, terms)
-    if with_mtp:
-        _multi_token(result, model, output, batch, terms.mtp_weight)
-    if output.routing:
-        balance_loss, result.load_LE = balance(output, batch.positions_BT, batch.real_BT)
-        result.loss = result.loss + terms.balance_weight * share_of_step * balance_loss
-        result.sums["balance_loss"] = share_of_step * balance_loss.item()
     return result
 
 
 @torch.no_grad()
 def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tensor, "B T"]:
-    """Log-probs under `model` of the tokens that have a policy weight, 0 elsewhere; no gradient."""
-    weight_BT = batch.column("policy_weight")
-    assert weight_BT is not None, "a batch of rollouts"
+    """Log-probs under `model` of the tokens that have a policy weight or are of a pair, 0 elsewhere; no gradient."""
+    weight_BT = batch.columns["pair" if "pair" in batch.columns else "policy_weight"]
     hidden_BTD = model(batch.tokens_BT, batch.positions_BT, experts_BTLA=batch.experts_BTLA).hidden_BTD
     before_N = predecessors(batch.positions_BT)
     return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0, before_N)[0]
@@ -113,7 +130,48 @@ def token_loss(
     _cross_entropy(result, logp_BT, batch)
     _policy_gradient(result, logp_BT, entropy_BT, batch, terms)
     _reference_kl(result, logp_BT, batch, terms)
+    if batch.column("pair") is not None:
+        _pairs(result, terms.dpo_beta * (logp_BT - batch.columns["reference_logp"]), batch)
     return result
+
+
+def score_loss(scores_BTY: Float[Tensor, "B T Y"], batch: Batch) -> LossResult:
+    """The terms that follow from the scores of tokens, Y of each: of steps where there are two, of pairs where one."""
+    result = LossResult(scores_BTY.new_zeros(()))
+    if batch.column("step_weight") is not None:
+        _steps(result, scores_BTY, batch)
+    if batch.column("pair") is not None:
+        _pairs(result, scores_BTY[..., 0], batch)
+    return result
+
+
+def _steps(result: LossResult, scores_BTY: Tensor, batch: Batch) -> None:
+    """Cross-entropy between the label at the last token of each step and the softmax over two classes."""
+    weight_BT, label_BT = batch.columns["step_weight"], batch.columns["step_label"]
+    logp_BTY = scores_BTY.float().log_softmax(dim=-1)
+    term = -(weight_BT * (label_BT * logp_BTY[..., 1] + (1 - label_BT) * logp_BTY[..., 0])).sum()
+    result.loss = result.loss + term
+    agrees_BT = (logp_BTY[..., 1] > logp_BTY[..., 0]) == (label_BT > 0.5)
+    result.sums |= {"step_cross_entropy": term.item(), "step_accuracy": (weight_BT * agrees_BT).sum().item()}
+
+
+def _pairs(result: LossResult, value_BT: Tensor, batch: Batch) -> None:
+    """-log sigmoid of the margin of each pair, whose tokens stand in this batch; `pair` is its number from 1 on, with
+    a minus at the rejected text."""
+    pair_BT, weight_BT = batch.columns["pair"], batch.columns["pair_weight"]
+    number_N = pair_BT.abs().long().flatten()
+    n_pairs = int(number_N.max()) + 1
+    gap_N = (pair_BT.sign() * value_BT).where(pair_BT != 0, 0.0).flatten()
+    margin_K = gap_N.new_zeros(n_pairs).index_add(0, number_N, gap_N)
+    weight_K = gap_N.new_zeros(n_pairs).scatter(0, number_N, weight_BT.flatten())  # equal at all tokens of a pair
+    weight_K[0] = 0.0
+    term = -(weight_K * F.logsigmoid(margin_K)).sum()
+    result.loss = result.loss + term
+    result.sums |= {
+        "pair_loss": term.item(),
+        "rewards/accuracies": (weight_K * (margin_K > 0)).sum().item(),
+        "rewards/margins": (weight_K * margin_K.detach()).sum().item(),
+    }
 
 
 def _cross_entropy(result: LossResult, logp_BT: Tensor, batch: Batch) -> None:

@@ -93,7 +93,9 @@ class Optimizer:
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and not any(part in name for part in ("embed_tokens", "lm_head", ".gate.weight"))
+    return parameter.ndim >= 2 and not any(
+        part in name for part in ("embed_tokens", "lm_head", "score.", ".gate.weight")
+    )
 
 
 def orthogonalise(matrices: Tensor, n_iterations: int = 5) -> Tensor:

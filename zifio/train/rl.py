@@ -15,6 +15,7 @@ import copy
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.policy import LocalPolicy, open_model
+from zifio.engine.scorer import Scorer, load_scorer
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
@@ -34,13 +36,15 @@ from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation
 from zifio.tasks.task import Problem, Task
-from zifio.train.advantage import group_advantage
+from zifio.train.advantage import group_advantage, process_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
 from zifio.train.draw import Drawing, Drawn, rewards
 from zifio.train.gate import check_gate
+from zifio.train.guard import Watch
 from zifio.train.loop import StepData, Trainer, autocast
 from zifio.train.loss import LossTerms, policy_logp
+from zifio.train.process import StepRewards
 from zifio.train.stage import Context, finish, prepare
 
 
@@ -53,7 +57,8 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     model, tokenizer = open_model(context.model_of(stage.from_))
     prepare(model, stage, context)
     task = make_task(stage.task or context.task)
-    rollouts = Rollouts(stage, context.seed, task, model, tokenizer)
+    scorer = load_scorer(context.model_of(name), stage.device) if (name := stage.scorers.get("process.by")) else None
+    rollouts = Rollouts(stage, context.seed, task, model, tokenizer, scorer, context.folder)
     shown = ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy")
     look = context.look(stage, tokenizer, task)
     trainer = Trainer(model, stage, loss_terms(stage), context.folder, look, shown, rollouts)
@@ -61,6 +66,12 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
         with folded(model):
             check_gate(stage, rollouts.policy, rollouts.drawing.task(), context.seed, context.folder)
     totals = trainer.run(rollouts.step)
+    if rollouts.watch is not None:
+        if rollouts.watch.is_due(stage.steps) and not rollouts.has_ended:
+            metrics, flops, _ = rollouts.watch.look(stage.steps, rollouts.policy)
+            totals["look_flops"] += flops
+            trainer.log.metrics(stage.steps, metrics)
+        totals |= rollouts.watch.summary()
     finish(context, model, tokenizer)
     return totals
 
@@ -80,6 +91,25 @@ def loss_terms(stage: RlStage) -> LossTerms:
     )
 
 
+def step_advantages(stage: RlStage, group: list[Episode]) -> list[list[float]]:
+    """For every reply of a group the advantage of each token (DeepSeekMath, section 4.1.3), from the rewards of its
+    steps and, at its last token, the rest: outcome, shape and length. Replies whose check broke take no part."""
+    counted = [place for place, episode in enumerate(group) if episode.verdict.outcome != "error"]
+    out = [[0.0] * len(episode.reply.tokens) for episode in group]
+    (rest_G,) = rewards(stage, [group])[0].tolist()
+    values, ends, lengths = [], [], []
+    for place in counted:
+        steps, last = group[place].steps, len(group[place].reply.tokens) - 1
+        rest = rest_G[place] - stage.accuracy_weight * sum(reward for _, reward in steps)
+        values.append([stage.accuracy_weight * reward for _, reward in steps] + [rest])
+        ends.append([end for end, _ in steps] + [last])
+        lengths.append(last + 1)
+    scale = "none" if stage.advantage == "none" else "group"
+    for place, tokens in zip(counted, process_advantage(values, ends, lengths, scale), strict=True):
+        out[place] = tokens
+    return out
+
+
 class Rollouts:
     """Where an RL step's batches come from; implements `loop.Memory`."""
 
@@ -90,14 +120,22 @@ class Rollouts:
         task: Task,
         model: Decoder,
         tokenizer: ChatTokenizer,
+        scorer: Scorer | None = None,
+        folder: Path = Path(),
         given: Items[Problem] = (),
     ) -> None:
-        """Of the task's own problems, or of those `given`.
+        """`scorer` rewards steps where the stage wants a model for it; the guard writes to `folder`. Of the task's own
+        problems, or of those `given`.
 
-        Raises ConfigError when the task cannot follow the curriculum, or a dense model is to replay its routing.
+        Raises ConfigError when the task cannot follow the curriculum, when its steps cannot be rewarded, or a dense
+        model is to replay its routing.
         """
         self.stage, self.tokenizer = stage, tokenizer
-        self.drawing = Drawing(stage, seed, task, given)
+        process = StepRewards(stage.process, task, tokenizer, scorer, stage.name) if stage.process else None
+        self.drawing = Drawing(stage, seed, task, given, process)
+        self.watch = Watch(stage, stage.guard, seed, task, process, folder) if stage.guard else None
+        self.has_ended = False
+        """Whether the guard has ended the stage."""
         is_replay = stage.routing == "replay"
         if is_replay and not model.routers():
             raise ConfigError(
@@ -131,15 +169,22 @@ class Rollouts:
         With `asynchronous` the rollouts come from the weights before the last step's updates; those of the next step
         are begun here, before this one's updates.
         """
+        seen, spent = {}, 0.0
+        if self.watch is not None and self.watch.is_due(step):
+            seen, spent, self.has_ended = self.watch.look(step, self.policy)
+            if self.has_ended:
+                return StepData([], seen, flops=spent, is_last=True)
         drawn = self._drawn(step)
         updates, metrics, flops = self._weighed(drawn.episodes_P_G)
-        return StepData(updates, drawn.metrics | metrics, {"sample_s": drawn.seconds}, drawn.flops + flops)
+        seconds = {"sample_s": drawn.seconds}
+        return StepData(updates, seen | drawn.metrics | metrics, seconds, spent + drawn.flops + flops)
 
     def state(self) -> dict[str, Any]:
         """The difficulty, and the rollouts of the next step where they are drawn already (waits for them)."""
         drawn = self.next.result().to_json() if self.next else None
         difficulty = self.drawing.difficulty
-        return {"next": drawn, "difficulty": difficulty.value if difficulty else None}
+        looks = self.watch.looks if self.watch else []
+        return {"next": drawn, "difficulty": difficulty.value if difficulty else None, "looks": looks}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
@@ -148,6 +193,8 @@ class Rollouts:
             self.next.set_result(Drawn.from_json(state["next"]))
         if self.drawing.difficulty:
             self.drawing.difficulty.value = state["difficulty"]
+        if self.watch:
+            self.watch.looks = state["looks"]
 
     def _drawn(self, step: int) -> Drawn:
         if self.background is None:
@@ -170,22 +217,31 @@ class Rollouts:
             metrics["kl"] = kl_PG.sum().item() / sum(e.reply.n_sampled for group in episodes_P_G for e in group)
             reward_PG = reward_PG - stage.kl_weight * kl_PG
         advantage_PG = group_advantage(reward_PG, counted_PG, stage.advantage)
+        by_step = stage.process is not None and stage.process.credit == "step"
+        by_token_P_G = [step_advantages(stage, group) for group in episodes_P_G] if by_step else None
         per_update = stage.prompts // stage.updates
         updates = []
         for start in range(0, len(episodes_P_G), per_update):
             part = slice(start, start + per_update)
-            sequences = self._sequences(episodes_P_G[part], advantage_PG[part], counted_PG[part])
+            by_token = by_token_P_G[part] if by_token_P_G is not None else None
+            sequences = self._sequences(episodes_P_G[part], advantage_PG[part], counted_PG[part], by_token)
             if sequences:
                 batches = [self._with_logps(batch) for batch in self._batches(sequences)]
                 updates.append([batch for batch, _ in batches])
                 flops += sum(more for _, more in batches)
         return updates, metrics, flops
 
-    def _sequences(self, episodes_P_G: list[list[Episode]], advantage_PG: Tensor, counted_PG: Tensor) -> list[Sequence]:
+    def _sequences(
+        self,
+        episodes_P_G: list[list[Episode]],
+        advantage_PG: Tensor,
+        counted_PG: Tensor,
+        by_token_P_G: list[list[list[float]]] | None = None,
+    ) -> list[Sequence]:
         """Rollouts as sequences whose sampled tokens carry weight, advantage and the sampler's log-probs.
 
-        A rollout with advantage 0 has no gradient, so it is left out (its tokens still count in the mean), unless
-        the reference penalty wants it.
+        With `by_token_P_G` every token has an advantage of its own. A rollout with advantage 0 has no gradient, so it
+        is left out (its tokens still count in the mean), unless the reference penalty wants it.
         """
         stage = self.stage
         in_loss = stage.kl_weight if stage.kl_in == "loss" else 0.0
@@ -197,7 +253,9 @@ class Rollouts:
         sequences = []
         for p, g, episode in rollouts:
             advantage, length = float(advantage_PG[p, g]), episode.reply.n_sampled
-            if not counted_PG[p, g] or not taking_part_P_G[p][g] or (advantage == 0 and not in_loss):
+            by_token = by_token_P_G[p][g] if by_token_P_G is not None else None
+            is_idle = advantage == 0 if by_token is None else not any(by_token)
+            if not counted_PG[p, g] or not taking_part_P_G[p][g] or (is_idle and not in_loss):
                 continue
             weight = {
                 "token": 1 / n_tokens,
@@ -207,7 +265,10 @@ class Rollouts:
             values = {"policy_weight": weight, "advantage": advantage}
             if in_loss:
                 values["kl_weight"] = weight * in_loss
-            sequences.append(self._sequence(episode, values))
+            sequence = self._sequence(episode, values)
+            if by_token is not None:
+                sequence.columns["advantage"][-len(by_token) :] = by_token
+            sequences.append(sequence)
         return sequences
 
     def _sequence(self, episode: Episode, values: dict[str, float]) -> Sequence:

@@ -9,7 +9,7 @@ Run alone: `zifio sft recipes/quickstart.toml --stage cold-start steps=20 --out 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
@@ -25,6 +25,8 @@ from zifio.train.config import Conversations, DistillStage, SftStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, messages_sequence, prepare
+
+Item = TypeVar("Item")
 
 
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
@@ -92,16 +94,16 @@ def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int
     n_early = round(stage.short_first * stage.steps)
     if step >= n_early:
         first = (step - n_early) * n
-        return [_nth(by_length, index, seed, stage.name) for index in range(first, first + n)]
+        return [nth(by_length, index, seed, stage.name) for index in range(first, first + n)]
     share = 0.1 + 0.9 * step / n_early
     n_open = max(1, round(share * len(by_length)))
     return stream(seed, "sft/short-first", stage.name, step).choices(by_length[:n_open], k=n)
 
 
-def _nth(sequences: list[Sequence], index: int, seed: int, name: str) -> Sequence:
-    """The index-th sequence of an endless walk that visits all in a new order every epoch."""
-    epoch, place = divmod(index, len(sequences))
-    return sequences[_order(len(sequences), seed, name, epoch)[place]]
+def nth(items: list[Item], index: int, seed: int, name: str) -> Item:
+    """The index-th item of an endless walk that visits all in a new order every epoch."""
+    epoch, place = divmod(index, len(items))
+    return items[_order(len(items), seed, name, epoch)[place]]
 
 
 _orders: dict[tuple[int, int, str, int], list[int]] = {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zifio.checkpoint import with_manifest
+from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import save_tokenizer
@@ -20,9 +22,15 @@ from zifio.models.weights import save_model
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig
 from zifio.tasks.environment import Message
+from zifio.tasks.episode import Policy
 from zifio.tasks.task import Task
 from zifio.train.config import Conversations, ModelStage, RlStage
+from zifio.train.feedback import DpoStage
 from zifio.train.loop import Look
+
+
+def _nobody(url: str, model: str) -> AbstractContextManager[Policy]:
+    raise ConfigError(f"{url}: wanted an endpoint, and this run can reach none. Name a model of the recipe instead.")
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,20 @@ class Context:
     """JSONL file that a stage made, or one given by path."""
     look: Callable[[ModelStage, ChatTokenizer, Task], Look]
     """Makes the evaluation that the loop calls now and then (training may not import `evaluate`)."""
+    endpoint: Callable[[str, str], AbstractContextManager[Policy]] = _nobody
+    """A model behind a URL, by its name there, to be closed after use (training may not import `evaluate`)."""
 
 
 def new_model(config: AnyConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
     """A model from random weights whose vocabulary is the tokenizer's.
 
-    Raises ConfigError when the shape names another, smaller vocabulary.
+    Raises ConfigError when the shape names another, smaller vocabulary, or a head that predicts no tokens.
     """
+    if config.num_labels is not None:
+        raise ConfigError(
+            f"model.num_labels: wanted none for a model that is to write, came {config.num_labels}. Leave it out; a "
+            "`prm` or `reward` stage gives a model its scores."
+        )
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
@@ -61,7 +76,7 @@ def prepare(model: Decoder, stage: ModelStage, context: Context) -> None:
 
     Raises ConfigError when an adapter's target matches no layer, or when there is no such device.
     """
-    if isinstance(stage, Conversations | RlStage) and stage.lora is not None:
+    if isinstance(stage, Conversations | RlStage | DpoStage) and stage.lora is not None:
         apply(model, stage.lora, stream_seed(context.seed, "lora", stage.name))
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,124 @@
+"""Choosing among a model's replies by a process reward model, beside the majority's vote on the same draws.
+
+The scores of a reply's steps become one by the least of them, their mean, the last, or their product. Best-of-n alone
+hides a bad reward model (arXiv:2501.07301), so how well it finds the first error of a reply is told too, where the task
+knows it (ProcessBench, arXiv:2412.06559).
+
+Try it alone: `pytest tests/evaluate/test_rerank.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from math import prod
+from typing import Any
+
+from zifio.engine.scorer import Scorer, load_scorer
+from zifio.evaluate.replies import answer_of
+from zifio.evaluate.stats import paired_difference, share_interval
+from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
+from zifio.tasks.environment import conversation
+from zifio.tasks.form import THINK, THOUGHT, split_thinking
+from zifio.tasks.steps import Stepwise, first_error, localisation, split_steps, true_labels
+from zifio.tasks.task import Problem, Task
+
+Row = dict[str, Any]
+
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
+    "min": min,
+    "mean": lambda scores: sum(scores) / len(scores),
+    "last": lambda scores: scores[-1],
+    "product": prod,
+}
+"""How the scores of steps become that of a reply."""
+
+_WRONG = 0.5  # below this score a step is called wrong
+
+
+def rerank(
+    scorer: Scorer, task: Task, rows: Sequence[Row], ks: Sequence[int], seed: int
+) -> tuple[dict[str, Any], float]:
+    """(what choosing by the scores comes to, FLOPs); the rows, records of replies, get theirs as `step_scores`.
+
+    `table` has a line for each k and way to aggregate: shares of right choices, and their differences to the majority's
+    vote on the same problems with 95% intervals. A reply whose check broke takes no part, nor does a problem with fewer
+    than k others.
+    """
+    flops = score_rows(scorer, rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["outcome"] != "error":
+            groups.setdefault(row["problem"], []).append(row)
+    names = AGGREGATES if scorer.by_step else {"last": AGGREGATES["last"]}
+    table = [
+        _line(groups, k, name, seed)
+        for k in ks
+        if k > 1 and any(len(g) >= k for g in groups.values())
+        for name in names
+    ]
+    found = _located(task, rows) if scorer.by_step else None
+    return {"table": table} | ({"localisation": found} if found else {}), flops
+
+
+def reranked(prm: str, task: Task, rows: Sequence[Row], ks: Sequence[int], seed: int) -> dict[str, Any]:
+    """As `rerank`, of records that keep thinking and answer apart (`examine`), by the reward model of a folder."""
+    whole = [
+        {**row, "response": f"{THINK}{row['thinking']}{THOUGHT}{row['response']}"}
+        for row in rows
+        if row["budget"] is None
+    ]
+    return rerank(load_scorer(prm), task, whole, ks, seed)[0]
+
+
+def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:
+    """Write the scores of each reply's steps into its record; the FLOPs come back."""
+    asked = [(conversation(_problem(row)), split_steps(row["response"]) or [""]) for row in rows]
+    scores, flops = scorer.scores(asked)
+    for row, mine in zip(rows, scores, strict=True):
+        row["step_scores"] = mine
+    return flops
+
+
+def _line(groups: dict[str, list[Row]], k: int, name: str, seed: int) -> dict[str, Any]:
+    """One line of the table: k replies, scores aggregated so."""
+    best_P, weighted_P, majority_P = [], [], []
+    for group in groups.values():
+        if len(group) < k:
+            continue
+        right = [row["outcome"] == "right" for row in group]
+        answers = [answer_of(split_thinking(row["response"]).rest) for row in group]
+        scores = [AGGREGATES[name](row["step_scores"]) for row in group]
+        best_P.append(best_of_k(scores, right, k))
+        lowest = min(0.0, *scores)  # those of a reward model may be negative, and weights may not
+        weighted_P.append(weighted_at_k(answers, [score - lowest for score in scores], right, k))
+        majority_P.append(majority_at_k(answers, right, k))
+    line: dict[str, Any] = {"k": k, "by": name, "n_problems": len(best_P), "majority": _mean(majority_P)}
+    line["majority_interval"] = list(share_interval(majority_P, seed, "majority", k))
+    for way, share_P in (("best", best_P), ("weighted", weighted_P)):
+        gain = paired_difference(share_P, majority_P, seed, "rerank", way, name, k)
+        line |= {way: _mean(share_P), f"{way}_interval": list(share_interval(share_P, seed, way, name, k))}
+        line[f"{way}_gain"] = {"mean": gain.mean, "interval": list(gain.interval)}
+    return line
+
+
+def _located(task: Task, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """How well the scores find first errors, where the task knows them."""
+    if not isinstance(task, Stepwise):
+        return None
+    checked = [row for row in rows if row["outcome"] != "error"]
+    called = [next((k for k, s in enumerate(row["step_scores"]) if s < _WRONG), None) for row in checked]
+    true = [
+        first_error(true_labels(task, _problem(row), split_steps(row["response"]), row["outcome"] == "right"))
+        for row in checked
+    ]
+    found = localisation(called, true)
+    return {**asdict(found), "f1": found.f1} if found else None
+
+
+def _problem(row: Row) -> Problem:
+    return Problem(row["problem"], row["prompt"], row["gold"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

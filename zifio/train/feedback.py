@@ -1,0 +1,150 @@
+"""What the stages accept that learn from judgements: of steps, and of which of two replies is better.
+
+Read by `recipe.py` from TOML and never importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from zifio.config import Config, Sampling
+from zifio.models.config import Lora
+from zifio.tasks.catalog import TaskConfig
+from zifio.train.config import Balance, ModelStage, Share, Stage
+
+
+class MonteCarlo(Config):
+    """Label a step by what comes of it: completions from there on, judged by the task (Math-Shepherd,
+    arXiv:2312.08935)."""
+
+    from_: str = Field(alias="from")
+    """Model that completes."""
+    n: PositiveInt = 8
+    """Completions from every step."""
+    share: Share = 0.0
+    """A step is good when more than this share of them is right; 0 means any (Math-Shepherd's hard estimate). Where
+    answers can be guessed, it should be above the share that guesses reach."""
+
+
+class Judge(Config):
+    """Label steps by a model that is asked for the first one that is wrong."""
+
+    from_: str | None = Field(None, alias="from")
+    """A model of the recipe, or a folder."""
+    url: str | None = None
+    """Instead of from: an OpenAI-compatible endpoint, whose key stands in OPENAI_API_KEY."""
+    model: str = ""
+    """What the endpoint calls it."""
+    votes: PositiveInt = 1
+    """Replies to each solution; the place that most of them name counts."""
+    sampling: Sampling = Sampling(temperature=0.0, max_new_tokens=1024)
+    """How it replies."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Judge:
+        if (self.from_ is None) == (self.url is None):
+            raise ValueError("wanted either `from` (a model) or `url` (an endpoint), not both or neither")
+        if self.url is not None and not self.model:
+            raise ValueError("wanted `model`, the name of a model at this endpoint, came none")
+        if self.votes > 1 and self.sampling.temperature == 0:
+            raise ValueError("votes of a judge at sampling.temperature=0 are all the same; raise it, or set votes = 1")
+        return self
+
+
+class MarkStage(Stage):
+    """Mark the steps of solutions right or wrong, by one labeller or by several that must agree; writes JSONL.
+
+    Labellers that place the first error differently drop the solution. Where people have labelled it, theirs stand.
+    """
+
+    kind: Literal["mark"]
+    """Names the kind."""
+    data: str
+    """A `sample` stage (with keep = "all", or nothing is wrong), or a JSONL file of solutions in steps: our own,
+    PRM800K's, or TRL's stepwise supervision."""
+    task: TaskConfig | None = None
+    """By default the recipe's task."""
+    rollouts: MonteCarlo | None = None
+    """Label by completions."""
+    judge: Judge | None = None
+    """Label by a model's judgement."""
+    checker: bool = False
+    """Label by the task's own check of steps, where it has one: an oracle to compare others with."""
+    people: str | None = None
+    """JSONL with labels from people for some of the solutions."""
+    most: PositiveInt | None = None
+    """At most this many different solutions."""
+    balance: bool = True
+    """With most: half of them wrong, half right, as far as there are so many."""
+    sampling: Sampling = Sampling()
+    """How completions are drawn."""
+
+    @model_validator(mode="after")
+    def _has_labeller(self) -> MarkStage:
+        if not (self.rollouts or self.judge or self.checker or self.people):
+            raise ValueError("wanted a labeller, came none. Give rollouts, judge, checker or people")
+        return self
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The models that it asks, by their keys."""
+        asked = {"rollouts.from": self.rollouts and self.rollouts.from_, "judge.from": self.judge and self.judge.from_}
+        return {key: name for key, name in asked.items() if name}
+
+
+class _Scoring(ModelStage):
+    """What the stages share that train a reward model."""
+
+    from_: str = Field(alias="from")
+    """Model whose body it takes; the head is new."""
+    balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
+    """Expert balance; off, as in RL."""
+
+
+class PrmStage(_Scoring):
+    """Train a process reward model: how likely each step of a solution is good (arXiv:2305.20050, section 2.6)."""
+
+    kind: Literal["prm"]
+    """Names the kind."""
+    data: str
+    """A `mark` stage, or a JSONL file of labelled solutions: our own, PRM800K's, or TRL's stepwise supervision."""
+    sequences: PositiveInt = 64
+    """Solutions per step; the data is walked through in a new order every epoch."""
+    soft: bool = False
+    """Learn the share of right completions where the data has it, not the label (Math-Shepherd's soft estimate)."""
+    held_back: Share = 0.1
+    """Share of the problems that is kept for the figures of done.json: accuracy and localisation of first errors."""
+
+
+class Preferences(ModelStage):
+    """What the stages share that learn from pairs of replies."""
+
+    data: str
+    """A JSONL file of preferences: `prompt`, `chosen` and `rejected`, texts or messages as TRL has them; or a `sample`
+    stage with keep = "all", whose right replies are preferred to wrong ones."""
+    pairs: PositiveInt = 32
+    """Pairs per step; the data is walked through in a new order every epoch."""
+
+
+class RewardStage(Preferences, _Scoring):
+    """Train a reward model on preferences (Bradley and Terry, 1952), for what no verifier can check (R1, 2.3.4)."""
+
+    kind: Literal["reward"]
+    """Names the kind."""
+
+
+class DpoStage(Preferences):
+    """Direct preference optimisation (arXiv:2305.18290): preferences without a reward model."""
+
+    kind: Literal["dpo"]
+    """Names the kind."""
+    from_: str = Field(alias="from")
+    """Model to start from, which is the reference too."""
+    beta: PositiveFloat = 0.1
+    """How strongly the reference holds."""
+    lora: Lora | None = None
+    """Train adapters and leave the rest as it is; nothing means all weights train."""
+    balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
+    """Expert balance; off, as in RL."""
