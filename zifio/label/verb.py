@@ -155,7 +155,7 @@ def serve(desk: Desk, host: str, port: int) -> None:
 
     alone = is_loopback(host)
     with desk.store.read() as connection:
-        accounts = desk.has_accounts(connection)
+        accounts, has_items = desk.has_accounts(connection), desk.has_items(connection)
     if not alone and not accounts:
         raise ConfigError(
             f"--host {host}: wanted accounts before others can reach the desk, came none. Add one: zifio label "
@@ -172,6 +172,8 @@ def serve(desk: Desk, host: str, port: int) -> None:
         f"desk: http://{shown}:{listening.getsockname()[1]}"
         + ("/#token=TOKEN, with each one's token" if accounts else "")
     )
+    if not has_items:
+        say(f"There is nothing to label yet: zifio label {desk.store.where} --import items.jsonl")
     if not alone:
         say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
     config = uvicorn.Config(make_app(desk, alone), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
