@@ -181,7 +181,7 @@ async function submit(finish = null) {
     state.form = null;
     const wait = new Promise((resolve) => setTimeout(resolve, REVEAL_MS));
     const machine = (await Promise.race([answer, wait]))?.prelabel;
-    if (state.item !== item) return;
+    if (state.item !== item || state.form) return; // undone meanwhile: still blind
     if (machine) return reveal(item, said, machine);
   }
   await next();
