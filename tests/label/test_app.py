@@ -142,6 +142,26 @@ def test_what_is_written_together_fails_alone(desk: Desk):
         assert connection.execute(there).scalar() == 16
 
 
+def test_who_does_not_wait_any_more_stops_nobody(desk: Desk):
+    """Requests that were given up before their turn are not done, and the others are; what need not last is told
+    first."""
+    held, order = threading.Event(), []
+
+    def first(connection: Any) -> str:
+        held.wait()
+        return "done"
+
+    with Writer(desk.store) as writer:
+        waits = writer.submit(first)
+        gone, asks, last = (writer.submit(lambda c, n=n: n, lasting=n != "asks") for n in ("gone", "asks", "last"))
+        for future, name in ((waits, "waits"), (asks, "asks"), (last, "last")):
+            future.add_done_callback(lambda _, name=name: order.append(name))
+        assert gone.cancel()
+        held.set()
+        assert (waits.result(), asks.result(), last.result()) == ("done", "asks", "last")
+    assert order.index("asks") < order.index("last") and gone.cancelled()
+
+
 def test_when_the_database_fails_nobody_is_told_it_is_written(desk: Desk):
     with Writer(desk.store) as writer:
         broken = writer.submit(lambda connection: connection.connection.dbapi_connection.close())

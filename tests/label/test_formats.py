@@ -22,6 +22,7 @@ from zifio.label.item import Item, Judgement
 from zifio.label.report import report
 from zifio.label.schema import ITEMS
 from zifio.label.scores import import_scores
+from zifio.tasks.steps import Solution
 
 WRONG = ratings(1, -1, None, correction="the right way", note="a slip", flagged=True)
 PAIRS = [Item(id=f"p{n}", kind="pair", prompt="?", a="long", b="short") for n in range(3)]
@@ -216,9 +217,12 @@ def test_scores_may_come_later_and_again(desk: Desk, tmp_path: Path):
 
 
 def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path):
-    import_file(desk, lines(tmp_path / "rows.jsonl", PUBLISHED), prelabels=True)
-    row = row_of(desk, ITEMS, state="open")
-    assert (row.machine, row.n_labels) == ("error 2", 0)
+    machine = Solution("p", "What?", "4", ("a\n", "b"), (1, 1), "4", "right", "monte carlo")
+    told = import_file(desk, lines(tmp_path / "rows.jsonl", PUBLISHED, machine.row()), prelabels=True)
+    assert (told["items"], told["labels"]) == (2, 0)
+    for machine_says, outcome in (("error 2", ""), ("no error", "right")):
+        row = row_of(desk, ITEMS, machine=machine_says)
+        assert (row.state, row.n_labels, row.outcome) == ("open", 0, outcome)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_two_label_thirty_items_by_keyboard_and_a_third_settles(
             context.set_default_timeout(WAIT_MS)
             eve = Labeller(context, server.url, token["eve"])
             eve.state()
+            eve.page.wait_for_selector("#mode:visible")
             eve.page.locator("#mode").press("Enter")
             eve.page.wait_for_selector("text=What others said")
             seen = eve.work(lambda n, page: ["Shift+A"])

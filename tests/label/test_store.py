@@ -163,6 +163,12 @@ def test_a_file_that_is_no_desk_is_told_and_kept(tmp_path: Path):
     assert file.read_bytes() == before
 
 
+def test_a_file_may_be_called_anything(tmp_path: Path):
+    path = tmp_path / "what? 100% #1.db"
+    Store(path).close()
+    assert path.exists()
+
+
 def test_two_at_once_take_different_items(desk: Desk):
     ann, ben = person(desk, "ann"), person(desk, "ben")
     put(desk, *(steps_item(n) for n in range(4)))

@@ -102,11 +102,11 @@ def make_app(desk: Desk, alone: bool) -> FastAPI:
     app.add_exception_handler(Conflict, _refused)
     app.add_exception_handler(SQLAlchemyError, _unavailable)
 
-    async def write(request: Request, job: Callable[[Connection, Annotator], Any]) -> Any:
-        """What a job of whoever asks gives, committed."""
+    async def write(request: Request, job: Callable[[Connection, Annotator], Any], lasting: bool = True) -> Any:
+        """What a job of whoever asks gives, committed; or at once, where nothing is lost with what it writes."""
         token, near = _token(request), alone and "x-forwarded-for" not in request.headers
         return await asyncio.wrap_future(
-            writer.submit(lambda connection: job(connection, desk.who(connection, token, near)))
+            writer.submit(lambda connection: job(connection, desk.who(connection, token, near)), lasting)
         )
 
     _routes(app, desk, referee, write)
@@ -123,7 +123,7 @@ def _routes(app: FastAPI, desk: Desk, referee: Referee, write: Callable[..., Any
 
     @app.post("/api/next", dependencies=ours)
     async def next_items(body: NextBody, request: Request) -> AsciiJSON:
-        return AsciiJSON(await write(request, lambda connection, me: desk.next_items(connection, me, body.n)))
+        return AsciiJSON(await write(request, lambda connection, me: desk.next_items(connection, me, body.n), False))
 
     @app.post("/api/label", dependencies=ours)
     async def label(body: LabelBody, request: Request) -> AsciiJSON:
@@ -138,18 +138,18 @@ def _routes(app: FastAPI, desk: Desk, referee: Referee, write: Callable[..., Any
 
     @app.post("/api/verdict", dependencies=ours)
     async def verdict(body: ItemBody, request: Request) -> AsciiJSON:
-        item = await write(request, lambda connection, me: desk.may_see_verdict(connection, me, body.item))
+        item = await write(request, lambda connection, me: desk.may_see_verdict(connection, me, body.item), False)
         found = await asyncio.to_thread(referee.verdict, item)
         await write(request, lambda connection, me: desk.note_shown(connection, me, body.item, "verdict"))
         return AsciiJSON(found)
 
     @app.post("/api/disputed", dependencies=ours)
     async def disputed(body: NextBody, request: Request) -> AsciiJSON:
-        return AsciiJSON(await write(request, lambda connection, me: desk.disputed(connection, me, body.n)))
+        return AsciiJSON(await write(request, lambda connection, me: desk.disputed(connection, me, body.n), False))
 
     @app.post("/api/me", dependencies=ours)
     async def who_am_i(request: Request) -> AsciiJSON:
-        me = await write(request, lambda connection, me: me)
+        me = await write(request, lambda connection, me: me, False)
 
         def progress() -> dict[str, Any]:
             with desk.store.read() as connection:

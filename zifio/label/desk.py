@@ -121,6 +121,10 @@ class Desk:
             connection.execute(select(ANNOTATORS.c.id).where(ANNOTATORS.c.token_hash.is_not(None))).first() is not None
         )
 
+    def has_items(self, connection: Connection) -> bool:
+        """Whether there is anything to label."""
+        return connection.execute(select(ITEMS.c.id).limit(1)).first() is not None
+
     def who(self, connection: Connection, token: str, alone: bool) -> Annotator:
         """Whose token this is. Without accounts, and `alone` on this machine, it is the one person at it."""
         if token:

@@ -20,7 +20,7 @@ from zifio.label.item import Item, Judgement, content_id, fault, stance
 from zifio.label.store import Conflict
 from zifio.log import Progress
 from zifio.tasks.form import THINK, THOUGHT
-from zifio.tasks.steps import Solution, from_prm800k, from_stepwise, split_steps
+from zifio.tasks.steps import Solution, from_prm800k, from_row, split_steps
 from zifio.tasks.task import parse_response
 
 _AT_ONCE = 500
@@ -138,8 +138,8 @@ def _understood(row: dict[str, Any], where: str) -> Brought:
     """One row of any format that we know, by its keys. Raises ConfigError."""
     if "question" in row and "label" in row:
         return _prm800k(row, where)
-    if "completions" in row and "labels" in row:
-        return _stepwise(row, where)
+    if "labels" in row and ("completions" in row or "steps" in row):
+        return _labelled(row, where)
     if "chosen" in row and "rejected" in row:
         return _preference(row, where)
     if "completion" in row and "label" in row:
@@ -223,11 +223,12 @@ def _correction(step: dict[str, Any]) -> str:
     return str(written.get("text") or "") if isinstance(written, dict) and step.get("chosen_completion") == 0 else ""
 
 
-def _stepwise(row: dict[str, Any], where: str) -> Brought:
-    solution = from_stepwise(row, where)
+def _labelled(row: dict[str, Any], where: str) -> Brought:
+    """A labelled solution, as TRL or as `zifio` itself writes it."""
+    solution = from_row(row, where)
     finish = "found_error" if -1 in solution.labels else "solution"
     said = build(Judgement, {"finish": finish, "ratings": solution.labels}, where)
-    item = build(Item, _from_solution(solution, None, "stepwise"), where)
+    item = build(Item, _from_solution(solution, None, "solution"), where)
     return Brought(item, said, solution.source or IMPORTED)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, create_engine, event, func, insert, select
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, func, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -226,11 +226,10 @@ def _engine(where: str) -> Engine:
         path = Path(where)
         if not path.parent.is_dir():
             raise ConfigError(f"{where}: wanted a folder to keep the desk in, came none. Make {path.parent} first.")
-        url = f"sqlite:///{path}"
-    else:
-        url = where
+        parsed = URL.create("sqlite", database=str(path))
+        return _sqlite(parsed)
     try:
-        parsed = make_url(url)
+        parsed = make_url(where)
     except ArgumentError:
         raise ConfigError(f"{where}: wanted a URL such as postgresql://user@host/name, came none.") from None
     if parsed.drivername in ("postgres", "postgresql"):
@@ -239,6 +238,10 @@ def _engine(where: str) -> Engine:
         return create_engine(parsed, pool_pre_ping=True)
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise ConfigError(f"{_shown(where)}: wanted a file, or a URL of PostgreSQL, came neither.")
+    return _sqlite(parsed)
+
+
+def _sqlite(parsed: URL) -> Engine:
     engine = create_engine(parsed, connect_args={"check_same_thread": False, "timeout": _BUSY_MS / 1000})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

@@ -155,7 +155,7 @@ def serve(desk: Desk, host: str, port: int) -> None:
 
     alone = is_loopback(host)
     with desk.store.read() as connection:
-        accounts = desk.has_accounts(connection)
+        accounts, has_items = desk.has_accounts(connection), desk.has_items(connection)
     if not alone and not accounts:
         raise ConfigError(
             f"--host {host}: wanted accounts before others can reach the desk, came none. Add one: zifio label "
@@ -167,11 +167,16 @@ def serve(desk: Desk, host: str, port: int) -> None:
         raise ConfigError(
             f"--port {port}: wanted a free port on {host}, came: {error.strerror}. Choose another."
         ) from None
+    # Answers go out as head and body; without this the body waits 40 ms for the head's receipt. asyncio sets it only on
+    # sockets that name their protocol, which those of `create_server` do not.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     shown = f"[{host}]" if ":" in host else host
     say(
         f"desk: http://{shown}:{listening.getsockname()[1]}"
         + ("/#token=TOKEN, with each one's token" if accounts else "")
     )
+    if not has_items:
+        say(f"There is nothing to label yet: zifio label {desk.store.where} --import items.jsonl")
     if not alone:
         say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
     config = uvicorn.Config(make_app(desk, alone), log_level="warning", access_log=False, timeout_graceful_shutdown=5)

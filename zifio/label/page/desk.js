@@ -38,7 +38,6 @@ async function start() {
   state.outbox = new Outbox(state.me.id, standing, refused);
   state.history = JSON.parse(localStorage.getItem(named("history")) ?? "[]");
   for (const one of state.outbox.entries()) if (one.body.item) state.done.add(place(one.body.phase, one.body.item));
-  $("mode").hidden = !state.me.adjudicates;
   progress();
   setInterval(progress, 15000);
   await next();
@@ -60,6 +59,7 @@ async function progress() {
     const now = await call("/api/me");
     const open = now.n_disputed ? `, ${now.n_disputed} disputed` : "";
     $("count").textContent = `${now.n_done} of ${now.n_items} done${open}; ${now.n_mine} by you`;
+    $("mode").hidden = !(state.me.adjudicates && (now.n_disputed || state.settling));
     $("progress").max = Math.max(1, now.n_items);
     $("progress").value = now.n_done;
   } catch { /* the outbox tells of a lost connection */ }
@@ -181,7 +181,7 @@ async function submit(finish = null) {
     state.form = null;
     const wait = new Promise((resolve) => setTimeout(resolve, REVEAL_MS));
     const machine = (await Promise.race([answer, wait]))?.prelabel;
-    if (state.item !== item) return;
+    if (state.item !== item || state.form) return; // undone meanwhile: still blind
     if (machine) return reveal(item, said, machine);
   }
   await next();
