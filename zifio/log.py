@@ -52,6 +52,8 @@ def _unread() -> Generator[None, None, None]:
         yield
     except (OSError, ValueError):
         _terminal.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still in the buffer must not fail at exit, as code 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Finished(NamedTuple):

@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(models, monkeypatch, moment):
         with pytest.raises(KeyboardInterrupt):
             measured(exam(), models, "cut")
     again = []
-    monkeypatch.setattr(run, "load_policy", lambda path, **more: again.append(path.name) or load_policy(path, **more))
+    monkeypatch.setattr(run, "load_policy", lambda path, *more: again.append(path.name) or load_policy(path, *more))
     measured(exam(), models, "cut")
     assert again == ([] if moment == "results" else ["two"])
     assert contents(models / "cut") == contents(models / "whole")
@@ -199,7 +199,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(models, monkeypatch, moment):
 def test_only_what_changed_is_measured_again(models, monkeypatch):
     first = measured(exam(), models, "final")
     seen = []
-    monkeypatch.setattr(run, "load_policy", lambda path, **more: seen.append(path.name) or load_policy(path, **more))
+    monkeypatch.setattr(run, "load_policy", lambda path, *more: seen.append(path.name) or load_policy(path, *more))
     assert measured(exam(), models, "final") == first
     assert seen == []
     save_base(models / "two", llama(), seed=9)
