@@ -319,8 +319,8 @@ class Guard(Config):
     repeats: Share = 0.15
     """Alarm when the share of replies that repeat a step three times in a row has grown by this."""
     length: float = Field(1.5, gt=1)
-    """Alarm when replies have grown or shrunk by this factor since gold was best, and gold has not risen by a tenth of
-    `gap` since."""
+    """Alarm when replies, at two looks in a row, are longer or shorter by this factor than at the best look at which as
+    many showed a working, and gold has not risen by a tenth of `gap` since."""
     thinking: Share = 0.5
     """Alarm when the share of replies that show a working has fallen below this share of its highest."""
     action: Literal["warn", "stop", "rollback"] = "warn"
