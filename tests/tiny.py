@@ -29,9 +29,9 @@ from zifio.models.weights import save_model
 from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
-from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage
+from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage
 from zifio.train.distill import distill
-from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage
+from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
 from zifio.train.loop import Look
 from zifio.train.mark import mark
 from zifio.train.preference import dpo, reward

@@ -35,8 +35,8 @@ from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
-from zifio.train.config import DistillStage, PretrainStage, RlStage, SampleStage, SftStage, TokenizerStage
-from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage
+from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
+from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context

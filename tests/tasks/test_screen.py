@@ -19,6 +19,7 @@ from zifio.tasks.custom import Custom
 from zifio.tasks.families import allowed
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Candidate, Gym
+from zifio.tasks.lax import LaxMod
 from zifio.tasks.probes import Elsewhere
 from zifio.tasks.runtime import Pool
 from zifio.tasks.screen import READER, screen_task, screened_task
@@ -280,7 +281,12 @@ BUILT_IN = {
 
 
 def test_no_built_in_task_goes_unscreened():
-    assert {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])} == BUILT_IN.keys()
+    names = {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])}
+    assert names == BUILT_IN.keys() | {"lax_mod"}
+
+
+def test_the_task_with_a_bug_on_purpose_is_found(pool):
+    assert high(screen_task(LaxMod(), 8, 0, pool))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

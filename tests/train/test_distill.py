@@ -197,7 +197,7 @@ def test_rollouts_begin_with_the_teachers_words_and_learn_only_their_own(paths):
     response = SHORT_SUMS.document(problem, shows_working=True)
     row = {"problem": problem.id, "prompt": problem.prompt, "gold": problem.gold, "response": response}
     learned = hints.learn(1, row)
-    rollouts = Rollouts(stage.as_rl(), 5, TASK, model, tokenizer, [learned])
+    rollouts = Rollouts(stage.as_rl(), 5, TASK, model, tokenizer, given=[learned])
     rollouts.policy.opening = hints.opening
     trace = tokenizer.encode(response)
     n_given = int(0.7 * len(trace))

@@ -36,9 +36,20 @@ HONEST = [
 ]
 
 
-def test_an_honest_run_is_left_alone():
-    """As R1-Zero's: replies grow sevenfold, gold now and then falls a little and the reward with it."""
-    assert [alarms(RULES, HONEST[:n]) for n in range(len(HONEST) + 1)] == [[]] * 7
+MEASURED = [
+    look(gold=0.66, reward=1.15, mean_length=10.2, shows_working=0.17, gap=0.03),
+    look(gold=0.59, reward=1.53, mean_length=23.9, shows_working=0.75, gap=0.02),
+    look(gold=0.59, reward=1.54, mean_length=30.0, shows_working=0.99),
+    look(gold=0.57, reward=1.52, mean_length=31.0, shows_working=0.99),
+    look(gold=0.88, reward=1.87, mean_length=30.2, shows_working=1.0, gap=0.01),
+]
+
+
+@pytest.mark.parametrize("looks", [HONEST, MEASURED])
+def test_an_honest_run_is_left_alone(looks: list[dict[str, float]]):
+    """As R1-Zero's: replies grow sevenfold, gold now and then falls a little and the reward with it; and one whose base
+    is often right by guessing, which thinks at once and is no better for a while."""
+    assert [alarms(RULES, looks[:n]) for n in range(len(looks) + 1)] == [[]] * (len(looks) + 1)
     assert alarms(RULES, [look(gap=0.3), look(gap=0.4)]) == [], "a gap that was there from the start has not widened"
 
 

@@ -19,7 +19,7 @@ from zifio.log import RunFolder
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import verifier_digest
 from zifio.tasks.episode import play
-from zifio.train.config import SampleStage
+from zifio.train.feedback import SampleStage
 from zifio.train.sample import keep
 
 SAMPLE: dict[str, Any] = {"from": "base", "problems": 10, "n": 8, "sampling": {"max_new_tokens": 6}}

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, EndpointSettings, Sampling, build, is_url
-from zifio.data.clean import Curation
 from zifio.data.tokenizer import TokenizerConfig
 from zifio.engine.config import EngineConfig
 from zifio.models.config import Lora, ModelConfig
@@ -445,8 +444,8 @@ class Guard(Config):
     repeats: Share = 0.15
     """Alarm when the share of replies that repeat a step three times in a row has grown by this."""
     length: float = Field(1.5, gt=1)
-    """Alarm when replies have grown or shrunk by this factor since gold was best, and gold has not risen by a tenth of
-    `gap` since."""
+    """Alarm when replies, at two looks in a row, are longer or shorter by this factor than at the best look at which as
+    many showed a working, and gold has not risen by a tenth of `gap` since."""
     thinking: Share = 0.5
     """Alarm when the share of replies that show a working has fallen below this share of its highest."""
     action: Literal["warn", "stop", "rollback"] = "warn"
@@ -580,38 +579,3 @@ class RlStage(ModelStage):
                 'checkpoints are without. Set asynchronous = false, or routing = "own".'
             )
         return self
-
-
-class SampleStage(Stage):
-    """Rejection sampling: draw replies, keep what the verifier calls right, curate it, write JSONL."""
-
-    kind: Literal["sample"]
-    """Names the kind."""
-    from_: str = Field(alias="from")
-    """Model to sample from."""
-    task: TaskConfig | None = None
-    """By default the recipe's task."""
-    problems: PositiveInt = 1024
-    """Training problems to sample."""
-    n: PositiveInt = 4
-    """Replies per problem."""
-    keep: Literal["right", "process", "all"] = "right"
-    """right: the answer is right; process: every step of a shown working too; all: no filter."""
-    most_per_problem: PositiveInt = 4
-    """At most this many different kept replies per problem."""
-    most: PositiveInt | None = None
-    """At most this many kept replies in all ("a few long traces")."""
-    curation: Curation = Curation()
-    """What else is asked of a kept reply: length, script, no near-duplicates, an even difficulty."""
-    dataset: bool = False
-    """Also write dataset/, as a hub wants it: JSON lines, parquet, and a card that says how it was made."""
-    license: str | None = None
-    """Of the data set, for its card, as the hub spells it (apache-2.0)."""
-    device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to sample; auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: on a GPU, matrix products, keys and values in bfloat16."""
-    sampling: Sampling = Sampling()
-    """How replies are drawn."""
-    engine: EngineConfig = EngineConfig()
-    """What the engine may spend and how it works."""

@@ -1,4 +1,4 @@
-"""What the stages accept that learn from judgements: of steps, and of which of two replies is better.
+"""What the stages accept that judge replies, or learn from judgements: of replies, of steps, of which of two is better.
 
 Read by `recipe.py` from TOML and never importing torch.
 """
@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, Sampling
+from zifio.data.clean import Curation
+from zifio.engine.config import EngineConfig
 from zifio.models.config import Lora
 from zifio.tasks.catalog import TaskConfig
 from zifio.train.config import Balance, ModelStage, Share, Stage
@@ -148,3 +150,38 @@ class DpoStage(Preferences):
     """Train adapters and leave the rest as it is; nothing means all weights train."""
     balance: Balance = Balance(loss_weight=0.0, bias_speed=0.0)
     """Expert balance; off, as in RL."""
+
+
+class SampleStage(Stage):
+    """Rejection sampling: draw replies, keep what the verifier calls right, curate it, write JSONL."""
+
+    kind: Literal["sample"]
+    """Names the kind."""
+    from_: str = Field(alias="from")
+    """Model to sample from."""
+    task: TaskConfig | None = None
+    """By default the recipe's task."""
+    problems: PositiveInt = 1024
+    """Training problems to sample."""
+    n: PositiveInt = 4
+    """Replies per problem."""
+    keep: Literal["right", "process", "all"] = "right"
+    """right: the answer is right; process: every step of a shown working too; all: no filter."""
+    most_per_problem: PositiveInt = 4
+    """At most this many different kept replies per problem."""
+    most: PositiveInt | None = None
+    """At most this many kept replies in all ("a few long traces")."""
+    curation: Curation = Curation()
+    """What else is asked of a kept reply: length, script, no near-duplicates, an even difficulty."""
+    dataset: bool = False
+    """Also write dataset/, as a hub wants it: JSON lines, parquet, and a card that says how it was made."""
+    license: str | None = None
+    """Of the data set, for its card, as the hub spells it (apache-2.0)."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to sample; auto takes a GPU where there is one."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: on a GPU, matrix products, keys and values in bfloat16."""
+    sampling: Sampling = Sampling()
+    """How replies are drawn."""
+    engine: EngineConfig = EngineConfig()
+    """What the engine may spend and how it works."""

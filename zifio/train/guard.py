@@ -36,6 +36,7 @@ from zifio.train.process import StepRewards
 _EXAMPLES = 3
 _IN_A_ROW = 3
 _SHOWS_WORKING = 0.2  # below this share a fall is noise
+_AS_MUCH = 0.9
 
 
 class Farmed(Diverged):
@@ -154,8 +155,7 @@ def repeats(text: str) -> bool:
 def alarms(guard: Guard, looks: Sequence[dict[str, float]]) -> list[str]:
     """Why the last of these looks is alarming, in words; nothing when it is not. `Guard` has the rules.
 
-    A length must have drifted at two looks in a row, since a policy that learns to think grows its replies a little
-    before it is right.
+    A length must have drifted at two looks in a row.
     """
     looks = [one for one in looks if "gold" in one]
     if len(looks) < 2:
@@ -175,22 +175,28 @@ def alarms(guard: Guard, looks: Sequence[dict[str, float]]) -> list[str]:
         )
     if now["repeats"] - min(one["repeats"] for one in before) > guard.repeats:
         reasons.append(f"{now['repeats']:.0%} of the replies repeat a step")
-    if len(looks) > 2 and all(_drifted(guard, looks[:end]) for end in (len(looks) - 1, len(looks))):
-        reasons.append(
-            f"replies have {now['mean_length']:.0f} tokens after {best['mean_length']:.0f}, and are right no more often"
-        )
+    if _drifted(guard, before) and (usual := _drifted(guard, looks)):
+        reasons.append(f"replies have {now['mean_length']:.0f} tokens after {usual:.0f}, and are right no more often")
     most = max(one["shows_working"] for one in before)
     if most >= _SHOWS_WORKING and now["shows_working"] < guard.thinking * most:
         reasons.append(f"{now['shows_working']:.0%} of the replies show a working, after {most:.0%}")
     return reasons
 
 
-def _drifted(guard: Guard, looks: Sequence[dict[str, float]]) -> bool:
-    """Whether the last look's lengths are far from those of the best look before it, and gold has not risen."""
-    now, best = looks[-1], max(looks[:-1], key=lambda one: one["gold"])
+def _drifted(guard: Guard, looks: Sequence[dict[str, float]]) -> float:
+    """The length that is usual, where the last look's is far from it and gold has not risen; else 0.
+
+    It is that of the best look before it at which as many replies showed a working: a policy that begins to think has
+    longer replies at once, and is right more often only later.
+    """
+    now = looks[-1]
+    peers = [one for one in looks[:-1] if one["shows_working"] >= _AS_MUCH * now["shows_working"]]
+    if not peers:
+        return 0.0
+    best = max(peers, key=lambda one: one["gold"])
     ratio = now["mean_length"] / max(best["mean_length"], 1.0)
     is_far = ratio >= guard.length or ratio <= 1 / guard.length
-    return is_far and now["gold"] <= best["gold"] + guard.gap / 10
+    return best["mean_length"] if is_far and now["gold"] <= best["gold"] + guard.gap / 10 else 0.0
 
 
 def examples(gold_P_G: list[list[Episode]], proxy_P_G: list[list[Episode]]) -> list[dict[str, Any]]:

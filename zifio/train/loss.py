@@ -137,6 +137,7 @@ def token_loss(
 
 def score_loss(scores_BTY: Float[Tensor, "B T Y"], batch: Batch) -> LossResult:
     """The terms that follow from the scores of tokens, Y of each: of steps where there are two, of pairs where one."""
+    scores_BTY = scores_BTY.float()
     result = LossResult(scores_BTY.new_zeros(()))
     if batch.column("step_weight") is not None:
         _steps(result, scores_BTY, batch)
@@ -148,7 +149,7 @@ def score_loss(scores_BTY: Float[Tensor, "B T Y"], batch: Batch) -> LossResult:
 def _steps(result: LossResult, scores_BTY: Tensor, batch: Batch) -> None:
     """Cross-entropy between the label at the last token of each step and the softmax over two classes."""
     weight_BT, label_BT = batch.columns["step_weight"], batch.columns["step_label"]
-    logp_BTY = scores_BTY.float().log_softmax(dim=-1)
+    logp_BTY = scores_BTY.log_softmax(dim=-1)
     term = -(weight_BT * (label_BT * logp_BTY[..., 1] + (1 - label_BT) * logp_BTY[..., 0])).sum()
     result.loss = result.loss + term
     agrees_BT = (logp_BTY[..., 1] > logp_BTY[..., 0]) == (label_BT > 0.5)

@@ -157,8 +157,9 @@ class _Labellers:
     def rows(self, solutions: list[Solution]) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(the labelled ones as lines of JSONL, figures)."""
         solutions = _judged(self.task, solutions)
-        labelings: dict[str, list[Sequence[Label] | None]] = {}
-        spent, shares = {"flops": 0.0, "tokens": 0.0}, [None] * len(solutions)
+        labelings: dict[str, Sequence[Sequence[Label] | None]] = {}
+        spent: dict[str, float] = {"flops": 0.0, "tokens": 0.0}
+        shares: Sequence[list[float] | None] = [None] * len(solutions)
         if self.completer is not None and self.stage.rollouts is not None:
             shares, spent = complete(
                 self.completer, self.task, solutions, self.stage.rollouts, self.stage.sampling, self.seed
@@ -167,7 +168,7 @@ class _Labellers:
             labelings["rollouts"] = [[1 if share > least else -1 for share in one] for one in shares]
         if self.judge is not None and self.stage.judge is not None:
             labelings["judge"] = judge_steps(self.judge, solutions, self.stage.judge, self.seed)
-        if self.stage.checker:
+        if self.stage.checker and isinstance(self.task, Stepwise):
             labelings["checker"] = [_checked(self.task, one) for one in solutions]
         rows = []
         for place, solution in enumerate(solutions):

@@ -27,7 +27,7 @@ from zifio.tasks.catalog import make_task, verifier_digest
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation, play, record
 from zifio.tasks.task import Task
-from zifio.train.config import SampleStage
+from zifio.train.feedback import SampleStage
 from zifio.train.stage import Context
 
 _PART_REPLIES = 1024
