@@ -10,6 +10,11 @@ Try it alone:
 
 import hashlib
 import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def stream(seed: int, *names: int | str) -> random.Random:
@@ -20,6 +25,17 @@ def stream(seed: int, *names: int | str) -> random.Random:
 def stream_seed(seed: int, *names: int | str) -> int:
     """A number in [0, 2**63) that depends on `seed` and `names` only, for torch.Generator().manual_seed."""
     return int.from_bytes(_digest(seed, names)[:8], "big") >> 1
+
+
+def nth(items: Sequence[Item], index: int, seed: int, *names: int | str) -> Item:
+    """The index-th item of an endless walk that visits all in a new order every epoch."""
+    epoch, place = divmod(index, len(items))
+    return items[_order(len(items), seed, *names, epoch)[place]]
+
+
+@lru_cache(maxsize=2)  # one epoch of a walk at a time is in use
+def _order(n: int, seed: int, *names: int | str) -> list[int]:
+    return stream(seed, *names).sample(range(n), n)
 
 
 def _digest(seed: int, names: tuple[int | str, ...]) -> bytes:

@@ -19,7 +19,7 @@ from zifio.config import ConfigError
 from zifio.engine.policy import LocalPolicy
 from zifio.models.count import forward_flops
 from zifio.models.lora import folded
-from zifio.seed import stream, stream_seed
+from zifio.seed import nth, stream_seed
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Reply, conversation, play
 from zifio.tasks.task import Problem, Task, Verdict
@@ -68,7 +68,6 @@ class Drawing:
         Raises ConfigError when the task cannot follow the stage's curriculum.
         """
         self.stage, self.full_task, self.given, self.process = stage, task, given, process
-        self._orders: dict[int, list[int]] = {}
         self.seed = stream_seed(seed, "rl", stage.name)
         self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
 
@@ -118,11 +117,7 @@ class Drawing:
         """The index-th problem; those that are given come in a new order every epoch."""
         if not self.given:
             return task.problem("train", index, self.seed)
-        epoch, place = divmod(index, len(self.given))
-        if epoch not in self._orders:
-            n = len(self.given)
-            self._orders = {epoch: stream(self.seed, "given", epoch).sample(range(n), n)}  # one at a time is in use
-        return self.given[self._orders[epoch][place]]
+        return nth(self.given, index, self.seed, "given")
 
 
 def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:

@@ -23,14 +23,14 @@ from zifio.engine.policy import open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder, with_scores
 from zifio.models.lora import bare
-from zifio.seed import stream_seed
+from zifio.seed import nth, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import Rows
 from zifio.train.feedback import DpoStage, RewardStage
 from zifio.train.loop import StepData, Trainer, autocast, check_context
 from zifio.train.loss import LossTerms, policy_logp
-from zifio.train.sft import nth
+from zifio.train.sft import WALK
 from zifio.train.stage import Context, finish, prepare
 
 _SHOWN = ("loss", "rewards/accuracies")
@@ -171,7 +171,7 @@ def _of_step(
     pairs: list[tuple[Sequence, Sequence]], stage: RewardStage | DpoStage, context: Context, step: int
 ) -> list[tuple[Sequence, Sequence]]:
     first = step * stage.pairs
-    return [nth(pairs, index, context.seed, stage.name) for index in range(first, first + stage.pairs)]
+    return [nth(pairs, index, context.seed, WALK, stage.name) for index in range(first, first + stage.pairs)]
 
 
 def paired_batches(pairs: list[tuple[Sequence, Sequence]], rows: Rows, pad_id: int) -> list[Batch]:

@@ -21,13 +21,13 @@ from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import open_model
 from zifio.engine.scorer import Scorer
 from zifio.models.decoder import with_scores
-from zifio.seed import stream, stream_seed
+from zifio.seed import nth, stream, stream_seed
 from zifio.tasks.steps import Solution, first_error, from_row, localisation
 from zifio.train.batch import make_batches
 from zifio.train.feedback import PrmStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
-from zifio.train.sft import nth
+from zifio.train.sft import WALK
 from zifio.train.stage import Context, finish, prepare
 
 
@@ -54,7 +54,7 @@ def prm(stage: PrmStage, context: Context) -> dict[str, float]:
 
     def batches(step: int) -> StepData:
         first = step * stage.sequences
-        chosen = [nth(sequences, i, context.seed, stage.name) for i in range(first, first + stage.sequences)]
+        chosen = [nth(sequences, i, context.seed, WALK, stage.name) for i in range(first, first + stage.sequences)]
         rows = stage.rows
         packed = make_batches(mean_of_steps(chosen), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)
         return StepData([packed], {"epoch": (first + stage.sequences) / len(sequences)})

@@ -9,7 +9,7 @@ Run alone: `zifio sft recipes/quickstart.toml --stage cold-start steps=20 --out 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
@@ -17,7 +17,7 @@ from zifio.data.sources import read_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import open_model
 from zifio.models.decoder import Decoder
-from zifio.seed import stream, stream_seed
+from zifio.seed import nth, stream, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import Interactive
 from zifio.train.batch import make_batches
@@ -26,7 +26,8 @@ from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.stage import Context, conversation_sequence, finish, mean_weighted, messages_sequence, prepare
 
-Item = TypeVar("Item")
+WALK = "sft/order"
+"""The random stream of the order in which given data are walked through."""
 
 
 def sft(stage: SftStage, context: Context) -> dict[str, float]:
@@ -94,27 +95,10 @@ def choose(by_length: list[Sequence], stage: Conversations, seed: int, step: int
     n_early = round(stage.short_first * stage.steps)
     if step >= n_early:
         first = (step - n_early) * n
-        return [nth(by_length, index, seed, stage.name) for index in range(first, first + n)]
+        return [nth(by_length, index, seed, WALK, stage.name) for index in range(first, first + n)]
     share = 0.1 + 0.9 * step / n_early
     n_open = max(1, round(share * len(by_length)))
     return stream(seed, "sft/short-first", stage.name, step).choices(by_length[:n_open], k=n)
-
-
-def nth(items: list[Item], index: int, seed: int, name: str) -> Item:
-    """The index-th item of an endless walk that visits all in a new order every epoch."""
-    epoch, place = divmod(index, len(items))
-    return items[_order(len(items), seed, name, epoch)[place]]
-
-
-_orders: dict[tuple[int, int, str, int], list[int]] = {}
-
-
-def _order(n: int, seed: int, name: str, epoch: int) -> list[int]:
-    key = (n, seed, name, epoch)
-    if key not in _orders:
-        _orders.clear()  # one epoch at a time is in use
-        _orders[key] = stream(seed, "sft/order", name, epoch).sample(range(n), n)
-    return _orders[key]
 
 
 def read_conversations(path: Path) -> list[dict[str, Any]]:
