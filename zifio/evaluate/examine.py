@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import zifio.tasks
 from zifio.config import ConfigError
 from zifio.evaluate.config import ExamConfig
 from zifio.evaluate.curve import draw_curve
@@ -29,7 +28,7 @@ from zifio.evaluate.record import write_whole
 from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored_text, wants_shape
 from zifio.log import Progress
 from zifio.seed import stream_seed
-from zifio.tasks.catalog import make_task
+from zifio.tasks.catalog import code_digest, make_task
 from zifio.tasks.environment import Interactive
 from zifio.tasks.episode import concluded
 from zifio.tasks.form import split_thinking
@@ -88,7 +87,7 @@ class Exam:
             "subject": subject,
             "task": self.config.task.model_dump(mode="json"),
             "task_digest": self.config.task.digest(),
-            "verifier_digest": verifier_digest(),
+            "verifier_digest": code_digest(),
             "seed": self.config.seed,
             "sampling": self.config.sampling.model_dump(mode="json"),
             "system": self.config.system,
@@ -231,15 +230,6 @@ def prompts_digest(rows: Sequence[Row]) -> str:
     """Names the problems of these records: ids, prompts and gold answers."""
     asked = sorted({(row["problem"], row["prompt"], row["gold"]) for row in rows})
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
-
-
-def verifier_digest() -> str:
-    """Names the code of all tasks and verifiers, as it is installed."""
-    folder = Path(next(iter(zifio.tasks.__path__)))
-    whole = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        whole.update(f"{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
-    return whole.hexdigest()[:12]
 
 
 def _key(ask: Ask) -> Key:
