@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from zifio.data.clean import FILTERS, Curated, Row
+from zifio.data.clean import FILTERS, Curated, Row, grade
 from zifio.data.sources import write_jsonl
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -82,10 +82,8 @@ def card(name: str, curated: Curated, about: Mapping[str, Any], license: str | N
 
 def _difficulty(rows: Sequence[Row]) -> list[tuple[str, int]]:
     """How many rows belong to problems of each tenth of pass rate."""
-    known = Counter(
-        min(int(row["pass_rate"] * _GRADES), _GRADES - 1) for row in rows if row.get("pass_rate") is not None
-    )
-    return [(f"{grade / _GRADES:.1f} to {(grade + 1) / _GRADES:.1f}", known[grade]) for grade in sorted(known)]
+    known = Counter(grade(row["pass_rate"], _GRADES) for row in rows if row.get("pass_rate") is not None)
+    return [(f"{tenth / _GRADES:.1f} to {(tenth + 1) / _GRADES:.1f}", known[tenth]) for tenth in sorted(known)]
 
 
 def _table(heads: tuple[str, str], rows: Any) -> list[str]:

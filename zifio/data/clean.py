@@ -133,6 +133,11 @@ def pass_rates(rows: Sequence[Row]) -> dict[str, float]:
     return {problem: sum(rights) / len(rights) for problem, rights in checked.items()}
 
 
+def grade(pass_rate: float, n: int) -> int:
+    """Which of n grades of equal width a pass rate is in; 1 is in the last."""
+    return min(int(pass_rate * n), n - 1)
+
+
 def said(row: Row) -> str:
     """All that was said in a row: the reply, or of an episode in turns what came after the opening."""
     if "messages" not in row:
@@ -262,7 +267,7 @@ def _balanced(rows: list[Row], balance: Balance | None) -> list[Row]:
     grades: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         if row["pass_rate"] is not None:
-            grades.setdefault(min(int(row["pass_rate"] * balance.grades), balance.grades - 1), []).append(place)
+            grades.setdefault(grade(row["pass_rate"], balance.grades), []).append(place)
     largest = _largest([len(places) for places in grades.values()], balance.most_share)
     nth = _nth_of_problem(rows)
     gone = {p for places in grades.values() for p in sorted(places, key=lambda place: (nth[place], place))[largest:]}

@@ -19,7 +19,7 @@ from math import comb
 from typing import Any
 
 from zifio.config import Sampling
-from zifio.evaluate.stats import share_interval
+from zifio.evaluate.stats import mean, share_interval
 from zifio.tasks.episode import Episode
 from zifio.tasks.task import Task, parse_response
 
@@ -36,17 +36,17 @@ def diversity(
     out: dict[str, Any] = {}
     ratios = [len(set(right)) / len(right) for right in right_P if right]
     if ratios:
-        out["distinct_right"] = _mean(ratios)
+        out["distinct_right"] = mean(ratios)
         out["distinct_right_interval"] = list(share_interval(ratios, seed, "distinct"))
     at_k = {str(k): [distinct_of(Counter(r), k) / k for r in right_P if len(r) >= k] for k in ks if k > 1}
     if any(at_k.values()):
-        out["distinct_right_at_k"] = {k: _mean(shares) for k, shares in at_k.items() if shares}
+        out["distinct_right_at_k"] = {k: mean(shares) for k, shares in at_k.items() if shares}
         out["distinct_right_at_k_problems"] = {k: len(shares) for k, shares in at_k.items() if shares}
     n_right: int = getattr(task, "n_right", 1)
     answers = [{_answer(text) for text in right} for right, group in zip(right_P, checked_P, strict=True) if group]
     if answers:  # the one right answer may be spelled in several ways
         found = [min(len(different), n_right) / n_right for different in answers]
-        out |= {"coverage": _mean(found), "coverage_interval": list(share_interval(found, seed, "coverage"))}
+        out |= {"coverage": mean(found), "coverage_interval": list(share_interval(found, seed, "coverage"))}
         out["coverage_possible"] = min(1.0, max(map(len, checked_P)) / n_right)
     return out | _entropy([e for group in episodes_P_G for e in group], sampling)
 
@@ -65,7 +65,7 @@ def _entropy(episodes: Sequence[Episode], sampling: Sampling) -> dict[str, float
         return {}
     surprise = [-sum(reply.logps) for reply in known]
     return {
-        "reply_entropy": _mean(surprise),
+        "reply_entropy": mean(surprise),
         "token_entropy": sum(surprise) / sum(reply.n_sampled for reply in known),
     }
 
@@ -74,7 +74,3 @@ def _answer(text: str) -> str:
     """What stands in the answer tags, or the whole reply."""
     parsed = parse_response(text)
     return parsed[1] if parsed else text
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -165,18 +165,25 @@ def _held_out(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
-def _reward(stages: Sequence[StageRecord]) -> Figure | None:
-    found, colours = [stage for stage in stages if stage.series("reward")[0]], colour_of(stages)
+def _together(stages: Sequence[StageRecord], key: str, step: str, value: str, scale: str = "linear") -> Canvas | None:
+    """One panel with a metric's curve of every stage that logged it; None where nobody did."""
+    found, colours = [stage for stage in stages if stage.series(key)[0]], colour_of(stages)
     if not found:
         return None
     canvas = Canvas(figsize=(WIDTH, 2.8))
     axes = canvas.subplots()
     for stage in found:
-        curve(axes, *stage.series("reward"), LIGHT[colours[stage.name]], stage.name)
-    step_axis(axes, "reinforcement step of the stage")
-    axes.set_ylabel("mean reward of a reply")
+        curve(axes, *stage.series(key), LIGHT[colours[stage.name]], stage.name)
+    step_axis(axes, step)
+    axes.set_ylabel(value)
+    axes.set_yscale(scale)
     axes.legend(loc="best")
-    return finish(
+    return canvas
+
+
+def _reward(stages: Sequence[StageRecord]) -> Figure | None:
+    canvas = _together(stages, "reward", "reinforcement step of the stage", "mean reward of a reply")
+    return canvas and finish(
         canvas,
         "reward",
         "Reward",
@@ -365,18 +372,8 @@ def _loss(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 def _divergence(stages: Sequence[StageRecord]) -> Figure | None:
-    found, colours = [stage for stage in stages if stage.series("divergence")[0]], colour_of(stages)
-    if not found:
-        return None
-    canvas = Canvas(figsize=(WIDTH, 2.8))
-    axes = canvas.subplots()
-    for stage in found:
-        curve(axes, *stage.series("divergence"), LIGHT[colours[stage.name]], stage.name)
-    step_axis(axes, "distillation step of the stage")
-    axes.set_ylabel("nats per token")
-    axes.set_yscale("log")
-    axes.legend(loc="best")
-    return finish(
+    canvas = _together(stages, "divergence", "distillation step of the stage", "nats per token", scale="log")
+    return canvas and finish(
         canvas,
         "divergence",
         "How far students are from their teachers",

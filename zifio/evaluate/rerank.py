@@ -16,7 +16,7 @@ from typing import Any
 
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.replies import answer_of
-from zifio.evaluate.stats import paired_difference, share_interval
+from zifio.evaluate.stats import mean, paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
 from zifio.tasks.environment import conversation
 from zifio.tasks.form import THINK, THOUGHT, split_thinking
@@ -93,11 +93,11 @@ def _line(groups: dict[str, list[Row]], k: int, name: str, seed: int) -> dict[st
         lowest = min(0.0, *scores)  # those of a reward model may be negative, and weights may not
         weighted_P.append(weighted_at_k(answers, [score - lowest for score in scores], right, k))
         majority_P.append(majority_at_k(answers, right, k))
-    line: dict[str, Any] = {"k": k, "by": name, "n_problems": len(best_P), "majority": _mean(majority_P)}
+    line: dict[str, Any] = {"k": k, "by": name, "n_problems": len(best_P), "majority": mean(majority_P)}
     line["majority_interval"] = list(share_interval(majority_P, seed, "majority", k))
     for way, share_P in (("best", best_P), ("weighted", weighted_P)):
         gain = paired_difference(share_P, majority_P, seed, "rerank", way, name, k)
-        line |= {way: _mean(share_P), f"{way}_interval": list(share_interval(share_P, seed, way, name, k))}
+        line |= {way: mean(share_P), f"{way}_interval": list(share_interval(share_P, seed, way, name, k))}
         line[f"{way}_gain"] = {"mean": gain.mean, "interval": list(gain.interval)}
     return line
 
@@ -118,7 +118,3 @@ def _located(task: Task, rows: Sequence[Row]) -> dict[str, Any] | None:
 
 def _problem(row: Row) -> Problem:
     return Problem(row["problem"], row["prompt"], row["gold"])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

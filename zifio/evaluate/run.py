@@ -27,7 +27,7 @@ from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.record import write_whole
 from zifio.evaluate.rerank import rerank
-from zifio.evaluate.stats import paired_difference, pass_at_k, share_interval
+from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
@@ -65,16 +65,16 @@ def summarise(episodes_P_G: list[list[Episode]], ks: Sequence[int], seed: int = 
         return out
     rates = [(k, _pass_rates(counted_P, k)) for k in sorted({1, *ks})]
     intervals = {k: share_interval(rate_P, seed, "pass", k) for k, rate_P in rates if rate_P}
-    shares = {k: _mean(rate_P) for k, rate_P in rates if rate_P}
+    shares = {k: mean(rate_P) for k, rate_P in rates if rate_P}
     out |= {
         "pass_at_1": shares[1],
         "pass_at_1_interval": list(intervals[1]),
         "pass_at_k": {str(k): shares[k] for k in ks if k in shares},
         "pass_at_k_interval": {str(k): list(intervals[k]) for k in ks if k in shares},
-        "process_pass_at_1": _mean([e.verdict.parts.get("process", 0.0) for e in counted]),
-        "format_rate": _mean([e.verdict.parts.get("format", 0.0) for e in counted]),
-        "share_shows_working": _mean([float(bool(split_thinking(e.reply.text).thinking.strip())) for e in counted]),
-        "share_cut_off": _mean([float(e.reply.finish == "length") for e in counted]),
+        "process_pass_at_1": mean([e.verdict.parts.get("process", 0.0) for e in counted]),
+        "format_rate": mean([e.verdict.parts.get("format", 0.0) for e in counted]),
+        "share_shows_working": mean([float(bool(split_thinking(e.reply.text).thinking.strip())) for e in counted]),
+        "share_cut_off": mean([float(e.reply.finish == "length") for e in counted]),
     }
     return out | use_of_tools([record(episode, 0) for episode in counted]) | _lengths(counted)
 
@@ -91,15 +91,11 @@ def _pass_rates(counted_P: list[list[Episode]], k: int) -> list[float]:
 def _lengths(counted: list[Episode]) -> dict[str, float]:
     """Mean tokens of a reply, its end token included, of all replies and of right and wrong ones apart."""
     tokens = {outcome: [e.reply.n_sampled for e in counted if e.verdict.outcome == outcome] for outcome in _OUTCOMES}
-    apart = {f"mean_response_tokens_{outcome}": _mean(lengths) for outcome, lengths in tokens.items() if lengths}
-    return {"mean_response_tokens": _mean([e.reply.n_sampled for e in counted])} | apart
+    apart = {f"mean_response_tokens_{outcome}": mean(lengths) for outcome, lengths in tokens.items() if lengths}
+    return {"mean_response_tokens": mean([e.reply.n_sampled for e in counted])} | apart
 
 
 _OUTCOMES = ("right", "wrong")
-
-
-def _mean(values: Sequence[float | int]) -> float:
-    return sum(values) / len(values)
 
 
 def make_look(
@@ -249,7 +245,7 @@ class _Exam:
         for row in read_jsonl(self._records(key)):
             if row["outcome"] != "error":
                 checked.setdefault(row["problem"], []).append(float(row["outcome"] == "right"))
-        return {problem: _mean(rights) for problem, rights in checked.items()}
+        return {problem: mean(rights) for problem, rights in checked.items()}
 
     def _records(self, key: str) -> Path:
         return self.folder / f"records-{key}.jsonl"

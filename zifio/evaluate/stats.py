@@ -49,6 +49,11 @@ class McNemar(NamedTuple):
     p: float
 
 
+def mean(values: Sequence[float]) -> float:
+    """Of at least one value."""
+    return sum(values) / len(values)
+
+
 def pass_at_k(n: int, right: int, k: int) -> float:
     """The chance that at least one of k replies is right, from `right` of n: 1 - C(n - right, k) / C(n, k).
 

@@ -47,6 +47,11 @@ class Reply:
     """Why the environment could not go on; an episode with a fault counts neither as right nor as wrong."""
 
     @property
+    def own(self) -> list[bool]:
+        """Of every token whether the policy sampled it."""
+        return self.sampled or [True] * len(self.tokens)
+
+    @property
     def n_sampled(self) -> int:
         """Tokens that the policy sampled: the length of what it said."""
         return sum(self.sampled) if self.sampled else len(self.tokens)

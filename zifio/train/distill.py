@@ -177,8 +177,7 @@ class Mixture:
     def _sequence(self, episode: Episode) -> Sequence:
         """An episode with weight 1 on every token that the student said."""
         prompt, reply = self.policy.prompt(conversation(episode.problem), self.tools), episode.reply
-        own = reply.sampled or [True] * len(reply.tokens)
-        return Sequence(prompt + reply.tokens, [0.0] * len(prompt) + [float(one) for one in own])
+        return Sequence(prompt + reply.tokens, [0.0] * len(prompt) + [float(own) for own in reply.own])
 
 
 def _followed(sequences: list[Sequence]) -> list[Sequence]:

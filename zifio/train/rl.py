@@ -279,8 +279,7 @@ class Rollouts:
         reply, prompt = episode.reply, self.policy.prompt(conversation(episode.problem), self.tools)
         name = "old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"
         given = [0.0] * len(prompt)
-        sampled = reply.sampled or [True] * len(reply.tokens)
-        columns = {key: given + [value if own else 0.0 for own in sampled] for key, value in values.items()}
+        columns = {key: given + [value if own else 0.0 for own in reply.own] for key, value in values.items()}
         columns[name] = given + reply.logps
         tokens, experts = prompt + reply.tokens, reply.experts_NLA
         if experts is not None:  # behind its last token nothing was sampled, so nobody knows where that would have gone
