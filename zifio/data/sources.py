@@ -11,6 +11,8 @@ from typing import Any
 
 from zifio.config import ConfigError
 
+_QUOTED = 60  # characters of a line that an error repeats
+
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; blank lines are passed over. Raises ConfigError."""
@@ -18,18 +20,22 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_lines(Path(path)), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(
-                f"{path}: line {number}: wanted a JSON object, came {line[:60]!r} ({error}). Mend or remove the line."
-            ) from None
-        if not isinstance(row, dict):
-            raise ConfigError(
-                f"{path}: line {number}: wanted a JSON object, came a {type(row).__name__}. Mend or remove the line."
-            )
-        rows.append(row)
+        rows.append(read_object(line, f"{path}: line {number}"))
     return rows
+
+
+def read_object(line: str | bytes, where: str) -> dict[str, Any]:
+    """The JSON object of one line. Raises ConfigError; `where` opens its message."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        shown = line[:_QUOTED] if isinstance(line, str) else line[:_QUOTED].decode(errors="replace")
+        raise ConfigError(
+            f"{where}: wanted a JSON object, came {shown!r} ({error}). Mend or remove the line."
+        ) from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"{where}: wanted a JSON object, came a {type(row).__name__}. Mend or remove the line.")
+    return row
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

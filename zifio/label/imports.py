@@ -6,7 +6,6 @@ stopped is begun again. What cannot be read is told with its line, and nothing o
 Try it alone: `zifio label desk.db --import items.jsonl`
 """
 
-import json
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import Connection
 
 from zifio.config import ConfigError, build
+from zifio.data.sources import read_object
 from zifio.label.desk import Desk
 from zifio.label.item import Item, Judgement, content_id, fault, stance
 from zifio.label.store import Conflict
@@ -24,7 +24,6 @@ from zifio.tasks.steps import Solution, from_prm800k, from_row, split_steps
 from zifio.tasks.task import parse_response
 
 _AT_ONCE = 500
-_QUOTED = 60
 _LONGEST_MS = 86_400_000
 _OUTCOMES = ("right", "wrong", "error")
 _PHASES = ("blind", "revised", "adjudication")
@@ -72,45 +71,36 @@ def _count(path: Path) -> int:
 
 
 def _bring(desk: Desk, connection: Connection, path: Path, brought: list[Brought], counts: "Counter[str]") -> None:
-    items = {one.item.id: one.item.model_dump(mode="json") for one in brought}
+    items = [one.item.model_dump(mode="json") for one in brought]
     try:
-        for one in brought:
-            if items[one.item.id] != one.item.model_dump(mode="json"):
-                raise Conflict(f"item {one.item.id!r}: stands here twice, with different content. Give one another id.")
-        counts["items"] += desk.store.append_items(connection, str(path), list(items.values()))
+        counts["items"] += desk.store.append_items(connection, str(path), items)
     except Conflict as error:
         raise ConfigError(f"{path}: {error}") from None
     counts["lines"] += len(brought)
+    people: dict[str, str] = {}  # by name: who is asked for once
     for one in brought:
         if one.said is None:
             continue
         if fault(one.item, one.said):
             counts["unclear"] += 1
         else:
-            counts["labels"] += _label(desk, connection, one, one.said)
+            if one.labeler not in people:
+                people[one.labeler] = desk.annotator_named(connection, one.labeler).id
+            counts["labels"] += _label(desk, connection, one, one.said, people[one.labeler])
 
 
-def _label(desk: Desk, connection: Connection, one: Brought, said: Judgement) -> bool:
-    who = desk.annotator_named(connection, one.labeler)
+def _label(desk: Desk, connection: Connection, one: Brought, said: Judgement, who: str) -> bool:
     whole = said.model_dump(mode="json")
     name = content_id(one.item.id, whole, one.phase, one.timestamp)
     body = {"item": one.item.id, "phase": one.phase, "said": whole, "ms": one.ms, "queue": IMPORTED, "sent": name}
     if one.timestamp:
         body["timestamp"] = one.timestamp
-    return desk.store.append(connection, "label", who.id, body, key=f"label:{who.id}:import-{name}").fresh
+    return desk.store.append(connection, "label", who, body, key=f"label:{who}:import-{name}").fresh
 
 
 def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought:
     where = f"{path}: line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        shown = line[:_QUOTED].decode(errors="replace")
-        raise ConfigError(
-            f"{where}: wanted a JSON object, came {shown!r} ({error}). Mend or remove the line."
-        ) from None
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: wanted a JSON object, came a {type(row).__name__}. Mend or remove the line.")
+    row = read_object(line, where)
     if b"\\ud" in line.lower():
         row = _well_formed(row)
     try:

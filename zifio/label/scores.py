@@ -6,7 +6,6 @@ training the new model's scores take the place of the old one's, so that what co
 Try it alone: `zifio label desk.db --scores scores.jsonl`
 """
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from pydantic import Field
 from sqlalchemy import select
 
 from zifio.config import Config, ConfigError, build
+from zifio.data.sources import read_object
 from zifio.label.desk import Desk
 from zifio.label.item import Score
 from zifio.label.schema import ITEMS
@@ -59,10 +59,4 @@ def import_scores(desk: Desk, path: Path) -> dict[str, Any]:
 
 def _read(path: Path, number: int, line: bytes) -> Scored:
     where = f"{path}: line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: wanted a JSON object, came {line[:60]!r} ({error}). Mend the line.") from None
-    if not isinstance(row, dict):
-        raise ConfigError(f"{where}: wanted a JSON object, came a {type(row).__name__}. Mend the line.")
-    return build(Scored, row, where)
+    return build(Scored, read_object(line, where), where)
