@@ -34,6 +34,7 @@ def test_no_data_no_figure():
         ({"held_out/pass_at_1": 0.5}, {"held_out"}),
         ({"cross_entropy": 2.0}, {"loss"}),
         (EXPERTS, {"expert_load", "expert_balance"}),
+        ({"guard/gold": 0.5, "guard/proxy": 0.9, "guard/alarms": 1.0}, {"guard"}),
     ],
 )  # fmt: skip
 def test_a_single_step_is_enough_to_draw(row, figures):
@@ -54,6 +55,18 @@ def test_models_from_elsewhere_have_a_colour_and_their_names_are_text():
     assert figure.png.startswith(b"\x89PNG")
     assert "a_$b$&lt;i&gt;&amp;" in figure.svg
     assert "_c" in figure.svg
+
+
+def test_gains_stand_over_the_labels_that_their_reward_model_learned_from():
+    gain = {"mean": 0.1, "interval": [0.0, 0.2]}
+    line = {"k": 8, "by": "min", "best_gain": gain, "weighted_gain": gain}
+    others = [{**line, "by": "mean", "best_gain": {}}, {**line, "k": 4, "best_gain": {}}]
+    found = {"pass_at_k": {}, "rerank": {name: {"table": [*others, line]} for name in ("few", "many", "stranger")}}
+    prms = [StageRecord(name, "prm", solutions=count) for name, count in (("many", 300), ("few", 50))]
+    measured = stage("eval", results={"base": found})
+    (figure,) = draw([*prms, measured])
+    assert figure.name == "labels" and "among 8 replies" in figure.shows
+    assert draw([prms[0], measured]) == [], "one reward model is no curve"
 
 
 def test_colours_of_a_page_are_variables_and_ids_its_own():

@@ -122,12 +122,12 @@ def test_an_eval_stage_reranks_and_reports(n_labels: int, tmp_path: Path):
     folder = tmp_path / "run" / "final"
     eval_stage(stage, folder, 1, SHORT_SUMS, lambda name: tmp_path / name)
     results = json.loads((folder / "results.json").read_text())
-    table = results["base"]["rerank"]["table"]
+    table = results["base"]["rerank"]["prm"]["table"]
     assert [(line["k"], line["by"]) for line in table] == [
         (k, name) for k in (2, 4) for name in (AGGREGATES if n_labels == 2 else ["last"])
     ]
     rows = [json.loads(line) for line in (folder / "records-base.jsonl").read_text().splitlines()]
-    assert len(rows) == 20 and all(len(one["step_scores"]) >= 1 for one in rows)
+    assert len(rows) == 20 and all(len(one["step_scores"]["prm"]) >= 1 for one in rows)
     (folder / "stage.json").write_text(json.dumps({"settings": {}}))
     write_report(tmp_path / "run", "x", [("final", "eval")])
     page, plain = (tmp_path / "run" / "report.html").read_text(), (tmp_path / "run" / "report.md").read_text()
@@ -151,7 +151,7 @@ def test_an_exam_reranks_what_it_has_recorded(tmp_path: Path, capsys: pytest.Cap
                 file.write(json.dumps({"problem": problem.id, "place": place, "response": text}) + "\n")
     words = ["eval", "--answers", "answers.jsonl", "--task", "chain_sum:min_terms=2,max_terms=4", "--problems", "6"]
     assert cli.main([*words, "prm=prm", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["rerank"]
+    found = json.loads(capsys.readouterr().out)["rerank"]["prm"]
     assert {line["k"] for line in found["table"]} == {2} and found["localisation"]["n_error"] >= 5
     (page,) = tmp_path.glob("runs/eval/*/results.md")
     assert "## Choosing by the steps' scores" in page.read_text() and "points (" in page.read_text()

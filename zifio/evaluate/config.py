@@ -35,9 +35,9 @@ class EvalStage(Config):
     """Replies to each problem."""
     ks: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 4, 16]
     """Report pass@k, the chance that one of k replies is right, for each of these; none may exceed n."""
-    prm: str | None = None
-    """A `prm` stage or a folder: score the steps of every reply, and report best-of-k and weighted votes by the scores,
-    each beside the majority's vote, and how well first errors are found."""
+    prm: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """A `prm` stage or a folder, or several to compare: score the steps of every reply, and report best-of-k and
+    weighted votes by the scores, each beside the majority's vote, and how well first errors are found."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where to sample; auto takes a GPU where there is one."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -65,8 +65,16 @@ class EvalStage(Config):
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The process reward model that it asks, by its key."""
-        return {"prm": self.prm} if self.prm else {}
+        """The process reward models that it asks, by their key."""
+        if isinstance(self.prm, str):
+            return {"prm": self.prm}
+        return {f"prm[{place}]": name for place, name in enumerate(self.prm or [])}
+
+    @property
+    def named_prms(self) -> dict[str, str]:
+        """Each process reward model's name in reports, and the stage or folder that it stands for."""
+        asked = [self.prm] if isinstance(self.prm, str) else self.prm or []
+        return {report_key(name): name for name in asked}
 
     @property
     def named_models(self) -> dict[str, str]:

@@ -195,6 +195,32 @@ def _reward(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
+def _guard(stages: Sequence[StageRecord]) -> Figure | None:
+    found = [stage for stage in stages if stage.series("guard/gold")[0]]
+    colours = colour_of(stages)
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        colour = LIGHT[colours[stage.name]]
+        for key, dash in (("gold", "-"), ("proxy", (0, (4, 2)))):
+            axes.plot(
+                *stage.series(f"guard/{key}"), color=colour, linestyle=dash, label=key, marker="o", markersize=2.5
+            )
+        told = [row for row in stage.metrics if row.get("guard/alarms", 0) > 0 and "guard/gold" in row]
+        steps, gold = [row["step"] for row in told], [row["guard/gold"] for row in told]
+        axes.plot(steps, gold, color=LIGHT["wrong"], linestyle="", marker="x", label="alarm", zorder=3)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    canvas = panels(found, panel, colours, "probes right", (-0.03, 1.03))
+    return canvas and finish(
+        canvas,
+        "guard",
+        "Is the reward being farmed?",
+        "Probe problems that nobody trains on. Solid: right by the gold check. Dashed: accepted by the check that the "
+        "stage is rewarded by. Crosses: the guard sounded an alarm.",
+        "Both lines together. Dashed that leaves solid behind: replies that please the reward and are wrong.",
+    )
+
+
 def _length(stages: Sequence[StageRecord]) -> Figure | None:
     keys = {"right": "completions/mean_length_right", "wrong": "completions/mean_length_wrong"}
     found = [stage for stage in stages if any(stage.series(key)[0] for key in keys.values())]
@@ -384,6 +410,66 @@ def _divergence(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
+def _labels(stages: Sequence[StageRecord]) -> Figure | None:
+    """Gains over the majority against labels, where a stage compares reward models of known schooling."""
+    schooled = {stage.name: stage.solutions for stage in stages if stage.solutions}
+    found = [
+        (stage, model, lines)
+        for stage in stages
+        for model, one in stage.results.items()
+        if len(lines := _gains(one.get("rerank", {}), schooled)) > 1
+    ]
+    if not found:
+        return None
+    colours, several = colour_of(stages), len(found) > 1
+    canvas = Canvas(figsize=(WIDTH, 3.0))
+    axes = canvas.subplots()
+    for stage, model, lines in found:
+        labels = [labels for labels, _ in lines]
+        for way, dash in (("best", "-"), ("weighted", (0, (4, 2)))):
+            gains = [line[f"{way}_gain"] for _, line in lines]
+            whose = f"{model} ({stage.name}): " if several else ""
+            shown = {"best": "best of them", "weighted": "weighted vote"}[way]
+            axes.plot(
+                labels, [gain["mean"] for gain in gains], color=LIGHT[colours[model]], linestyle=dash, marker="o", ms=3,
+                label=whose + shown,
+            )  # fmt: skip
+            ends = zip(*(gain["interval"] for gain in gains), strict=True)
+            axes.fill_between(labels, *ends, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
+    axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("labelled solutions")
+    axes.set_ylabel("over the majority's vote")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    for text in axes.legend(loc="best").get_texts():
+        text.set_parse_math(False)
+    k = max(line["k"] for _, _, lines in found for _, line in lines)
+    return finish(
+        canvas,
+        "labels",
+        "What labels bring",
+        f"How much more often the choice among {k} replies is right than their majority's vote, by process reward "
+        "models that learned from more and more labelled solutions (score of a reply: its least step). Bands are 95% "
+        "intervals.",
+        "Where the curve levels off further labels of this kind are wasted: other solutions, harder or more convincing "
+        "ones, bring more. Below the dotted line the majority should be asked.",
+    )
+
+
+def _gains(rerank: dict[str, Any], schooled: dict[str, int]) -> list[tuple[int, dict[str, Any]]]:
+    """(labelled solutions, the table's line of the largest k by the least step), fewest first."""
+    lines = [
+        (schooled[prm], [line for line in found["table"] if line["by"] in ("min", "last")])
+        for prm, found in rerank.items()
+        if prm in schooled
+    ]
+    return sorted(
+        ((labels, max(table, key=lambda line: (line["k"], line["by"] == "min"))) for labels, table in lines if table),
+        key=lambda one: one[0],
+    )
+
+
 def _cost(stages: Sequence[StageRecord]) -> Figure | None:
     found = [stage for stage in stages if stage.seconds]
     if not found:
@@ -419,8 +505,8 @@ def _cost(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 _FIGURES: tuple[Callable[[Sequence[StageRecord]], Figure | None], ...] = (
-    _final, _curves, _held_out, _reward, _length, _tools, _entropy, _gap, _loss, _divergence, _expert_map,
-    _expert_balance, _cost,
+    _final, _curves, _labels, _held_out, _reward, _guard, _length, _tools, _entropy, _gap, _loss, _divergence,
+    _expert_map, _expert_balance, _cost,
 )  # fmt: skip
 
 

@@ -35,8 +35,8 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
             if arm["budget"] is not None and "budget_by" in results:
                 lines += [f"How a budget is kept: {results['budget_by']}.", ""]
         lines += ["| figure | value | 95% interval |", "|---|---:|---:|", *_figure_lines(arm), "", *_notes(arm), ""]
-    if "rerank" in results:
-        lines += _rerank_lines(results["rerank"])
+    for found in results.get("rerank", {}).values():
+        lines += _rerank_lines(found)
     if has_curve:
         lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]
     lines += [

@@ -40,6 +40,8 @@ class StageRecord:
     tokens: float | int | None = None
     peak_rss_bytes: float | int | None = None
     """The most memory that the process had held when the stage ended, earlier stages included."""
+    solutions: int | None = None
+    """Of a `prm` stage: how many labelled solutions it learned from."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     timing: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -86,7 +88,7 @@ def _read_stage(folder: Path, name: str, kind: str) -> StageRecord:
     settings = _read_json(folder / "stage.json").get("settings", {})
     log = RunFolder(folder)
     replies = {key: _first_replies(folder / f"records-{key}.jsonl") for key in results}
-    totals = {key: done.get(key) for key in ("seconds", "flops", "look_flops", "tokens", "peak_rss_bytes")}
+    totals = {key: done.get(key) for key in ("seconds", "flops", "look_flops", "tokens", "peak_rss_bytes", "solutions")}
     return StageRecord(
         name,
         kind,

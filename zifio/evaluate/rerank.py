@@ -9,12 +9,13 @@ Try it alone: `pytest tests/evaluate/test_rerank.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from math import prod
 from typing import Any
 
 from zifio.engine.scorer import Scorer, load_scorer
+from zifio.evaluate.config import report_key
 from zifio.evaluate.replies import answer_of
 from zifio.evaluate.stats import mean, paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
@@ -34,6 +35,21 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 """How the scores of steps become that of a reply."""
 
 _WRONG = 0.5  # below this score a step is called wrong
+
+
+def rerank_by_each(
+    scorers: Mapping[str, Scorer], task: Task, rows: Sequence[Row], ks: Sequence[int], seed: int
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """(what choosing by each of several comes to, by its name; FLOPs). In a row `step_scores` has each one's."""
+    found, total = {}, 0.0
+    scores: dict[str, list[Any]] = {}
+    for name, scorer in scorers.items():
+        found[name], flops = rerank(scorer, task, rows, ks, seed)
+        scores[name] = [row.pop("step_scores") for row in rows]
+        total += flops
+    for place, row in enumerate(rows):
+        row["step_scores"] = {name: mine[place] for name, mine in scores.items()}
+    return found, total
 
 
 def rerank(
@@ -62,13 +78,13 @@ def rerank(
 
 
 def reranked(prm: str, task: Task, rows: Sequence[Row], ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """As `rerank`, of records that keep thinking and answer apart (`examine`), by the reward model of a folder."""
+    """As `rerank_by_each`, of records that keep thinking and answer apart (`examine`), by a folder's reward model."""
     whole = [
         {**row, "response": f"{THINK}{row['thinking']}{THOUGHT}{row['response']}"}
         for row in rows
         if row["budget"] is None
     ]
-    return rerank(load_scorer(prm), task, whole, ks, seed)[0]
+    return rerank_by_each({report_key(prm): load_scorer(prm)}, task, whole, ks, seed)[0]
 
 
 def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.record import write_whole
-from zifio.evaluate.rerank import rerank
+from zifio.evaluate.rerank import rerank_by_each
 from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops, parameters
@@ -138,9 +138,10 @@ def eval_stage(
     """
     task = make_task(stage.task) if stage.task else task
     problems = _questions(task, stage.problems, seed)
-    prm = model_of(stage.prm) if stage.prm else None
-    digest = _exam_digest(stage, seed, problems, prm)
-    exam = _Exam(stage, folder, seed, task, problems, digest, load_scorer(prm, stage.device) if prm else None)
+    prms = {key: model_of(name) for key, name in stage.named_prms.items()}
+    digest = _exam_digest(stage, seed, problems, prms.values())
+    scorers = {key: load_scorer(path, stage.device) for key, path in prms.items()}
+    exam = _Exam(stage, folder, seed, task, problems, digest, scorers)
     paths = {key: model_of(model) for key, model in stage.named_models.items()}
     results = exam.finished(paths)
     log = RunFolder(folder)
@@ -169,7 +170,8 @@ class _Exam:
     task: Task
     problems: list[Problem]
     digest: str
-    scorer: Scorer | None = None
+    scorers: dict[str, Scorer]
+    """Process reward models that choose among the replies."""
 
     def finished(self, paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
         """Results of the models, up to the first that is missing, changed, or measured on something else."""
@@ -194,8 +196,8 @@ class _Exam:
         found |= diversity(episodes_P_G, self.task, self.stage.sampling, self.stage.ks, self.seed)
         rows = [_row(e, j) for group in episodes_P_G for j, e in enumerate(group)]
         scoring = 0.0
-        if self.scorer is not None:
-            found["rerank"], scoring = rerank(self.scorer, self.task, rows, self.stage.ks, self.seed)
+        if self.scorers:
+            found["rerank"], scoring = rerank_by_each(self.scorers, self.task, rows, self.stage.ks, self.seed)
         size = parameters(policy.model.config)
         n_tokens = sum(e.reply.n_sampled for group in episodes_P_G for e in group)
         found |= {
@@ -255,10 +257,10 @@ def _questions(task: Task, problems: int, seed: int) -> list[Problem]:
     return [task.problem("held-out", index, seed) for index in range(problems)]
 
 
-def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prm: Path | None = None) -> str:
+def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prms: Iterable[Path] = ()) -> str:
     """Names everything but the model that a result depends on. Which other models are measured is no part of it."""
     asked = [[problem.id, problem.prompt, problem.gold] for problem in problems]
-    whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *([model_digest(prm)] if prm else [])]
+    whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *map(model_digest, prms)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
 
 

@@ -118,6 +118,8 @@ class PrmStage(_Scoring):
     """Learn the share of right completions where the data has it, not the label (Math-Shepherd's soft estimate)."""
     held_back: Share = 0.1
     """Share of the problems that is kept for the figures of done.json: accuracy and localisation of first errors."""
+    most: PositiveInt | None = None
+    """Learn from at most so many solutions, the first ones of the data, to see what more labels bring."""
 
 
 class Preferences(ModelStage):

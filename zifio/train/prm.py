@@ -47,6 +47,7 @@ def prm(stage: PrmStage, context: Context) -> dict[str, float]:
     path = context.data_of(stage.data)
     labelled = read_labelled(path, stage.soft)
     held, used = _held_back(labelled, stage, context.seed)
+    used = used[: stage.most]
     if not used:
         raise ConfigError(f"{path}: wanted labels to learn from, came {len(labelled)} solutions and none for training.")
     sequences = [step_sequence(tokenizer, one) for one in used]
