@@ -411,13 +411,17 @@ def _divergence(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 def _labels(stages: Sequence[StageRecord]) -> Figure | None:
-    """Gains over the majority against labels, where a stage compares reward models of known schooling."""
-    schooled = {stage.name: stage.solutions for stage in stages if stage.solutions}
+    """Gains over the majority against labels, of reward models of one origin and unlike schooling."""
+    schooled: dict[str | None, dict[str, int]] = {}
+    for stage in stages:
+        if stage.solutions:
+            schooled.setdefault(stage.from_, {})[stage.name] = stage.solutions
     found = [
         (stage, model, lines)
         for stage in stages
         for model, one in stage.results.items()
-        if len(lines := _gains(one.get("rerank", {}), schooled)) > 1
+        for alike in schooled.values()
+        if len(lines := _gains(one.get("rerank", {}), alike)) > 1
     ]
     if not found:
         return None
@@ -437,8 +441,10 @@ def _labels(stages: Sequence[StageRecord]) -> Figure | None:
             ends = zip(*(gain["interval"] for gain in gains), strict=True)
             axes.fill_between(labels, *ends, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted({labels for _, _, lines in found for labels, _ in lines}), minor=False)
     axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.minorticks_off()
     axes.set_xlabel("labelled solutions")
     axes.set_ylabel("over the majority's vote")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
