@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire"),
+    0: ("config", "seed", "log", "gguf", "wire", "listen"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     2: ("checkpoint", "engine", "plan", "adapters", "label"),
@@ -31,6 +31,7 @@ TORCH_FREE_ROOMS = (
     "log",
     "gguf",
     "wire",
+    "listen",
     "tasks",
     "label",
     "plan",
@@ -47,7 +48,7 @@ TORCH_FREE_FILES = (
     "train/feedback.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
-    "engine/scheduler.py", "engine/stops.py",
+    "engine/scheduler.py", "engine/stops.py", "engine/guide.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",

@@ -7,7 +7,7 @@ Try it alone: `pytest tests/data/test_template.py`
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -133,24 +133,21 @@ class ChatTokenizer:
         *,
         generation_prompt: bool = False,
         tools: Sequence[dict[str, Any]] = (),
+        variables: Mapping[str, Any] = {},
     ) -> str:
         """The text of a conversation, ready for the reply when `generation_prompt`. Raises ConfigError.
 
-        `tools` are offered as the template does it; ours does not, nor do those that know no tools.
+        `tools` are offered as the template does it; ours does not, nor do those that know no tools. `variables` are
+        what else a template may ask for, as `enable_thinking`.
         """
         _check(messages)
         if CALL_BEGIN not in self.template:  # DeepSeek's join arguments as text, others write them as JSON themselves
             messages = [_with_tables(message) for message in messages]
         marks = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         try:
-            return compile_template(self.template).render(
-                messages=messages,
-                tools=list(tools) or None,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **marks,
-            )
-        except TemplateError as error:
+            own = {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": generation_prompt}
+            return compile_template(self.template).render(**{"documents": None, **variables, **marks, **own})
+        except (TemplateError, TypeError, ValueError) as error:  # also what a filter makes of strange values
             raise ConfigError(f"chat template: cannot render the messages: {error}. Mend the messages.") from None
 
     def encode_chat(

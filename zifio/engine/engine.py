@@ -15,7 +15,7 @@ Try it: `zifio chat MODEL`, or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,16 +31,19 @@ from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
 from zifio.engine.graphs import DecodeGraphs, graphs_wanted
+from zifio.engine.guide import Bias, Guide, PromptScores, Top
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
 from zifio.engine.routing import RoutingStore
 from zifio.engine.rows import Finish, Rows, Sample
-from zifio.engine.sampler import Settings, choose, draw
+from zifio.engine.sampler import Settings, choose, draw, likeliest, policy_logp
 from zifio.engine.scheduler import Chunk, Scheduler, Stats
 from zifio.engine.stops import TextOf, find_stop
 from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
+
+_SCORED = 128  # tokens of a prompt whose logits exist at once
 
 
 @dataclass
@@ -57,6 +60,9 @@ class Completion:
     experts_NLA: Tensor | None = field(default=None, compare=False)
     """With `record_routing`: the experts of each MoE layer for every token of prompt and reply but the last, which was
     never computed; int16."""
+    prompt_scores: PromptScores | None = field(default=None, compare=False)
+    n_cached: int = field(default=0, compare=False)
+    """Tokens of the prompt that needed no computing."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,12 @@ class Request:
     prompt: list[int]
     sampling: Sampling
     seeds: tuple[int, ...] = (0,)
+    guides: tuple[Guide, ...] = ()
+    """One for each seed, or none."""
+    n_top: int = 0
+    """How many of the likeliest tokens to tell beside each that is drawn."""
+    score_prompt: bool = False
+    """Whether to tell the log-probs of the prompt's tokens too."""
 
 
 class Event(NamedTuple):
@@ -75,6 +87,17 @@ class Event(NamedTuple):
     tokens: list[int]
     logps: list[float]
     completion: Completion | None
+    tops: Sequence[list[Top]] = ()
+    """Beside each token the likeliest ones, where they are wanted."""
+
+
+class Load(NamedTuple):
+    """How busy an engine is."""
+
+    n_running: int
+    n_waiting: int
+    cache_used: float
+    """Share of the pages that are held."""
 
 
 class Engine:
@@ -155,7 +178,7 @@ class Engine:
         done: dict[int, Completion] = {}
         try:
             for prompt, group in zip(prompts, seeds, strict=True):
-                self._queue(prompt, sampling, group)
+                self._queue(Request(prompt, sampling, tuple(group)))
             while self.has_work:
                 done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
         finally:  # whoever interrupts a batch may ask again
@@ -198,7 +221,16 @@ class Engine:
             ids = [self._next_id() for _ in request.seeds]
             self._events += [Event(id, [], [], Completion([], [], "refused", fault)) for id in ids]
             return ids
-        return self._queue(request.prompt, request.sampling, request.seeds)
+        return self._queue(request)
+
+    def load(self) -> Load:
+        """How busy it is; may be asked from any thread."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return Load(0, 0, 0.0)
+        n_waiting = sum(len(group) for group in list(scheduler.waiting))
+        held = scheduler.pages.n_held / scheduler.pages.n_pages
+        return Load(max(0, len(self._samples) - n_waiting), n_waiting, held)
 
     def cancel(self, id: int) -> None:
         """End a reply where it stands and free its pages at once; the next step tells. Too late is no error."""
@@ -297,8 +329,12 @@ class Engine:
         context = config.max_position_embeddings
         return misfit(len(prompt), sampling.max_new_tokens, context, PAGE, self._page_bytes(), n_pages, what)
 
-    def _queue(self, prompt: list[int], sampling: Sampling, seeds: Iterable[int]) -> list[int]:
-        samples = [Sample(self._next_id(), list(prompt), seed, sampling) for seed in seeds]
+    def _queue(self, request: Request) -> list[int]:
+        prompt, sampling = list(request.prompt), request.sampling
+        scores = PromptScores.of(len(prompt)) if request.score_prompt else None
+        samples = [Sample(self._next_id(), prompt, seed, sampling, prompt_scores=scores) for seed in request.seeds]
+        for place, sample in enumerate(samples):
+            sample.n_top, sample.guide = request.n_top, request.guides[place] if request.guides else None
         self._samples.update((sample.id, sample) for sample in samples)
         if samples:
             assert self._scheduler is not None
@@ -329,6 +365,7 @@ class Engine:
             self._routing.store(batch, output)
         if self.settings.speculate and chunks:
             read_prompts(self.model, self._cache, chunks, hidden_ND[n_fed:])
+        self._score_prompts(chunks, hidden_ND[n_fed:])
         stats.prefill_tokens += len(batch.tokens_N) - n_fed
         origin = scheduler.commit(chunks)
         stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
@@ -337,7 +374,7 @@ class Engine:
         logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
         counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
         token_N, logp_N = self._draw(rows, logits_NV, counts)
-        return self._finish(rows, token_N, logp_N, counts, place_N, hidden_ND)
+        return self._finish(rows, token_N, logp_N, counts, place_N, hidden_ND, logits_NV)
 
     def _decode(self, graphs: DecodeGraphs, rows: Rows, batch: Batch) -> list[Event]:
         """The same where every row has one token to compute and no prompt is read."""
@@ -345,10 +382,17 @@ class Engine:
         hidden_ND, logits_NV, token_N, logp_N = graphs.step(batch, rows.uniforms(), rows.temperature[:n])
         if rows.is_special[:n].any():
             token_N, logp_N = self._draw(rows, logits_NV, batch.count_M)
-        return self._finish(rows, token_N, logp_N, batch.count_M, np.arange(n), hidden_ND)
+        return self._finish(rows, token_N, logp_N, batch.count_M, np.arange(n), hidden_ND, logits_NV)
 
     def _finish(
-        self, rows: Rows, token_N: Tensor, logp_N: Tensor, counts: np.ndarray, place_N: np.ndarray, hidden_ND: Tensor
+        self,
+        rows: Rows,
+        token_N: Tensor,
+        logp_N: Tensor,
+        counts: np.ndarray,
+        place_N: np.ndarray,
+        hidden_ND: Tensor,
+        logits_NV: Tensor,
     ) -> list[Event]:
         """Let rows take what was drawn, with drafts for what comes next, and let those leave that are finished."""
         if token_N.is_cpu:
@@ -356,7 +400,7 @@ class Engine:
         else:  # in one piece, and exactly
             both_2N = torch.stack([token_N, logp_N.double().view(torch.int64)]).cpu()
             tokens, logps = both_2N[0].tolist(), both_2N[1].view(torch.float64).tolist()
-        new, ended, events = self._accept(rows, tokens, logps, counts)
+        new, ended, events = self._accept(rows, tokens, logps, counts, self._tops(rows, logits_NV, counts))
         if self.settings.speculate:
             self._speculate(rows, new, ended, counts, place_N, hidden_ND)
         return events + [self._end(*end) for end in ended]
@@ -389,7 +433,7 @@ class Engine:
             return draw(logits_NV, uniform_N, temperature_N)
         columns = (rows.top_k, rows.top_p, rows.min_p, rows.penalty)
         settings = Settings(temperature_N, *(self._moved(column[row_N]) for column in columns))
-        return choose(logits_NV, uniform_N, settings, self._seen(rows, counts))
+        return choose(logits_NV, uniform_N, settings, self._seen(rows, counts), _bias(rows, counts))
 
     def _seen(self, rows: Rows, counts: np.ndarray) -> Tensor | None:
         """Which tokens a penalty concerns, for each of the logits; a draft counts for what comes after it."""
@@ -408,8 +452,37 @@ class Engine:
         tensor = torch.from_numpy(column)
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
 
+    def _tops(self, rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> dict[int, list[Top]]:
+        """The likeliest tokens by place in the logits, for rows that want them told."""
+        tops: dict[int, list[Top]] = {}
+        if not any(sample.n_top for sample in rows.samples):
+            return tops
+        for row, end in enumerate(np.cumsum(counts).tolist()):
+            if n_top := rows.samples[row].n_top:
+                first = end - int(counts[row])
+                heat_N = torch.full((end - first,), float(rows.temperature[row]), device=logits_NV.device)
+                tops.update(enumerate(likeliest(logits_NV[first:end], heat_N, n_top), first))
+        return tops
+
+    def _score_prompts(self, chunks: list[Chunk], hidden_ND: Tensor) -> None:
+        """Note the log-probs of the chunks' tokens for those who want them; `hidden_ND` are the chunks' states."""
+        at = 0
+        for job, first, count in chunks:
+            scores = job.samples[0].prompt_scores
+            last = 0 if scores is None else min(first + count, len(scores.logps) - 1)
+            for begin in range(first, last, _SCORED):
+                assert scores is not None
+                end = min(begin + _SCORED, last)
+                logits_NV = self.model.logits(hidden_ND[at + begin - first : at + end - first])
+                target_N = torch.tensor(job.tokens[begin + 1 : end + 1], device=logits_NV.device)
+                heat_N = torch.ones(end - begin, device=logits_NV.device)
+                scores.logps[begin + 1 : end + 1] = policy_logp(logits_NV, target_N, heat_N).tolist()
+                if n_top := job.samples[0].n_top:
+                    scores.tops[begin + 1 : end + 1] = likeliest(logits_NV, heat_N, n_top)
+            at += count
+
     def _accept(
-        self, rows: Rows, tokens: list[int], logps: list[float], counts: np.ndarray
+        self, rows: Rows, tokens: list[int], logps: list[float], counts: np.ndarray, tops: dict[int, list[Top]]
     ) -> tuple[list[list[int]], list[tuple], list[Event]]:
         """Give every row its token, and the next one too where the draft before it came true.
 
@@ -426,12 +499,14 @@ class Engine:
             if count == 2 and end is None and drafts is not None and tokens[at] == drafts[row]:
                 end = self._take(sample, tokens[at + 1], logps[at + 1])
                 n = 2
+            sample.tops += [tops[place] for place in range(at, at + n) if place in tops]
             if count == 2:
                 self.stats.drafts_proposed += 1
                 self.stats.drafts_accepted += n - 1
             new.append(tokens[at : at + n])
             if end is None:
-                events.append(Event(sample.id, tokens[at : at + n], logps[at : at + n], None))
+                told = sample.tops[len(sample.tops) - n :] if sample.n_top else ()
+                events.append(Event(sample.id, tokens[at : at + n], logps[at : at + n], None, told))
             else:
                 ended.append((sample, *end[:2], n, end[2]))
             at += count
@@ -451,6 +526,8 @@ class Engine:
             sample.seen[token] = True
         if token in self.eos_ids:
             return "stop", "end token", None
+        if sample.guide is not None and (reason := sample.guide.hear(token)):
+            return "stop", reason, None
         if sample.sampling.stop and self.text_of is not None:
             found = find_stop(sample.tokens, sample.sampling.stop, self.text_of)
             if found:
@@ -472,7 +549,7 @@ class Engine:
         assert self._cache is not None
         over = {sample.id for sample, *_ in ended}
         going = [
-            drawn if s.id not in over and s.sampling.max_new_tokens - len(s.tokens) > 1 else []
+            drawn if s.id not in over and s.guide is None and s.sampling.max_new_tokens - len(s.tokens) > 1 else []
             for s, drawn in zip(rows.samples, new, strict=True)
         ]
         ends = np.cumsum(counts).tolist()
@@ -488,8 +565,10 @@ class Engine:
         self._scheduler.remove(sample)
         del self._samples[sample.id]
         completion = Completion(sample.tokens, sample.logps, finish, reason, text, experts)
+        completion.prompt_scores, completion.n_cached = sample.prompt_scores, sample.n_cached or 0
         at = len(sample.tokens) - n_new
-        return Event(sample.id, sample.tokens[at:], sample.logps[at:], completion)
+        told = sample.tops[at:] if sample.n_top else ()
+        return Event(sample.id, sample.tokens[at:], sample.logps[at:], completion, told)
 
     def _weights_version(self) -> int:
         """Grows with every in-place change of a weight."""
@@ -499,3 +578,12 @@ class Engine:
         version = self._weights_version()
         if version != self._version:
             self.weights_changed()
+
+
+def _bias(rows: Rows, counts: np.ndarray) -> Bias | None:
+    """What the guides have to say; their rows have one token each."""
+    said = [(row, sample.guide.bias()) for row, sample in enumerate(rows.samples) if sample.guide is not None]
+    said = [(row, bias) for row, bias in said if bias is not None]
+    if not said:
+        return None
+    return Bias(np.cumsum(counts)[[row for row, _ in said]] - 1, np.stack([bias for _, bias in said]))

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from zifio.config import Sampling
+from zifio.engine.guide import Guide, PromptScores, Top
 
 Finish = Literal["stop", "length", "cancelled", "refused"]
 
@@ -44,6 +45,14 @@ class Sample:
     """The pages' era in which all it has in the cache was computed."""
     seen: np.ndarray | None = None
     """With a repetition penalty: which tokens of the vocabulary the prompt and the reply hold."""
+    guide: Guide | None = None
+    n_top: int = 0
+    """How many of the likeliest tokens are told beside each that is drawn."""
+    tops: list[list[Top]] = field(default_factory=list)
+    prompt_scores: PromptScores | None = None
+    """Where the prompt's log-probs go, if they are wanted. Then all of it is computed, whatever is known of it."""
+    n_cached: int | None = None
+    """Tokens of the prompt that needed no computing when it was first admitted."""
 
     @property
     def all_tokens(self) -> list[int]:
@@ -68,7 +77,7 @@ class Rows:
         self.min_p = np.zeros(max_rows, np.float32)
         self.penalty = np.zeros(max_rows, np.float32)
         self.top_k = np.zeros(max_rows, np.int64)
-        self.is_special = np.zeros(max_rows, np.bool_)  # draws from less than softmax(logits / temperature)
+        self.is_special = np.zeros(max_rows, np.bool_)  # draws from other than softmax(logits / temperature)
         self.uniform = np.zeros((max_rows, _BLOCK), np.float64)
         self.cursor = np.zeros(max_rows, np.int64)  # its next number in `uniform`
         self._streams: list[np.random.Generator] = []
@@ -88,7 +97,7 @@ class Rows:
         self.draft[row], self.born[row] = -1, sample.born
         self.temperature[row], self.top_p[row], self.top_k[row] = sampling.temperature, sampling.top_p, sampling.top_k
         self.min_p[row], self.penalty[row] = sampling.min_p, sampling.repetition_penalty
-        self.is_special[row] = bool(sampling.off_policy())
+        self.is_special[row] = bool(sampling.off_policy()) or sample.guide is not None
         if sampling.repetition_penalty != 1 and sample.seen is None:
             sample.seen = np.zeros(self.vocab_size, np.bool_)
             sample.seen[sample.all_tokens] = True

@@ -4,8 +4,8 @@ Drawing is by inverse cumulative distribution: one uniform number per token, so 
 depend on which requests stand beside it in the batch.
 
 The log-probability that comes with a token is the policy's own, that of softmax(logits / temperature): before
-top-k, top-p and min-p take anything away, and without repetition penalty. Greedy drawing (temperature 0) reports it at
-temperature 1.
+top-k, top-p and min-p take anything away, and without repetition penalty or bias. Greedy drawing (temperature 0)
+reports it at temperature 1.
 
 Try it alone: `pytest tests/engine/test_sampler.py`
 """
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zifio.config import Sampling
+from zifio.engine.guide import Bias, Top
 from zifio.kernels import operators as kernels
 
 _BLOCK = 128  # tokens whose probabilities are added up first
@@ -83,17 +84,23 @@ def choose(
     uniform_B: Float[Tensor, " B"],
     settings: Settings,
     seen_BV: Bool[Tensor, "B V"] | None = None,
+    bias: Bias | None = None,
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """The same under all settings; `seen_BV` says which tokens a penalty concerns, and is needed where one is set.
 
-    In transformers' order: repetition penalty, temperature, top-k, top-p, min-p; each as defined there, applied to
-    what the one before has left. Greedy rows know the penalty only.
+    In transformers' order: repetition penalty, bias, temperature, top-k, top-p, min-p; each as defined there, applied
+    to what the one before has left. Greedy rows know the first two only.
     """
     penalty_B1, temperature_B = settings.penalty_B[:, None], settings.temperature_B
     weighed_BV = logits_BV.float()
     if seen_BV is not None:
         penalised_BV = torch.where(weighed_BV < 0, weighed_BV * penalty_B1, weighed_BV / penalty_B1)
         weighed_BV = penalised_BV.where(seen_BV, weighed_BV)
+    is_off_B = settings.penalty_B != 1
+    if bias is not None:
+        row_R = torch.from_numpy(bias.row_R).to(weighed_BV.device)
+        weighed_BV = weighed_BV.index_add(0, row_R, torch.from_numpy(bias.bias_RV).to(weighed_BV.device))
+        is_off_B = is_off_B.index_fill(0, row_R, True)
     is_cut_B = (settings.top_k_B > 0) | (settings.top_p_B < 1) | (settings.min_p_B > 0)
     is_cut_B &= temperature_B > 0
     token_B, logp_B = draw(weighed_BV, uniform_B, temperature_B)
@@ -101,18 +108,29 @@ def choose(
         few = Settings(*(column_B[is_cut_B] for column_B in settings))
         x_BV = _scaled(weighed_BV[is_cut_B], few.temperature_B)
         token_B[is_cut_B] = _draw_among_likeliest(x_BV, uniform_B[is_cut_B], few)
-    is_off_B = is_cut_B | (settings.penalty_B != 1)
+    is_off_B |= is_cut_B
     if is_off_B.any():
-        logp_B[is_off_B] = _policy_logp(logits_BV[is_off_B], token_B[is_off_B], temperature_B[is_off_B])
+        logp_B[is_off_B] = policy_logp(logits_BV[is_off_B], token_B[is_off_B], temperature_B[is_off_B])
     return token_B, logp_B
 
 
-def _policy_logp(logits_BV: Tensor, token_B: Tensor, temperature_B: Tensor) -> Tensor:
+def policy_logp(
+    logits_BV: Float[Tensor, "B V"], token_B: Int[Tensor, " B"], temperature_B: Float[Tensor, " B"]
+) -> Float[Tensor, " B"]:
     """Log-probs of tokens under softmax(logits / temperature), however they were chosen."""
     if kernels.native(logits_BV):
         return kernels.logp(logits_BV, kernels.scale_of(temperature_B), token_B)
     x_BV = _scaled(logits_BV, temperature_B)
     return _logp(x_BV, token_B, x_BV.logsumexp(dim=-1))
+
+
+def likeliest(logits_BV: Float[Tensor, "B V"], temperature_B: Float[Tensor, " B"], n: int) -> list[list[Top]]:
+    """For every row its n likeliest tokens with the log-probs that they would have as drawn ones, the first first."""
+    n = min(n, logits_BV.shape[1])
+    token_BK = logits_BV.topk(n, dim=-1).indices
+    same_MV, same_M = logits_BV.repeat_interleave(n, dim=0), temperature_B.repeat_interleave(n)
+    logp_BK = policy_logp(same_MV, token_BK.flatten(), same_M).view(-1, n)
+    return [list(zip(*row, strict=True)) for row in zip(token_BK.tolist(), logp_BK.tolist(), strict=True)]
 
 
 def _draw_among_likeliest(x_BV: Tensor, uniform_B: Tensor, settings: Settings) -> Tensor:

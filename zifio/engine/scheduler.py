@@ -198,7 +198,8 @@ class Scheduler:
         while budget and place < len(self.waiting) and self._n_free_rows():
             group = self.waiting[place]
             tokens = group[0].all_tokens
-            keys = group[0].keys = self.pages.keys(tokens[:-1], group[0].keys) if self.sharing else []
+            shares = self.sharing and group[0].prompt_scores is None
+            keys = group[0].keys = self.pages.keys(tokens[:-1], group[0].keys) if shares else []
             found = self.pages.find(keys)
             if len(found) < len(keys) and keys[len(found)] in self._coming:
                 place += 1
@@ -218,6 +219,7 @@ class Scheduler:
             job = Job(samples, tokens, table, keys, len(found) * self.pages.size, self._births, self.pages.era)
             for sample in samples:
                 sample.born, sample.keys, sample.era = self._births, keys, job.era
+                sample.n_cached = job.done if sample.n_cached is None else sample.n_cached
                 self._births += 1
             self.stats.shared_tokens += job.done + (n_samples - 1) * len(tokens)
             self._coming.update(keys[len(found) :])

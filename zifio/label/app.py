@@ -10,7 +10,6 @@ Try it alone: `zifio label try.db`
 import asyncio
 import contextlib
 import json
-import re
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,10 +26,10 @@ from zifio.label.desk import Annotator, Desk, Refused
 from zifio.label.referee import Referee
 from zifio.label.store import Conflict
 from zifio.label.writer import Writer
+from zifio.listen import LOOPBACK_NAME
 
 PAGE = Path(__file__).parent / "page"
 _LONGEST_BODY = 1 << 20
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -192,7 +191,7 @@ class _Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         length = headers.get("content-length", "0")
         refusal = None
-        if self._alone and not _LOOPBACK.fullmatch(headers.get("host", "")):
+        if self._alone and not LOOPBACK_NAME.fullmatch(headers.get("host", "")):
             refusal = (403, "This desk answers to localhost only.")
         elif "transfer-encoding" in headers or not length.isdecimal() or int(length) > _LONGEST_BODY:
             refusal = (413, f"Wanted at most {_LONGEST_BODY} bytes.")

@@ -8,8 +8,6 @@ zifio label desk.db --report
 zifio label desk.db --export prm800k --out labels.jsonl
 """
 
-import ipaddress
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +17,7 @@ from zifio.config import ConfigError, build, override
 from zifio.label.desk import Desk
 from zifio.label.settings import Settings
 from zifio.label.store import Store
+from zifio.listen import address, is_loopback, listen
 from zifio.log import say
 
 PORT = 8017
@@ -161,20 +160,8 @@ def serve(desk: Desk, host: str, port: int) -> None:
             f"--host {host}: wanted accounts before others can reach the desk, came none. Add one: zifio label "
             f"{desk.store.where} --add-annotator NAME"
         )
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ConfigError(
-            f"--port {port}: wanted a free port on {host}, came: {error.strerror}. Choose another."
-        ) from None
-    # Answers go out as head and body; without this the body waits 40 ms for the head's receipt. asyncio sets it only on
-    # sockets that name their protocol, which those of `create_server` do not.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    shown = f"[{host}]" if ":" in host else host
-    say(
-        f"desk: http://{shown}:{listening.getsockname()[1]}"
-        + ("/#token=TOKEN, with each one's token" if accounts else "")
-    )
+    listening = listen(host, port)
+    say(f"desk: {address(listening, host)}" + ("/#token=TOKEN, with each one's token" if accounts else ""))
     if not has_items:
         say(f"There is nothing to label yet: zifio label {desk.store.where} --import items.jsonl")
     if not alone:
@@ -182,13 +169,3 @@ def serve(desk: Desk, host: str, port: int) -> None:
     config = uvicorn.Config(make_app(desk, alone), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
