@@ -205,6 +205,22 @@ postgresql://user@host/name."""
     _json_argument(parser)
 
 
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        metavar="MODEL|key=value",
+        nargs="*",
+        help="model folders, GGUF files or names at the hub; settings: aliases.deepseek-chat=r1 engine.max_rows=16",
+    )
+    parser.add_argument("--config", metavar="FILE.toml", type=Path, help="the settings, models and aliases among them")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
+    parser.add_argument("--port", type=int, help="(default: 8000, or the settings')")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
+    )
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -301,6 +317,12 @@ VERBS = {
         "talk to a model, its thinking shown apart",
         "zifio chat runs/quickstart/r1/model --prompt '(3+7+2+9)%10'",
         _chat_arguments,
+    ),
+    "serve": Verb(
+        "zifio.serve.verb:serve",
+        "serve models behind OpenAI's and DeepSeek's interface",
+        "zifio serve runs/quickstart/r1/model",
+        _serve_arguments,
     ),
     "score": Verb(
         "zifio.tasks.score:score",
