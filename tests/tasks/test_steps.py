@@ -17,6 +17,7 @@ from zifio.tasks.steps import (
     from_row,
     from_stepwise,
     localisation,
+    majority,
     split_steps,
     to_prm800k,
     to_stepwise,
@@ -136,6 +137,11 @@ def test_first_errors():
     assert first_error([1, 0, None]) is None and first_error([1, -1, -1]) == 1
     assert until_first_error([1, -1, 1, -1]) == (1, -1, None, None)
     assert until_first_error([1, 0, None]) == (1, 0, None)
+
+
+def test_the_majority_needs_more_than_any_other():
+    assert majority([0, 2, 0]) == 0 and majority(["a", "b", "a", "c"]) == "a"
+    assert majority(["a", "b"]) is None and majority([]) is None
 
 
 def test_labellers_agree_on_the_first_error_or_the_solution_is_dropped():

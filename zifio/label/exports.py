@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
-from zifio.label.item import first_error
 from zifio.label.records import Labelled, labels
 from zifio.label.store import Store
-from zifio.tasks.steps import Solution, to_prm800k, to_stepwise
+from zifio.tasks.steps import Solution, first_error, to_prm800k, to_stepwise
 
 Rows = list[dict[str, Any]]
 _AT_ONCE = 1000
@@ -71,7 +70,7 @@ def _prm800k(one: Labelled) -> Rows:
         steps[number]["completions"] += [
             {"text": text, "rating": rating, "flagged": None} for text, rating in zip(texts, given, strict=True)
         ]
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     if wrong is not None and said.correction:
         # The wrong step stays the one that is labelled; who takes the correction for the step would lose the error.
         steps[wrong] |= {"human_completion": {"text": said.correction, "rating": None}, "chosen_completion": 0}

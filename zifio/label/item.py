@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from zifio.config import Config
+from zifio.tasks.steps import first_error
 
 Kind = Literal["steps", "answer", "pair"]
 Role = Literal["work", "gold", "screening"]
@@ -134,7 +135,7 @@ def _steps_fault(item: Item, said: Judgement) -> str:
         return f"wanted ratings of steps, came the value {said.value!r}."
     if len(said.ratings) != len(item.steps):
         return f"wanted {len(item.steps)} ratings, one for each step, came {len(said.ratings)}."
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     judged = said.ratings if wrong is None else said.ratings[:wrong]
     if None in judged:
         return (
@@ -148,11 +149,6 @@ def _steps_fault(item: Item, said: Judgement) -> str:
     return ""
 
 
-def first_error(said: Judgement) -> int | None:
-    """The position of the first wrong step, from 0; None where none is wrong."""
-    return said.ratings.index(-1) if -1 in said.ratings else None
-
-
 def stance(kind: str, said: Judgement) -> str | None:
     """The one thing that labellers are compared by; None for one that gave up.
 
@@ -164,7 +160,7 @@ def stance(kind: str, said: Judgement) -> str | None:
         return "bad problem"
     if kind != "steps":
         return said.value
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     return "no error" if wrong is None else f"error {wrong + 1}"
 
 

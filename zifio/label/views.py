@@ -6,7 +6,6 @@ part in it.
 Try it alone: `pytest tests/label/test_store.py`
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from zifio.label.item import Item, Judgement, stance
 from zifio.label.queues import Facts, priority
 from zifio.label.schema import ANNOTATORS, FACTS, ITEMS, LABELS, LEASES, SHOWN
 from zifio.label.settings import Settings
+from zifio.tasks.steps import majority
 
 _FACTS = select(FACTS)
 _ITEM = select(ITEMS).where(ITEMS.c.id == bindparam("item"))
@@ -253,14 +253,6 @@ def _state(role: str, opinions: Sequence[str], settled: bool, settings: Settings
     if len(opinions) < settings.wanted:
         return "open"
     return "disputed" if settings.adjudicate and len(set(opinions)) > 1 else "done"
-
-
-def majority(stances: Sequence[str]) -> str | None:
-    """What more people say than say anything else; None for a draw or no word."""
-    ranked = Counter(stances).most_common(2)
-    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-        return None
-    return ranked[0][0]
 
 
 def _facts(item: Any, stances: Sequence[str]) -> Facts:

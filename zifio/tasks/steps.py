@@ -10,10 +10,11 @@ Try it alone:
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from zifio.config import ConfigError
 from zifio.tasks.form import THINK, THOUGHT
@@ -21,6 +22,8 @@ from zifio.tasks.task import Problem
 
 Label = int | None
 """+1, 0, -1 as PRM800K rates steps, or None."""
+Word = TypeVar("Word", bound=Hashable)
+"""What one of several says, as a label or a stance."""
 
 _RESULT = re.compile(r"=[ \t]*-?[0-9][0-9.]*")
 _SENTENCE = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
@@ -132,6 +135,14 @@ def until_first_error(labels: Sequence[Label]) -> tuple[Label, ...]:
     """The labels with None behind the first wrong step: what follows from an error is neither good nor bad."""
     wrong = first_error(labels)
     return tuple(label if wrong is None or place <= wrong else None for place, label in enumerate(labels))
+
+
+def majority(said: Sequence[Word]) -> Word | None:
+    """What is said more often than anything else; None for a draw or no word."""
+    ranked = Counter(said).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
 
 
 def consensus(labelings: Sequence[Sequence[Label]]) -> tuple[Label, ...] | None:
