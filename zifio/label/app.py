@@ -96,7 +96,7 @@ def make_app(desk: Desk, alone: bool) -> FastAPI:
         with writer, referee:
             yield
 
-    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None, default_response_class=AsciiJSON)
+    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None)
     app.add_middleware(_Guard, alone=alone)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Conflict, _refused)

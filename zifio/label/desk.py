@@ -227,7 +227,7 @@ class Desk:
                 raise Refused(409, "Say first what you think without the machine's label.")
 
     def _labelled(self, connection: Connection, me: Annotator, item: str) -> bool:
-        return connection.execute(select(LABELS.c.seq).where(_current(me, LABELS.c.item == item))).first() is not None
+        return connection.execute(select(LABELS.c.seq).where(LABELS.c.item == item, _current(me))).first() is not None
 
     def _revealed(self, connection: Connection, me: Annotator, item: Item, phase: Phase) -> dict[str, Any]:
         """The machine's pre-label, once the blind label is in."""
@@ -280,7 +280,7 @@ class Desk:
         if not me.adjudicates:
             raise Refused(403, "Only an adjudicator sees what others said.")
         settings = self.store.settings(connection)
-        mine = select(LABELS.c.seq).where(_current(me, LABELS.c.item == ITEMS.c.id))
+        mine = select(LABELS.c.seq).where(LABELS.c.item == ITEMS.c.id, _current(me))
         open_ = select(ITEMS.c.id).where(ITEMS.c.role == "work", ITEMS.c.state == "disputed")
         query = open_.order_by(mine.exists(), ITEMS.c.priority.desc(), ITEMS.c.seq.desc())
         ids = list(connection.execute(query.limit(max(1, min(n, MOST_AT_ONCE)))).scalars())
@@ -303,7 +303,7 @@ class Desk:
         """How many items there are, are done and are disputed, and how many labels are this person's."""
         work = select(ITEMS.c.state, func.count()).where(ITEMS.c.role == "work").group_by(ITEMS.c.state)
         states = {row[0]: row[1] for row in connection.execute(work)}
-        mine = select(func.count()).select_from(LABELS).where(_current(me, LABELS.c.item.is_not(None)))
+        mine = select(func.count()).select_from(LABELS).where(_current(me))
         return {
             "n_items": sum(states.values()),
             "n_done": states.get("done", 0),
@@ -344,6 +344,6 @@ def _label_key(me: Annotator, key: str) -> str:
     return f"label:{me.id}:{content_id(key)}"
 
 
-def _current(me: Annotator, which: Any) -> Any:
+def _current(me: Annotator) -> Any:
     """A blind label of this person's that still holds."""
-    return and_(which, LABELS.c.annotator == me.id, LABELS.c.phase == "blind", LABELS.c.current)
+    return and_(LABELS.c.annotator == me.id, LABELS.c.phase == "blind", LABELS.c.current)

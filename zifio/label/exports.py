@@ -83,7 +83,6 @@ def _prm800k(one: Labelled) -> Rows:
     return [
         {
             **row,
-            "labeler": one.annotator,
             "timestamp": one.timestamp or _time(one.at),
             "generation": None,
             "is_quality_control_question": item.role == "gold",

@@ -55,7 +55,7 @@ class Event(NamedTuple):
 
 
 def apply(connection: Connection, event: Event) -> None:
-    """Bring the views up to date with one event."""
+    """Bring the views up to date with one event of another kind than `item`."""
     _APPLY[event.kind](connection, event)
 
 
@@ -124,10 +124,6 @@ def _item_row(event: Event, queue: str) -> dict[str, Any]:
         "expected": stance(item.kind, item.expected) if item.expected else None,
         "final": None,
     }
-
-
-def _apply_item(connection: Connection, event: Event) -> None:
-    apply_items(connection, [event])
 
 
 def _apply_annotator(connection: Connection, event: Event) -> None:
@@ -278,7 +274,6 @@ def _write_places(connection: Connection, places: Iterable[tuple[float, str]]) -
 
 
 _APPLY = {
-    "item": _apply_item,
     "annotator": _apply_annotator,
     "token": _apply_token,
     "settings": _apply_settings,
