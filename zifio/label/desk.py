@@ -24,6 +24,8 @@ from zifio.seed import stream
 Phase = Literal["blind", "revised", "adjudication"]
 LONE = "me"
 MOST_AT_ONCE = 20
+LONGEST_MS = 86_400_000
+"""The most time that a label says it took: a day."""
 
 
 class Refused(ValueError):

@@ -9,24 +9,21 @@ Try it alone: `zifio label desk.db --import items.jsonl`
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection
 
 from zifio.config import ConfigError, build
 from zifio.data.sources import read_object
-from zifio.label.desk import Desk
+from zifio.label.desk import LONGEST_MS, Desk, Phase
 from zifio.label.item import Item, Judgement, content_id, fault, stance
 from zifio.label.store import Conflict
 from zifio.log import Progress
 from zifio.tasks.form import THINK, THOUGHT
 from zifio.tasks.steps import Solution, from_prm800k, from_row, split_steps
-from zifio.tasks.task import parse_response
+from zifio.tasks.task import Outcome, parse_response
 
 _AT_ONCE = 500
-_LONGEST_MS = 86_400_000
-_OUTCOMES = ("right", "wrong", "error")
-_PHASES = ("blind", "revised", "adjudication")
 IMPORTED = "imported"
 """Who labelled, where a file does not say."""
 
@@ -37,7 +34,7 @@ class Brought(NamedTuple):
     item: Item
     said: Judgement | None = None
     labeler: str = IMPORTED
-    phase: Literal["blind", "revised", "adjudication"] = "blind"
+    phase: Phase = "blind"
     ms: int = 0
     timestamp: str = ""
 
@@ -176,8 +173,8 @@ def _prm800k(row: dict[str, Any], where: str) -> Brought:
     if role != "work" and not fault(whole, judgement) and stance("steps", judgement) is not None:
         whole = build(Item, {**item, "role": role, "expected": judgement.model_dump(mode="json")}, where)
     ms, labeler, timestamp = label.get("total_time"), row.get("labeler"), str(row.get("timestamp") or "")
-    phase = ours["phase"] if ours.get("phase") in _PHASES else "blind"
-    spent = ms if type(ms) is int and 0 <= ms <= _LONGEST_MS else 0
+    phase = ours["phase"] if ours.get("phase") in get_args(Phase) else "blind"
+    spent = ms if type(ms) is int and 0 <= ms <= LONGEST_MS else 0
     return Brought(whole, judgement, str(labeler or IMPORTED), phase, spent, timestamp)
 
 
@@ -190,7 +187,7 @@ def _from_solution(solution: Solution, id: Any, source: str) -> dict[str, Any]:
         "gold": solution.gold,
         "answer": solution.answer,
         "problem": solution.problem_id,
-        "outcome": solution.outcome if solution.outcome in _OUTCOMES else "",
+        "outcome": solution.outcome if solution.outcome in get_args(Outcome) else "",
         "source": source,
     }
 

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from zifio.config import Config
 from zifio.tasks.steps import first_error
+from zifio.tasks.task import Outcome
 
 Kind = Literal["steps", "answer", "pair"]
 Role = Literal["work", "gold", "screening"]
@@ -77,7 +78,7 @@ class Item(Config):
     """Whose verifier gives the verdict: the maths verifier, or a task with its options."""
     problem: str = ""
     """The problem's id, where it has one."""
-    outcome: Literal["", "right", "wrong", "error"] = ""
+    outcome: Outcome | Literal[""] = ""
     """The verifier's verdict, where somebody asked."""
     scores: tuple[Score, ...] = ()
     """How likely a process reward model holds each step to be right; one number for anything else than steps."""
