@@ -123,6 +123,30 @@ def hasty(n: int, page: Page) -> list[str]:
     return ["a"] if n < 20 and n % 6 == 0 else ["2"] if n == 22 else careful(n, page)
 
 
+SOURCES = """async text => {
+  const { fill } = await import('/page/maths.js');
+  const shown = fill(document.createElement('div'), text);
+  return [...shown.querySelectorAll('.formula annotation')].map(one => one.textContent);
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "formulas"),
+    [
+        ("20 pens, $20$ or $3,000$.", ["20", "3,000"]),
+        ("It costs $5 and $7.", []),
+        ("$5-$7, $5,$7, $5 or $x$", ["x"]),
+        (r"$ 5 $ and \(a\), $b$s, $$c$$, \[d\] $e\$1$", ["a", "b", "c", "d", r"e\$1"]),
+        ("$a\nb$", []),
+    ],
+)
+def test_what_is_a_formula(context: BrowserContext, desk_url: str, text: str, formulas: list[str]):
+    page = context.new_page()
+    page.goto(desk_url)
+    page.wait_for_function("() => window.katex")
+    assert page.evaluate(SOURCES, text) == formulas
+
+
 def violations(page: Page) -> list[str]:
     """What axe-core calls serious or worse."""
     script = chromium.axe()
