@@ -1,8 +1,8 @@
 // Texts with formulas: $...$, $$...$$, \(...\), \[...\]. Everything becomes text nodes, or what KaTeX builds; nothing that a
 // model wrote is ever read as HTML.
 
-// A single $ is pandoc's: no space within, no digit behind. So "$20$" is a formula and "$5 and $7" is none.
-const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)/g;
+// A single $ is pandoc's: no backslash before, no space just within, no digit behind. "$20$" is a formula, "$5 and $7" none.
+const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(?<!\\)\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)/g;
 
 // Formulas wider than their place scroll, and can be reached by keyboard to do so.
 export function fit(element) {
