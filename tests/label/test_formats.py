@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from items import person, put, ratings, row_of, say, steps_item, take
+from serving import told
 
+from zifio import cli
 from zifio.config import ConfigError
 from zifio.label.card import write_card
 from zifio.label.desk import Annotator, Desk, turned
@@ -175,6 +177,21 @@ def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: P
     card = write_card(desk, out, done["rows"]).read_text()
     assert "data_files: labels.parquet" in card and "Krippendorff" in card and "`wanted = 2`" in card
     assert not any(name in card for name in ("ann, ben", "ann: ", "ben: "))
+
+
+def test_another_readme_is_kept(tmp_path: Path, opened: Callable[[str], Desk], capsys: pytest.CaptureFixture[str]):
+    path, card = str(tmp_path / "desk.db"), tmp_path / "README.md"
+    put(opened(path), steps_item(1))
+    for out in ("one.parquet", "two.parquet"):  # another's words, then the card of another file
+        before = card.read_text() if card.exists() else "# My thesis\n"
+        card.write_text(before)
+        assert cli.main(["label", path, "--export", "parquet", "--out", str(tmp_path / out)]) == 2
+        assert "README.md" in capsys.readouterr().err
+        assert card.read_text() == before and not (tmp_path / out).exists()
+        card.unlink()
+        for _ in range(2):  # its own card is written again
+            done = told(capsys, path, "--export", "parquet", "--out", str(tmp_path / "one.parquet"))
+            assert done["card"] == str(card)
 
 
 def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):

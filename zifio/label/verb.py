@@ -108,13 +108,15 @@ def _scores(desk: Desk, path: Path) -> Done:
 
 
 def _export(desk: Desk, format: str, out: Path | None, every: bool) -> Done:
-    from zifio.label.card import write_card
+    from zifio.label.card import card_place, write_card
     from zifio.label.exports import export
 
     if out is None:
         raise ConfigError(
             f"--export {format}: wanted --out FILE to write to, came none. For example: --out labels.jsonl"
         )
+    if format == "parquet":
+        card_place(out)  # before anything is written
     done = export(desk.store, format, out, every)
     if format == "parquet":
         done["card"] = str(write_card(desk, out, done["rows"]))
