@@ -216,6 +216,24 @@ def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
     )
 
 
+def test_a_text_in_steps_leaves_as_it_came(desk: Desk, tmp_path: Path):
+    ann = person(desk, "ann")
+    chain, several = "<think>6+1=7-1=6</think><answer>6</answer>", "<think>So.\n\nThen: 6\n</think>\n<answer>6</answer>"
+    replies = [
+        {"problem": f"p/{n}", "prompt": "6+1-1", "gold": "6", "outcome": "right", "response": text}
+        for n, text in enumerate((chain, several))
+    ]
+    own = {"id": "own", "prompt": "2+3*4", "steps": ["3*4=12", "2+12=14\n\n", "14"]}
+    import_file(desk, lines(tmp_path / "rows.jsonl", *replies, own, PUBLISHED))
+    for name in ("p/0", "p/1", "own"):
+        with desk.store.read() as connection:
+            n_steps = len(desk.item(connection, name).steps)
+        say(desk, ann, name, ratings(*[1] * n_steps))
+    export(desk.store, "unpaired", tmp_path / "out.jsonl")
+    texts = [row["completion"] for row in rows(tmp_path / "out.jsonl")]
+    assert texts == [chain, several, "3*4=12\n2+12=14\n\n14", "First.\nSecond."]
+
+
 def test_scores_may_come_later_and_again(desk: Desk, tmp_path: Path):
     ann = person(desk, "ann")
     put(desk, *(steps_item(n, outcome="wrong") for n in range(3)), queue="convincing")

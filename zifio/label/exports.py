@@ -112,7 +112,7 @@ def _unpaired(one: Labelled) -> Rows:
     if item.kind == "answer" and stance in ("right", "wrong"):
         return [{"prompt": item.prompt, "completion": item.response, "label": stance == "right"}]
     if item.kind == "steps" and stance.startswith(("no error", "error")):
-        return [{"prompt": item.prompt, "completion": "\n\n".join(item.steps), "label": stance == "no error"}]
+        return [{"prompt": item.prompt, "completion": solution(one).text, "label": stance == "no error"}]
     if item.kind == "pair" and stance == "both_bad":
         return [{"prompt": item.prompt, "completion": text, "label": False} for text in (item.a, item.b)]
     return []

@@ -137,9 +137,12 @@ def _understood(row: dict[str, Any], where: str) -> Brought:
 
 
 def _item(row: dict[str, Any], where: str) -> Item:
+    """An item as people write it, whose steps may have nothing that parts them: then they get line ends."""
     if "id" not in row:
         row = {"id": content_id(row), **row}
-    return build(Item, row, where)
+    item = build(Item, row, where)
+    parted = [step if step[-1:].isspace() else f"{step}\n" for step in item.steps[:-1]]
+    return item.model_copy(update={"steps": (*parted, *item.steps[-1:])})
 
 
 def _prm800k(row: dict[str, Any], where: str) -> Brought:

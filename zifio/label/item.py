@@ -61,7 +61,7 @@ class Item(Config):
     prompt: str
     """The question."""
     steps: tuple[str, ...] = ()
-    """The working, step by step (kind steps)."""
+    """The working, step by step (kind steps); joined, they are its text."""
     alternatives: tuple[tuple[str, ...], ...] = ()
     """Other texts for each step, to be rated too."""
     response: str = ""
