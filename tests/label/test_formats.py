@@ -24,7 +24,7 @@ from zifio.label.item import Item, Judgement
 from zifio.label.report import report
 from zifio.label.schema import ITEMS
 from zifio.label.scores import import_scores
-from zifio.tasks.steps import Solution
+from zifio.tasks.steps import Solution, alternatives_prm800k
 
 WRONG = ratings(1, -1, None, correction="the right way", note="a slip", flagged=True)
 PAIRS = [Item(id=f"p{n}", kind="pair", prompt="?", a="long", b="short") for n in range(3)]
@@ -143,6 +143,59 @@ def test_published_rows_are_read(desk: Desk, tmp_path: Path):
         (label,) = [event for event in desk.store.events(connection) if event.kind == "label"]
     assert label.actor == PUBLISHED["labeler"] and label.body["said"]["ratings"] == [1, -1]
     assert row_of(desk, ITEMS, state="done").final == "error 2"
+
+
+def with_others(labeler: str, mark: int, *others: tuple[str, int]) -> dict[str, Any]:
+    """The published row as another labeller has it: a mark for the second step, and alternatives to it."""
+    row = json.loads(json.dumps(PUBLISHED))
+    row["labeler"], step = labeler, row["label"]["steps"][1]
+    step["completions"][0]["rating"], step["chosen_completion"] = mark, None if mark < 0 else 0
+    step["completions"] += [{"text": text, "rating": rating, "flagged": False} for text, rating in others]
+    row["label"]["finish_reason"] = "found_error" if mark < 0 else "solution"
+    return row
+
+
+def test_alternatives_of_others_come_and_go(desk: Desk, tmp_path: Path):
+    """Three label one solution, each with alternatives of their own: it is one item, and no rating is lost."""
+    ann, ben, eve = (
+        with_others("ann", -1, ("Next.", 1), ("No.", -1)),
+        with_others("ben", 1),
+        with_others("eve", -1, ("Then.", 0)),
+    )
+    file = lines(tmp_path / "rows.jsonl", ann, ben, eve)
+    put(desk, wanted=3)
+    told = import_file(desk, file)
+    assert (told["lines"], told["items"], told["labels"], told["unclear"]) == (3, 2, 4, 0)
+    assert {name: import_file(desk, file)[name] for name in ("items", "labels")} == {"items": 0, "labels": 0}
+    assert (row_of(desk, ITEMS, n_labels=3).state, row_of(desk, ITEMS, n_labels=1).final) == ("disputed", None)
+    export(desk.store, "prm800k", tmp_path / "out.jsonl", every=True)
+    found = [[[(one["text"], one["rating"]) for one in step["completions"]] for step in row["label"]["steps"]]
+             for row in rows(tmp_path / "out.jsonl")]  # fmt: skip
+    first = [("First.", 1)]
+    assert found == [
+        [first, [("Second.", -1), ("Next.", 1), ("No.", -1)]],
+        [first, [("Second.", 1), ("Next.", None), ("No.", None)]],
+        [first, [("Second.", -1), ("Next.", None), ("No.", None)]],
+        [first, [("Then.", 0)]],
+    ]
+    solutions = [one for row in (ann, ben, eve) for one in alternatives_prm800k(row)]
+    assert [(one.text, one.labels) for one in solutions] == [
+        ("First.\nNext.", (1, 1)),
+        ("First.\nNo.", (1, -1)),
+        ("First.\nThen.", (1, 0)),
+    ]
+
+
+def test_a_gold_item_keeps_its_label_whoever_fails_it(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path):
+    ann = person(desk, "ann")
+    put(desk, steps_item(1, role="gold", expected=ratings(1, 1, 1)))
+    say(desk, ann, "item-1", WRONG)
+    export(desk.store, "prm800k", tmp_path / "out.jsonl", every=True)
+    other = opened(str(tmp_path / "other.db"))
+    import_file(other, tmp_path / "out.jsonl")
+    assert row_of(other, ITEMS, id="item-1").expected == "no error"
+    others = [{**with_others(name, mark), "is_quality_control_question": True} for name, mark in (("a", -1), ("b", 1))]
+    assert import_file(other, lines(tmp_path / "rows.jsonl", *others))["labels"] == 2
 
 
 def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path):

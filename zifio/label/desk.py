@@ -144,20 +144,21 @@ class Desk:
         n, now = max(1, min(n, MOST_AT_ONCE)), self.store.clock()
         rules = read_rules(connection)
         before = self._draw.before(connection, me.id, rules, now, n)
-        items = self._read(connection, before.items)
+        items = self.items(connection, before.items)
         return {
             "items": [shown(item, me, rules.settings) for item in items],
             "screened_out": before.screened_out,
             "screening": before.n_screening,
         }
 
-    def _read(self, connection: Connection, ids: list[str]) -> list[Item]:
+    def items(self, connection: Connection, ids: list[str]) -> list[Item]:
+        """The items of these names that are here, in this order."""
         found = {row.id: Item.model_validate_json(row.body) for row in connection.execute(_ITEMS, {"ids": ids})}
         return [found[id] for id in ids if id in found]
 
     def item(self, connection: Connection, id: str) -> Item:
         """The item of this name. Raises Refused when there is none."""
-        found = self._read(connection, [id])
+        found = self.items(connection, [id])
         if not found:
             raise Refused(404, f"No item {id[:100]!r} here.")
         return found[0]
@@ -287,7 +288,7 @@ class Desk:
         query = open_.order_by(mine.exists(), ITEMS.c.priority.desc(), ITEMS.c.seq.desc())
         ids = list(connection.execute(query.limit(max(1, min(n, MOST_AT_ONCE)))).scalars())
         items = []
-        for item in self._read(connection, ids):
+        for item in self.items(connection, ids):
             opinions = [turned(said, item, me).model_dump(mode="json") for said in self._opinions(connection, item.id)]
             items.append({**shown(item, me, settings), "reveals": False, "opinions": opinions})
         return {"items": items}

@@ -80,6 +80,8 @@ def _prm800k(one: Labelled) -> Rows:
     beside: dict[str, Any] = {"id": item.id, "phase": one.phase, "note": said.note, "flagged": said.flagged}
     if item.alternatives:
         beside["alternatives"] = item.alternatives  # those behind the first error, too
+    if item.expected is not None:
+        beside["expected"] = item.expected.model_dump(mode="json")
     return [
         {
             **row,
