@@ -218,6 +218,32 @@ def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Des
         assert rows(tmp_path / "again.jsonl") == found[name]
 
 
+def test_the_first_labels_are_those_that_were_given_first(desk: Desk, tmp_path: Path):
+    """Whatever the order of the items; taken back and said again a label is a later one. A longer part holds every
+    shorter one."""
+    ann, ben = person(desk, "ann"), person(desk, "ben")
+    put(desk, *(steps_item(n) for n in range(1200)), steps_item(5000, role="gold", expected=ratings(1, 1, 1)), wanted=1)
+    given = [700, 3, 1100, 4]
+    say(desk, ann, "item-5000", ratings(1, 1, 1))
+    for n in given:
+        say(desk, ann, f"item-{n}", ratings(1, 1, 1))
+    say(desk, ann, "item-3", WRONG, key="again")
+    say(desk, ben, "item-3", WRONG)
+    out = tmp_path / "out.jsonl"
+
+    def names(first: int | None, every: bool = False) -> list[str]:
+        export(desk.store, "prm800k", out, every, first)
+        return [row["zifio"]["id"] for row in rows(out)]
+
+    assert [sorted(names(n)) for n in (1, 2, 3)] == [
+        sorted(f"item-{one}" for one in some) for some in ([700], [700, 1100], [700, 1100, 4])
+    ]
+    assert names(4) == names(9) == names(None) == ["item-3", "item-4", "item-700", "item-1100"]
+    assert names(1, every=True) == ["item-5000"] and len(names(6, every=True)) == 6
+    with pytest.raises(ConfigError, match="--first"):
+        export(desk.store, "prm800k", out, first=0)
+
+
 def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: Path):
     worked(desk)
     out = tmp_path / "labels.parquet"

@@ -24,15 +24,18 @@ Rows = list[dict[str, Any]]
 _AT_ONCE = 1000
 
 
-def export(store: Store, format: str, out: Path, every: bool = False) -> dict[str, Any]:
-    """Write the labels to `out`; how many rows were written, and how many labels have no place in this format.
+def export(store: Store, format: str, out: Path, every: bool = False, first: int | None = None) -> dict[str, Any]:
+    """Write the labels, or the `first` that were given, to `out`; how many rows were written, and how many labels have
+    no place in this format.
 
-    Raises ConfigError for a format that there is not.
+    Raises ConfigError for a format that there is not, or fewer than one label.
     """
+    if first is not None and first < 1:
+        raise ConfigError(f"--first: wanted how many labels, 1 or more, came {first}.")
     if format not in FORMATS:
         raise ConfigError(f"--export: wanted one of {', '.join(FORMATS)}, came {format!r}. Choose one of these.")
     counts: Counter[str] = Counter()
-    rows = _rows(labels(store, every), _ROWS[format], counts)
+    rows = _rows(labels(store, every, first), _ROWS[format], counts)
     out.parent.mkdir(parents=True, exist_ok=True)
     if format == "parquet":
         _write_parquet(out, rows)
