@@ -252,6 +252,8 @@ def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: P
     assert len(table) == done["rows"] == 22 and {row["phase"] for row in table} == {"blind", "adjudication"}
     first = next(row for row in table if row["id"] == "item-1" and row["phase"] == "blind")
     assert first["ratings"] == [1, -1, None] and first["correction"] == "the right way" and first["stance"] == "error 2"
+    other = next(row for row in table if row["id"] == "item-4")
+    assert other["alternatives"] == [[], ["another way"], []] and other["alternative_ratings"] == [[], [1], []]
     assert first["queue"] == "random" and first["ms"] == 1000 and first["saw_verdict"] is False
     card = write_card(desk, out, done["rows"]).read_text()
     assert "data_files: labels.parquet" in card and "Krippendorff" in card and "`wanted = 2`" in card

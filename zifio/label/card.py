@@ -13,10 +13,11 @@ _TAGS = "tags: [reasoning, process-supervision, human-labels]"
 _COLUMNS = {
     "id, kind, role, problem, source": "the item: its name, what it is (steps, answer, pair), work, gold or "
     "screening, and where it comes from",
-    "prompt, steps, response, a, b, answer": "what was labelled",
+    "prompt, steps, alternatives, response, a, b, answer": "what was labelled; alternatives are other texts for each "
+    "step",
     "gold, outcome, scores": "the right answer, the verifier's verdict and a process reward model's scores",
-    "finish, ratings, value, stance": "the label: found_error, solution, bad_problem, give_up; -1, 0, 1 for each step; "
-    "right, wrong, a, b, tie, both_bad; and in a word",
+    "finish, ratings, alternative_ratings, value, stance": "the label: found_error, solution, bad_problem, give_up; "
+    "-1, 0, 1 for each step, and for each alternative to it; right, wrong, a, b, tie, both_bad; and in a word",
     "correction, note, flagged": "what the labeller wrote beside it",
     "annotator, phase, timestamp, ms": "whose label, before (blind) or after (revised) the machine's or to settle a "
     "dispute (adjudication), when, and how long it took",

@@ -127,11 +127,13 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "kind", "role", "prompt")),
         ("steps", pa.list_(pa.string())),
+        ("alternatives", pa.list_(pa.list_(pa.string()))),
         *((name, pa.string()) for name in ("response", "a", "b", "answer", "gold", "problem", "outcome")),
         ("scores", pa.list_(pa.float64())),
         ("source", pa.string()),
         ("finish", pa.string()),
         ("ratings", pa.list_(pa.int8())),
+        ("alternative_ratings", pa.list_(pa.list_(pa.int8()))),
         *((name, pa.string()) for name in ("value", "stance", "correction", "note")),
         ("flagged", pa.bool_()),
         *((name, pa.string()) for name in ("annotator", "phase", "timestamp", "queue")),
@@ -147,6 +149,7 @@ def _flat(one: Labelled) -> Rows:
     texts = ("id", "kind", "role", "prompt", "response", "a", "b", "answer", "gold", "problem", "outcome", "source")
     row: dict[str, Any] = {name: getattr(item, name) for name in texts}
     row |= {"steps": list(item.steps), "scores": list(item.scores), "ratings": list(said.ratings)}
+    row |= {"alternatives": item.alternatives, "alternative_ratings": said.alternatives}
     row |= {name: getattr(said, name) for name in ("finish", "value", "correction", "note", "flagged")}
     row |= {name: getattr(one, name) for name in ("stance", "annotator", "phase", "queue", "ms", "saw_verdict")}
     return [{**row, "timestamp": one.timestamp or _time(one.at)}]
