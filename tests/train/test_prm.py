@@ -19,7 +19,7 @@ from zifio.tasks.steps import Solution, split_steps, to_prm800k, to_stepwise, un
 from zifio.tasks.sums import ChainSum
 from zifio.train.batch import make_batches
 from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.prm import Labelled, found_errors, mean_of_steps, read_labelled, step_sequence
+from zifio.train.prm import Labelled, found_errors, mean_of_steps, read_alternatives, read_labelled, step_sequence
 
 PRM: dict[str, Any] = {
     "from": "base", "data": "data", "steps": 4, "sequences": 6, "checkpoint_every": 2, "optim": ADAM,
@@ -119,6 +119,21 @@ def test_every_form_of_data_is_learned_from_alike(tmp_path: Path):
     rows = [one.row() | {"shares": [0.25] * len(one.steps)} for one in solutions]
     soft = read_labelled(written(tmp_path, rows), soft=True)
     assert soft[0].targets == [0.25] * (len(solutions[0].steps) - 1) + [None]
+
+
+def test_what_was_not_chosen_is_learned_from_once(tmp_path: Path):
+    """Each at its own end; problems that are held back keep theirs, and without the flag nobody reads them."""
+    rows = [to_prm800k(strict(index)) for index in range(20)]
+    for row in rows:
+        row["label"]["steps"][0]["completions"].append({"text": "=0", "rating": -1, "flagged": None})
+    path = written(tmp_path, rows)
+    assert [(one.solution.steps[0][:2], one.targets) for one in read_alternatives(path)] == [("=0", [0.0])] * 20
+    base = save_base(tmp_path / "base", llama())
+    without, with_ = (
+        run("prm", PRM | more, context(tmp_path / f"run{n}", base=base, data=path))
+        for n, more in enumerate(({"held_back": 0.2}, {"held_back": 0.2, "alternatives": True}))
+    )
+    assert with_["held_back"] == without["held_back"] and with_["solutions"] == 2 * without["solutions"]
 
 
 def strict(index: int) -> Solution:

@@ -114,6 +114,8 @@ class PrmStage(_Scoring):
     """A `mark` stage, or a JSONL file of labelled solutions: our own, PRM800K's, or TRL's stepwise supervision."""
     sequences: PositiveInt = 64
     """Solutions per step; the data is walked through in a new order every epoch."""
+    alternatives: bool = False
+    """Learn also what PRM800K's rows say of the completions that were not chosen, each behind the steps before it."""
     soft: bool = False
     """Learn the share of right completions where the data has it, not the label (Math-Shepherd's soft estimate)."""
     held_back: Share = 0.1

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,6 +36,7 @@ from zifio.tasks.steps import (
     first_error,
     from_row,
     localisation,
+    majority,
     split_steps,
     true_labels,
     until_first_error,
@@ -284,11 +284,11 @@ def judge_steps(
     for solution, group in zip(solutions, replies, strict=True):
         n = len(solution.steps)
         places = [place for reply in group if (place := _named(reply.text, n)) is not None]
-        ranked = Counter(places).most_common(2)
-        if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        said = majority(places)
+        if said is None:
             out.append(None)
             continue
-        wrong = ranked[0][0] - 1
+        wrong = said - 1
         out.append([1] * n if wrong < 0 else [1] * wrong + [-1] + [None] * (n - wrong - 1))
     return out
 

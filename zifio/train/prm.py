@@ -22,7 +22,7 @@ from zifio.engine.policy import open_model
 from zifio.engine.scorer import Scorer
 from zifio.models.decoder import with_scores
 from zifio.seed import nth, stream, stream_seed
-from zifio.tasks.steps import Solution, first_error, from_row, localisation
+from zifio.tasks.steps import Solution, alternatives_prm800k, first_error, from_row, localisation
 from zifio.train.batch import make_batches
 from zifio.train.feedback import PrmStage
 from zifio.train.loop import StepData, Trainer, check_context
@@ -48,6 +48,9 @@ def prm(stage: PrmStage, context: Context) -> dict[str, float]:
     labelled = read_labelled(path, stage.soft)
     held, used = _held_back(labelled, stage, context.seed)
     used = used[: stage.most]
+    if stage.alternatives:
+        learned = {one.solution.prompt for one in used}
+        used += [one for one in read_alternatives(path) if one.solution.prompt in learned]
     if not used:
         raise ConfigError(f"{path}: wanted labels to learn from, came {len(labelled)} solutions and none for training.")
     sequences = [step_sequence(tokenizer, one) for one in used]
@@ -77,6 +80,16 @@ def read_labelled(path: Path, soft: bool = False) -> list[Labelled]:
     if not labelled:
         raise ConfigError(f"{path}: wanted solutions with labelled steps, came {len(rows)} rows and no label.")
     return labelled
+
+
+def read_alternatives(path: Path) -> list[Labelled]:
+    """What the rows of PRM800K's form in a file say of completions that were not chosen. The steps before one have no
+    target there: the chosen solution has theirs. Raises ConfigError."""
+    rows = [(f"{path}: row {number}", row) for number, row in enumerate(read_jsonl(path), 1)]
+    others = [
+        one for where, row in rows if isinstance(row.get("label"), dict) for one in alternatives_prm800k(row, where)
+    ]
+    return [Labelled(one, [None] * (len(one.steps) - 1) + [float(one.labels[-1] != -1)]) for one in others]
 
 
 def _labelled(row: dict[str, Any], where: str, soft: bool) -> Labelled:
