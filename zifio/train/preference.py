@@ -46,8 +46,8 @@ class Preference(NamedTuple):
 
 def reward(stage: RewardStage, context: Context) -> dict[str, float]:
     """Train the model of `from` to score replies and write it to `model/`; returns the stage's totals."""
-    body, tokenizer = open_model(context.model_of(stage.from_))
-    model = with_scores(body, 1, stream_seed(context.seed, "reward", stage.name))
+    model, tokenizer = open_model(context.model_of(stage.from_))
+    model = with_scores(model, 1, stream_seed(context.seed, "reward", stage.name))
     prepare(model, stage, context)
     pairs = _pairs(stage, context, model, tokenizer, ends_only=True)
 

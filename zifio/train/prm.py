@@ -41,8 +41,8 @@ class Labelled(NamedTuple):
 def prm(stage: PrmStage, context: Context) -> dict[str, float]:
     """Train the model of `from` to score steps and write it to `model/`; returns the stage's totals and how well it
     finds first errors on problems that were held back."""
-    body, tokenizer = open_model(context.model_of(stage.from_))
-    model = with_scores(body, 2, stream_seed(context.seed, "prm", stage.name))
+    model, tokenizer = open_model(context.model_of(stage.from_))
+    model = with_scores(model, 2, stream_seed(context.seed, "prm", stage.name))
     prepare(model, stage, context)
     path = context.data_of(stage.data)
     labelled = read_labelled(path, stage.soft)
