@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from zifio.config import ConfigError
-from zifio.data.sources import read_jsonl, write_jsonl
+from zifio.data.sources import check_texts, read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import forward_flops
@@ -105,8 +105,7 @@ def _solution(row: dict[str, Any], where: str) -> Solution:
     if "response" not in row:
         return from_row(row, where)
     wanted = ("problem", "prompt", "gold", "response", "outcome")
-    if wrong := next((key for key in wanted if not isinstance(row.get(key), str)), None):
-        raise ConfigError(f"{where}: {wrong}: wanted a text, came {row.get(wrong)!r}. Give a `sample` stage's data.")
+    check_texts(row, wanted, where, "Give a `sample` stage's data.")
     problem, prompt, gold, response, outcome = (row[key] for key in wanted)
     steps = tuple(split_steps(response))
     parsed = parse_response(response)

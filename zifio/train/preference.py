@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
-from zifio.data.sources import read_jsonl
+from zifio.data.sources import check_texts, read_jsonl
 from zifio.data.template import ChatTokenizer, Message
 from zifio.engine.policy import open_model
 from zifio.models.count import forward_flops
@@ -102,9 +102,10 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def _right_and_wrong(rows: list[dict[str, Any]], path: Path) -> list[Preference]:
-    """A right and a wrong reply to the same problem, each in one pair at most."""
+    """A right and a wrong reply to the same problem, each in one pair at most. Raises ConfigError."""
     said: dict[str, dict[str, list[str]]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        check_texts(row, ("prompt", "response", "outcome"), f"{path}: row {number}", "Give a `sample` stage's data.")
         said.setdefault(row["prompt"], {}).setdefault(row["outcome"], []).append(row["response"])
     pairs = [
         Preference([{"role": "user", "content": prompt}], *two)
@@ -126,7 +127,7 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     replies = [_reply(chosen), _reply(rejected)]
-    if not isinstance(messages, list) or not messages or None in replies:
+    if not _is_conversation(messages) or None in replies:
         raise ConfigError(
             f"{where}: wanted `prompt`, `chosen` and `rejected`, texts or messages of which the last is the reply, "
             f"came {str(row)[:120]!r}. Mend the row."
@@ -134,6 +135,14 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
     if replies[0] == replies[1]:
         raise ConfigError(f"{where}: wanted two different replies, came the same twice. Leave the row out.")
     return Preference(messages, str(replies[0]), str(replies[1]))
+
+
+def _is_conversation(given: Any) -> bool:
+    """Whether these are messages, at least one, each with its role and what it says or calls."""
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        return False
+    speaks = [isinstance(one.get("content"), str) or bool(one.get("tool_calls")) for one in given]
+    return all(speaks) and all(isinstance(one.get("role"), str) for one in given)
 
 
 def _reply(given: Any) -> str | None:
