@@ -19,7 +19,8 @@ from zifio.tasks.steps import Solution, split_steps, to_prm800k, to_stepwise, un
 from zifio.tasks.sums import ChainSum
 from zifio.train.batch import make_batches
 from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.prm import Labelled, found_errors, mean_of_steps, read_labelled, step_sequence
+from zifio.train.prm import Labelled, found_errors, read_labelled, step_sequence
+from zifio.train.stage import mean_weighted
 
 PRM: dict[str, Any] = {
     "from": "base", "data": "data", "steps": 4, "sequences": 6, "checkpoint_every": 2, "optim": ADAM,
@@ -77,7 +78,7 @@ def test_the_loss_is_the_mean_cross_entropy_at_the_ends_of_steps(shape: Any, row
         for one in map(spoiled, range(9))
     ]
     assert {target for one in labelled for target in one.targets} == {0.0, 1.0, None}
-    sequences = mean_of_steps([step_sequence(TOKENIZER, one) for one in labelled])
+    sequences = mean_weighted([step_sequence(TOKENIZER, one) for one in labelled], "step_weight")
     batches = make_batches(sequences, row_tokens, micro_tokens, TOKENIZER.pad_id)
     assert len(batches) > 1 or micro_tokens == 1000
     results = [batch_loss(model, batch, LossTerms(), 1.0) for batch in batches]
@@ -102,7 +103,9 @@ def test_a_soft_label_is_a_mixture_of_both():
 
     def loss(target: float) -> float:
         labelled = Labelled(one, [target] * len(one.steps))
-        (batch,) = make_batches(mean_of_steps([step_sequence(TOKENIZER, labelled)]), 96, 96, TOKENIZER.pad_id)
+        (batch,) = make_batches(
+            mean_weighted([step_sequence(TOKENIZER, labelled)], "step_weight"), 96, 96, TOKENIZER.pad_id
+        )
         return batch_loss(model, batch, LossTerms(), 1.0).loss.item()
 
     assert loss(0.3) == pytest.approx(0.3 * loss(1.0) + 0.7 * loss(0.0), abs=1e-6)

@@ -28,7 +28,7 @@ from zifio.train.feedback import PrmStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.sft import WALK
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.stage import Context, finish, mean_weighted, prepare
 
 
 class Labelled(NamedTuple):
@@ -56,7 +56,9 @@ def prm(stage: PrmStage, context: Context) -> dict[str, float]:
         first = step * stage.sequences
         chosen = [nth(sequences, i, context.seed, WALK, stage.name) for i in range(first, first + stage.sequences)]
         rows = stage.rows
-        packed = make_batches(mean_of_steps(chosen), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)
+        packed = make_batches(
+            mean_weighted(chosen, "step_weight"), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id
+        )
         return StepData([packed], {"epoch": (first + stage.sequences) / len(sequences)})
 
     terms = LossTerms(balance_weight=stage.balance.loss_weight)
@@ -110,20 +112,6 @@ def step_sequence(tokenizer: ChatTokenizer, labelled: Labelled) -> Sequence:
         if target is not None:
             weight[end], label[end] = 1.0, target
     return Sequence(tokens, [0.0] * len(tokens), {"step_weight": weight, "step_label": label}, n_prompt)
-
-
-def mean_of_steps(sequences: list[Sequence]) -> list[Sequence]:
-    """The same with weights that sum to one: the loss is a mean over the labelled steps of the whole update."""
-    total = sum(sum(one.columns["step_weight"]) for one in sequences)
-    return [
-        Sequence(
-            one.tokens,
-            one.weight,
-            one.columns | {"step_weight": [weight / total for weight in one.columns["step_weight"]]},
-            one.n_prefix,
-        )
-        for one in sequences
-    ]
 
 
 def found_errors(scorer: Scorer, labelled: Items[Labelled]) -> dict[str, float]:

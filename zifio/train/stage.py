@@ -113,7 +113,14 @@ def messages_sequence(tokenizer: ChatTokenizer, messages: list[Message]) -> Sequ
     return Sequence(tokens, [float(counted) for counted in mask])
 
 
-def mean_weighted(sequences: list[Sequence]) -> list[Sequence]:
-    """The same sequences with weights that sum to one over the whole step: the loss is a mean over tokens."""
-    total = sum(sum(sequence.weight) for sequence in sequences)
-    return [replace(s, weight=[w / total for w in s.weight]) for s in sequences]
+def mean_weighted(sequences: list[Sequence], column: str | None = None) -> list[Sequence]:
+    """The same sequences with weights that sum to one over the whole step: the loss is a mean over what counts.
+
+    The weights are those of the cross-entropy, or of a column.
+    """
+    weights = [one.weight if column is None else one.columns[column] for one in sequences]
+    total = sum(map(sum, weights))
+    shares = [[weight / total for weight in one] for one in weights]
+    if column is None:
+        return [replace(one, weight=share) for one, share in zip(sequences, shares, strict=True)]
+    return [replace(one, columns={**one.columns, column: s}) for one, s in zip(sequences, shares, strict=True)]
