@@ -26,7 +26,7 @@ from zifio.config import ConfigError, is_url
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
-from zifio.engine.policy import LocalPolicy, open_model
+from zifio.engine.policy import LocalPolicy, open_model, sampling_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import find_device, sampling_precision
 from zifio.models.lora import folded
@@ -37,7 +37,6 @@ from zifio.tasks.episode import Episode, conversation, play
 from zifio.tasks.task import Task
 from zifio.train.batch import make_batches
 from zifio.train.config import METHODS, DistillStage
-from zifio.train.draw import sampling_flops
 from zifio.train.hints import hints_then_rl
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms

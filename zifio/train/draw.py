@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from zifio.config import ConfigError
-from zifio.engine.policy import LocalPolicy
-from zifio.models.count import forward_flops
+from zifio.engine.policy import LocalPolicy, sampling_flops
 from zifio.models.lora import folded
 from zifio.seed import nth, stream_seed
-from zifio.tasks.environment import tools_of
-from zifio.tasks.episode import Episode, Reply, conversation, play
+from zifio.tasks.episode import Episode, Reply, play
 from zifio.tasks.task import Problem, Task, Verdict
 from zifio.train.advantage import is_informative, overlong_punishment
 from zifio.train.config import RlStage
@@ -118,15 +116,6 @@ class Drawing:
         if not self.given:
             return task.problem("train", index, self.seed)
         return nth(self.given, index, self.seed, "given")
-
-
-def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
-    """Of sampling: one forward pass over every prompt with its reply."""
-    total = 0.0
-    for group in groups:
-        n_prompt = len(policy.prompt(conversation(group[0].problem), tools_of(task)))
-        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
-    return total
 
 
 def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from zifio.checkpoint import load_checkpoint, save_checkpoint
-from zifio.engine.policy import LocalPolicy
+from zifio.engine.policy import LocalPolicy, sampling_flops
 from zifio.log import say
-from zifio.models.count import forward_flops
 from zifio.models.lora import folded
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import Episode, conversation, play
+from zifio.tasks.episode import Episode, play
 from zifio.tasks.form import split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.steps import split_steps
@@ -75,7 +74,7 @@ class Watch:
         self.looks.append({**found, "step": step})
         reasons = alarms(guard, self.looks)
         metrics = {f"guard/{key}": value for key, value in found.items()} | {"guard/alarms": float(len(reasons))}
-        flops = _flops(policy, episodes_P_G) + scoring
+        flops = sampling_flops(policy, self.gold, episodes_P_G) + scoring
         if not reasons:
             if guard.action == "rollback":
                 save_checkpoint(self.folder / "guard", step, policy.model, {}, {})
@@ -216,11 +215,3 @@ def examples(gold_P_G: list[list[Episode]], proxy_P_G: list[list[Episode]]) -> l
         }
         for gold, proxy in wrong[:_EXAMPLES]
     ]
-
-
-def _flops(policy: LocalPolicy, episodes_P_G: list[list[Episode]]) -> float:
-    total = 0.0
-    for group in episodes_P_G:
-        n_prompt = len(policy.prompt(conversation(group[0].problem)))
-        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
-    return total

@@ -19,13 +19,11 @@ from zifio.config import Config, ConfigError
 from zifio.data.card import write_dataset
 from zifio.data.clean import Curated, curate
 from zifio.data.sources import read_jsonl, write_jsonl
-from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task, verifier_digest
-from zifio.tasks.environment import tools_of
-from zifio.tasks.episode import Episode, conversation, play, record
+from zifio.tasks.episode import Episode, play, record
 from zifio.tasks.task import Task
 from zifio.train.feedback import SampleStage
 from zifio.train.stage import Context
@@ -119,10 +117,9 @@ def _one_part(
     problems = [task.problem("train", index, seed) for index in numbers]
     episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
     episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]
-    lengths = [len(policy.prompt(conversation(e.problem), tools_of(task))) + len(e.reply.tokens) for _, e in episodes]
     right = sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes)
     n_tokens = sum(e.reply.n_sampled for _, e in episodes)
-    flops = forward_flops(policy.model.config, lengths)
+    flops = sampling_flops(policy, task, episodes_P_G)
     log.metrics(part + 1, {"pass_at_1": right, "n_tokens": n_tokens, "part_flops": flops})
     seconds = time.perf_counter() - began
     log.timing(part + 1, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
