@@ -10,7 +10,6 @@ Try it alone: `pytest tests/evaluate/test_rerank.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -20,7 +19,7 @@ from zifio.evaluate.stats import mean, paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
 from zifio.tasks.environment import conversation
 from zifio.tasks.form import THINK, THOUGHT, split_thinking
-from zifio.tasks.steps import Stepwise, first_error, localisation, split_steps, true_labels
+from zifio.tasks.steps import Stepwise, called_wrong, first_error, localisation, split_steps, true_labels
 from zifio.tasks.task import Problem, Task
 
 Row = dict[str, Any]
@@ -32,8 +31,6 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "product": prod,
 }
 """How the scores of steps become that of a reply."""
-
-_WRONG = 0.5  # below this score a step is called wrong
 
 
 def rerank(
@@ -107,13 +104,13 @@ def _located(task: Task, rows: Sequence[Row]) -> dict[str, Any] | None:
     if not isinstance(task, Stepwise):
         return None
     checked = [row for row in rows if row["outcome"] != "error"]
-    called = [next((k for k, s in enumerate(row["step_scores"]) if s < _WRONG), None) for row in checked]
+    called = [called_wrong(row["step_scores"]) for row in checked]
     true = [
         first_error(true_labels(task, _problem(row), split_steps(row["response"]), row["outcome"] == "right"))
         for row in checked
     ]
     found = localisation(called, true)
-    return {**asdict(found), "f1": found.f1} if found else None
+    return {**found.figures(), "n_error": found.n_error, "n_correct": found.n_correct} if found else None
 
 
 def _problem(row: Row) -> Problem:

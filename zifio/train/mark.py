@@ -198,13 +198,7 @@ class _Labellers:
         solutions = [from_row(row, "data.jsonl") for row in rows]
         true = [first_error(_checked(self.task, one)) for one in solutions]
         found = localisation([first_error(one.labels) for one in solutions], true)
-        if found is None:
-            return {}
-        return {
-            "labels_f1": found.f1,
-            "labels_error_accuracy": found.error_accuracy,
-            "labels_correct_accuracy": found.correct_accuracy,
-        }
+        return found.figures("labels_") if found else {}
 
 
 def _one_part(labellers: _Labellers, solutions: list[Solution], number: int, path: Path, log: RunFolder) -> None:

@@ -22,7 +22,7 @@ from zifio.engine.policy import open_model
 from zifio.engine.scorer import Scorer
 from zifio.models.decoder import with_scores
 from zifio.seed import nth, stream, stream_seed
-from zifio.tasks.steps import Solution, first_error, from_row, localisation
+from zifio.tasks.steps import Solution, called_wrong, first_error, from_row, localisation
 from zifio.train.batch import make_batches
 from zifio.train.feedback import PrmStage
 from zifio.train.loop import StepData, Trainer, check_context
@@ -127,12 +127,5 @@ def found_errors(scorer: Scorer, labelled: Items[Labelled]) -> dict[str, float]:
         if target is not None
     ]
     out = {"held_back_accuracy": sum(agree) / len(agree)} if agree else {}
-    called = [next((k for k, score in enumerate(mine) if score < 0.5), None) for mine in scores]
-    found = localisation(called, [first_error(one.solution.labels) for one in labelled])
-    if found is None:
-        return out
-    return out | {
-        "localisation_f1": found.f1,
-        "localisation_error_accuracy": found.error_accuracy,
-        "localisation_correct_accuracy": found.correct_accuracy,
-    }
+    found = localisation([*map(called_wrong, scores)], [first_error(one.solution.labels) for one in labelled])
+    return out | (found.figures("localisation_") if found else {})
