@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ class _Labellers:
             labels, source = self._agreed(solution, said)
             if labels is None:
                 continue
-            row = Solution(**{**vars(solution), "labels": until_first_error(labels), "source": source}).row()
+            row = replace(solution, labels=until_first_error(labels), source=source).row()
             told = {name: list(one) for name, one in said.items() if one is not None}
             rows.append(row | {"labellers": told} | ({"shares": shares[place]} if shares[place] is not None else {}))
         return rows, {**spent, "drawn": len(solutions), "kept": len(rows)}
@@ -214,7 +215,7 @@ def _judged(task: Task, solutions: list[Solution]) -> list[Solution]:
     unknown = [one for one in solutions if not one.outcome]
     verdicts = judge_all(task, [(_problem(one), one.text) for one in unknown])
     known = {id(one): verdict.outcome for one, verdict in zip(unknown, verdicts, strict=True)}
-    whole = [Solution(**{**vars(one), "outcome": known.get(id(one), one.outcome)}) for one in solutions]
+    whole = [replace(one, outcome=known.get(id(one), one.outcome)) for one in solutions]
     return [one for one in whole if one.outcome != "error"]
 
 
