@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,8 @@ def complete(
     break, the share is 0.
     """
     encode, n = policy.tokenizer.encode, settings.n
-    begun = dict.fromkeys((one.prompt, "".join(one.steps[:k])) for one in solutions for k in range(1, len(one.steps)))
+    beginnings = [[(one.prompt, text) for text in accumulate(one.steps[:-1])] for one in solutions]
+    begun = dict.fromkeys(chain.from_iterable(beginnings))
     problems = {one.prompt: _problem(one) for one in solutions}
     prompts = [policy.prompt(conversation(problems[prompt])) + encode(text) for prompt, text in begun]
     seeds = [[stream_seed(seed, prompt, text, j) for j in range(n)] for prompt, text in begun]
@@ -253,8 +255,8 @@ def complete(
         group = [outcome for outcome in outcomes[place * n : place * n + n] if outcome != "error"]
         share[key] = group.count("right") / len(group) if group else 0.0
     shares = [
-        [share[one.prompt, "".join(one.steps[:k])] for k in range(1, len(one.steps))] + [float(one.outcome == "right")]
-        for one in solutions
+        [*(share[key] for key in keys), float(one.outcome == "right")]
+        for one, keys in zip(solutions, beginnings, strict=True)
     ]
     lengths = [len(p) + len(c.tokens) for p, group in zip(prompts, completions, strict=True) for c in group]
     tokens = sum(len(c.tokens) for group in completions for c in group)
