@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ADAM, characters, context, deepseek, llama, made, metrics, run, save_base
+from tiny import (
+    ADAM,
+    assert_one_run,
+    characters,
+    context,
+    deepseek,
+    llama,
+    made,
+    metrics,
+    run,
+    save_base,
+    stopped_behind,
+)
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
@@ -149,29 +161,16 @@ def test_a_stage_learns_to_find_errors(tmp_path: Path):
     assert found_errors(scorer, held).keys() >= {"held_back_accuracy"}
 
 
-def test_two_halves_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_halves_are_one_run(tmp_path: Path):
     base = save_base(tmp_path / "base", deepseek())
     data = written(tmp_path, [spoiled(index).row() for index in range(40)])
     whole = run("prm", PRM, context(tmp_path / "whole", base=base, data=data))
 
-    class Stopped(Exception):
-        pass
-
-    def stops(self: Any, step: int, totals: dict[str, float], save: Any) -> None:
-        save(self, step, totals)
-        raise Stopped
-
-    from zifio.train.loop import Trainer
-
-    save = Trainer._save
-    monkeypatch.setattr(Trainer, "_save", lambda self, step, totals: stops(self, step, totals, save))
-    with pytest.raises(Stopped):
+    with stopped_behind():
         run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
-    monkeypatch.undo()
     halves = run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
     assert {**whole, "seconds": 0} == {**halves, "seconds": 0}
-    for name in ("metrics.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+    assert_one_run(tmp_path / "whole", tmp_path / "halves")
 
 
 @pytest.mark.parametrize(
