@@ -12,11 +12,11 @@ Run alone: `zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out ru
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from zifio.config import ConfigError
 from zifio.data.sources import check_texts, read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
-from zifio.log import Progress, RunFolder, peak_rss_bytes
+from zifio.log import Progress
 from zifio.models.count import forward_flops
 from zifio.seed import stream, stream_seed
 from zifio.tasks.catalog import make_task
@@ -45,7 +45,7 @@ from zifio.tasks.steps import (
 )
 from zifio.tasks.task import Problem, Task, parse_response
 from zifio.train.feedback import Judge, MarkStage, MonteCarlo
-from zifio.train.stage import Context
+from zifio.train.stage import Context, Parts
 
 _PART = 128  # solutions
 _SEEDS = 2**31  # of a judge's reply: what servers take
@@ -68,17 +68,11 @@ def mark(stage: MarkStage, context: Context) -> dict[str, float]:
 def _mark(stage: MarkStage, context: Context, labellers: _Labellers) -> dict[str, float]:
     path = context.data_of(stage.data)
     solutions = _choose(read_solutions(path), stage, context.seed)
-    log, parts = RunFolder(context.folder), context.folder / "parts"
-    starts = range(0, len(solutions), _PART)
-    done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
-    log.truncate(len(done))
+    parts, starts = Parts(context.folder), range(0, len(solutions), _PART)
     rows: list[dict[str, Any]] = []
-    with Progress(stage.name, len(starts), done=len(done)) as progress:
+    with Progress(stage.name, len(starts), done=parts.n_done) as progress:
         for number, start in enumerate(starts):
-            part = parts / f"part-{number:05d}.jsonl"
-            if not part.exists():
-                _one_part(labellers, solutions[start : start + _PART], number, part, log)
-            rows += read_jsonl(part)
+            rows += parts.rows(number, partial(labellers.rows, solutions[start : start + _PART]))
             progress.update(number + 1, {"kept": len(rows)})
     if not rows:
         raise ConfigError(
@@ -86,10 +80,7 @@ def _mark(stage: MarkStage, context: Context, labellers: _Labellers) -> dict[str
             "or they never placed the first error alike. Use one labeller alone, or a better one."
         )
     write_jsonl(context.folder / "data.jsonl", rows)
-    lines = log.read_metrics()
-    totals = {key: sum(line[key] for line in lines) for key in ("flops", "tokens")}
-    seconds = sum(line["step_s"] for line in log.read_timing())
-    return {**totals, "seconds": seconds, "drawn": len(solutions), "kept": len(rows), **labellers.quality(rows)}
+    return {**parts.totals(), "drawn": len(solutions), "kept": len(rows), **labellers.quality(rows)}
 
 
 def read_solutions(path: Path) -> list[Solution]:
@@ -180,7 +171,8 @@ class _Labellers:
             row = replace(solution, labels=until_first_error(labels), source=source).row()
             told = {name: list(one) for name, one in said.items() if one is not None}
             rows.append(row | {"labellers": told} | ({"shares": shares[place]} if shares[place] is not None else {}))
-        return rows, {**spent, "drawn": len(solutions), "kept": len(rows)}
+        figures = {"part_flops": spent["flops"], "n_tokens": spent["tokens"]}
+        return rows, {**figures, "drawn": len(solutions), "kept": len(rows)}
 
     def _agreed(
         self, solution: Solution, said: dict[str, Sequence[Label] | None]
@@ -201,14 +193,6 @@ class _Labellers:
         true = [first_error(_checked(self.task, one)) for one in solutions]
         found = localisation([first_error(one.labels) for one in solutions], true)
         return found.figures("labels_") if found else {}
-
-
-def _one_part(labellers: _Labellers, solutions: list[Solution], number: int, path: Path, log: RunFolder) -> None:
-    began = time.perf_counter()
-    rows, figures = labellers.rows(solutions)
-    log.metrics(number + 1, figures)
-    log.timing(number + 1, {"step_s": time.perf_counter() - began, "peak_rss_bytes": peak_rss_bytes()})
-    write_jsonl(path, rows)  # last of all, so that a part which is there has its numbers too
 
 
 def _judged(task: Task, solutions: list[Solution]) -> list[Solution]:

@@ -10,7 +10,7 @@ Run alone: `zifio sample recipes/quickstart.toml --stage traces problems=64 --ou
 from __future__ import annotations
 
 import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from zifio.checkpoint import model_digest
 from zifio.config import Config, ConfigError
 from zifio.data.card import write_dataset
 from zifio.data.clean import Curated, curate
-from zifio.data.sources import read_jsonl, write_jsonl
+from zifio.data.sources import write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
-from zifio.log import Progress, RunFolder, peak_rss_bytes
+from zifio.log import Progress
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task, verifier_digest
 from zifio.tasks.episode import Episode, play, record
 from zifio.tasks.task import Task
 from zifio.train.feedback import SampleStage
-from zifio.train.stage import Context
+from zifio.train.stage import Context, Parts
 
 _PART_REPLIES = 1024
 
@@ -39,18 +39,14 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     source = context.model_of(stage.from_)
     policy = load_policy(source, None, stage.engine, stage.device, stage.precision)
     task = make_task(stage.task or context.task)
-    digest, log = model_digest(source), RunFolder(context.folder)
-    parts = context.folder / "parts"
+    digest, parts = model_digest(source), Parts(context.folder)
     n_parts = -(-stage.problems // _part_problems(stage))
-    done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
-    log.truncate(len(done))
     rows: list[dict[str, Any]] = []
-    with Progress(stage.name, n_parts, done=len(done)) as progress:
+    with Progress(stage.name, n_parts, done=parts.n_done) as progress:
         for part in range(n_parts):
-            path = parts / f"part-{part:05d}.jsonl"
-            if not path.exists():
-                _one_part(stage, context, policy, task, digest, part, path, log)
-            rows += _read_part(path, digest)
+            drawn = parts.rows(part, partial(_one_part, stage, context, policy, task, digest, part))
+            _check_origin(drawn, digest, parts.path(part))
+            rows += drawn
             if stage.most is None and part + 1 < n_parts:
                 progress.update(part + 1, {"drawn": len(rows)})
                 continue  # filters look at all rows, so they wait for the last of them
@@ -67,12 +63,8 @@ def sample(stage: SampleStage, context: Context) -> dict[str, float]:
     if stage.dataset:
         write_dataset(context.folder / "dataset", curated, _about(stage, task, digest), stage.license)
     write_jsonl(context.folder / "data.jsonl", curated.rows)
-    flops = sum(line["part_flops"] for line in log.read_metrics())
-    tokens = sum(line["n_tokens"] for line in log.read_metrics())
-    seconds = sum(line["step_s"] for line in log.read_timing())
-    totals: dict[str, float] = {"flops": flops, "tokens": tokens, "seconds": seconds, "drawn": len(rows)}
-    totals |= {"kept": len(curated.rows), **{f"dropped_{name}": n for name, n in curated.dropped.items()}}
-    return totals
+    dropped = {f"dropped_{name}": n for name, n in curated.dropped.items()}
+    return {**parts.totals(), "drawn": len(rows), "kept": len(curated.rows), **dropped}
 
 
 def keep(rows: list[dict[str, Any]], stage: SampleStage) -> Curated:
@@ -106,37 +98,31 @@ def _part_problems(stage: SampleStage) -> int:
 
 
 def _one_part(
-    stage: SampleStage, context: Context, policy: LocalPolicy, task: Task, digest: str, part: int, path: Path,
-    log: RunFolder,
-) -> None:  # fmt: skip
-    """Draw one part's replies and write all of them with their verdicts."""
-    began = time.perf_counter()
+    stage: SampleStage, context: Context, policy: LocalPolicy, task: Task, digest: str, part: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(all replies of a part with their verdicts, figures)."""
     seed = stream_seed(context.seed, "sample", stage.name)
     size = _part_problems(stage)
     numbers = range(part * size, min((part + 1) * size, stage.problems))
     problems = [task.problem("train", index, seed) for index in numbers]
     episodes_P_G = play(policy, task, problems, stage.n, stage.sampling, seed, "sample")
     episodes = [(j, episode) for group in episodes_P_G for j, episode in enumerate(group)]
-    right = sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes)
-    n_tokens = sum(e.reply.n_sampled for _, e in episodes)
-    flops = sampling_flops(policy, task, episodes_P_G)
-    log.metrics(part + 1, {"pass_at_1": right, "n_tokens": n_tokens, "part_flops": flops})
-    seconds = time.perf_counter() - began
-    log.timing(part + 1, {"step_s": seconds, "tokens_per_s": n_tokens / seconds, "peak_rss_bytes": peak_rss_bytes()})
-    # Last of all, so that a part which is there has its numbers too.
+    figures = {
+        "pass_at_1": sum(e.verdict.outcome == "right" for _, e in episodes) / len(episodes),
+        "n_tokens": sum(e.reply.n_sampled for _, e in episodes),
+        "part_flops": sampling_flops(policy, task, episodes_P_G),
+    }
     verifier = verifier_digest(task)
-    write_jsonl(path, [_row(stage, digest, verifier, seed, j, episode) for j, episode in episodes])
+    return [_row(stage, digest, verifier, seed, j, episode) for j, episode in episodes], figures
 
 
-def _read_part(path: Path, digest: str) -> list[dict[str, Any]]:
-    """A part's rows. Raises ConfigError when another model drew them."""
-    rows = read_jsonl(path)
+def _check_origin(rows: list[dict[str, Any]], digest: str, path: Path) -> None:
+    """Raise ConfigError when another model drew the rows of a part."""
     if others := {row.get("model") for row in rows} - {digest}:
         raise ConfigError(
             f"{path}: model: wanted replies of the weights {digest}, came {others.pop()!r}. "
             "Start this stage over with --fresh."
         )
-    return rows
 
 
 def _row(stage: SampleStage, digest: str, verifier: str, seed: int, place: int, episode: Episode) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
+from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import save_tokenizer
 from zifio.engine.policy import check_fit
-from zifio.log import say
+from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.device import find_device
@@ -98,6 +101,43 @@ def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
         save_tokenizer(tokenizer, beside)
 
     with_manifest(context.folder / "model", write)
+
+
+class Parts:
+    """The rows of a stage that works in parts: each is written whole, behind its figures, so that a killed run goes on
+    behind the last part."""
+
+    def __init__(self, folder: Path) -> None:
+        """Of the stage in this folder; figures of a part that is not there are taken back."""
+        self.log, self.folder = RunFolder(folder), folder / "parts"
+        self.n_done = len(list(self.folder.glob("part-*.jsonl")))
+        self.log.truncate(self.n_done)
+
+    def path(self, number: int) -> Path:
+        """Where the rows of a part are, from 0."""
+        return self.folder / f"part-{number:05d}.jsonl"
+
+    def rows(
+        self, number: int, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
+    ) -> list[dict[str, Any]]:
+        """The rows of a part, which `make` gives where it is not there yet, with figures for metrics.jsonl: `n_tokens`
+        and `part_flops` among them."""
+        path = self.path(number)
+        if not path.exists():
+            began = time.perf_counter()
+            rows, figures = make()
+            self.log.metrics(number + 1, figures)
+            seconds = time.perf_counter() - began
+            speed = {"step_s": seconds, "tokens_per_s": figures["n_tokens"] / seconds}
+            self.log.timing(number + 1, {**speed, "peak_rss_bytes": peak_rss_bytes()})
+            write_jsonl(path, rows)  # last of all, so that a part which is there has its numbers too
+        return read_jsonl(path)
+
+    def totals(self) -> dict[str, float]:
+        """What all parts took."""
+        lines, seconds = self.log.read_metrics(), [line["step_s"] for line in self.log.read_timing()]
+        flops, tokens = (sum(line[key] for line in lines) for key in ("part_flops", "n_tokens"))
+        return {"flops": flops, "tokens": tokens, "seconds": sum(seconds)}
 
 
 def conversation_sequence(tokenizer: ChatTokenizer, prompt: str, response: str) -> Sequence:
