@@ -291,10 +291,10 @@ class Run:
             held = stage.held_out
             return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
 
-        def endpoint(url: str, model: str) -> Any:
+        def endpoint(url: str, model: str, settings: Any, forgiving: bool) -> Any:
             from zifio.evaluate.endpoint import Endpoint
 
-            return closing(Endpoint(url, model))
+            return closing(Endpoint(url, model, settings, forgiving=forgiving))
 
         return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look, endpoint)
 

@@ -21,7 +21,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from zifio.config import ConfigError
+from zifio.config import ConfigError, EndpointSettings
 from zifio.data.sources import check_texts, read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
 from zifio.log import Progress
@@ -29,7 +29,7 @@ from zifio.models.count import forward_flops
 from zifio.seed import stream, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Policy, conversation
-from zifio.tasks.form import boxes
+from zifio.tasks.form import boxes, split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.steps import (
     Label,
@@ -144,7 +144,9 @@ class _Labellers:
             if local:
                 self.judge = load_policy(context.model_of(local))
             else:
-                self.judge = stack.enter_context(context.endpoint(url or "", stage.judge.model))
+                self.judge = stack.enter_context(
+                    context.endpoint(url or "", stage.judge.model, EndpointSettings(), False)
+                )
 
     def rows(self, solutions: list[Solution]) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(the labelled ones as lines of JSONL, figures)."""
@@ -280,7 +282,7 @@ def _question(solution: Solution) -> str:
 
 def _named(text: str, n_steps: int) -> int | None:
     """The number of the step that a judge's reply names, 0 for none of them; None where it names no such number."""
-    found = boxes(text)
+    found = boxes(split_thinking(text).rest)
     number = re.fullmatch(r"\s*(-?1|\d{1,6})\s*", found[-1]) if found else None
     if number is None:
         return None

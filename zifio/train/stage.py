@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zifio.checkpoint import with_manifest
-from zifio.config import ConfigError
+from zifio.config import ConfigError, EndpointSettings
 from zifio.data.pack import Sequence
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
@@ -32,7 +32,7 @@ from zifio.train.feedback import DpoStage
 from zifio.train.loop import Look
 
 
-def _nobody(url: str, model: str) -> AbstractContextManager[Policy]:
+def _nobody(url: str, model: str, settings: EndpointSettings, forgiving: bool) -> AbstractContextManager[Policy]:
     raise ConfigError(f"{url}: wanted an endpoint, and this run can reach none. Name a model of the recipe instead.")
 
 
@@ -49,8 +49,9 @@ class Context:
     """JSONL file that a stage made, or one given by path."""
     look: Callable[[ModelStage, ChatTokenizer, Task], Look]
     """Makes the evaluation that the loop calls now and then (training may not import `evaluate`)."""
-    endpoint: Callable[[str, str], AbstractContextManager[Policy]] = _nobody
-    """A model behind a URL, by its name there, to be closed after use (training may not import `evaluate`)."""
+    endpoint: Callable[[str, str, EndpointSettings, bool], AbstractContextManager[Policy]] = _nobody
+    """A model behind a URL, by its name there, to be closed after use (training may not import `evaluate`). Where it is
+    forgiving, a reply that does not come is one with a fault, else an error."""
 
 
 def new_model(config: AnyConfig, tokenizer: ChatTokenizer, seed: int) -> Decoder:
@@ -121,7 +122,7 @@ class Parts:
         self, number: int, make: Callable[[], tuple[list[dict[str, Any]], dict[str, float]]]
     ) -> list[dict[str, Any]]:
         """The rows of a part, which `make` gives where it is not there yet, with figures for metrics.jsonl: `n_tokens`
-        and `part_flops` among them."""
+        among them, and `part_flops` where somebody knows."""
         path = self.path(number)
         if not path.exists():
             began = time.perf_counter()
@@ -136,7 +137,7 @@ class Parts:
     def totals(self) -> dict[str, float]:
         """What all parts took."""
         lines, seconds = self.log.read_metrics(), [line["step_s"] for line in self.log.read_timing()]
-        flops, tokens = (sum(line[key] for line in lines) for key in ("part_flops", "n_tokens"))
+        flops, tokens = (sum(line.get(key, 0) for line in lines) for key in ("part_flops", "n_tokens"))
         return {"flops": flops, "tokens": tokens, "seconds": sum(seconds)}
 
 
