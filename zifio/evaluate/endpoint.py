@@ -54,6 +54,11 @@ class Endpoint:
         """End all requests that are under way."""
         self._wire.close()
 
+    @property
+    def has_policy_logps(self) -> bool:
+        """Where it draws from the model as it is: servers tell log-probs from before temperature."""
+        return self.sampling.temperature == 1
+
     def identity(self) -> dict[str, Any]:
         """The address, the model and what is asked besides."""
         return {"endpoint": self.url, "model": self.model, "extra": self.settings.extra}
