@@ -13,7 +13,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
@@ -137,7 +137,7 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
     return Preference(messages, str(replies[0]), str(replies[1]))
 
 
-def _is_conversation(given: Any) -> bool:
+def _is_conversation(given: Any) -> TypeGuard[list[Message]]:
     """Whether these are messages, at least one, each with its role and what it says or calls."""
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
         return False
