@@ -581,8 +581,9 @@ class RlStage(ModelStage):
                 raise ValueError('process.credit="step" wants advantage="group" or "none"; set one of them')
             if self.kl_in == "reward" and self.kl_weight:
                 raise ValueError('process.credit="step" has no place for kl_in="reward"; set kl_in = "loss"')
-        if self.reward_model is None and (idle := {"reward_weight", "reward_on"} & self.model_fields_set):
-            raise ValueError(f"{min(idle)} is about a reward model, and there is none; name one as reward_model")
+        for name, usual in {"reward_weight": 1.0, "reward_on": "reply"}.items():
+            if self.reward_model is None and getattr(self, name) != usual:
+                raise ValueError(f"{name} is about a reward model, and there is none; name one as reward_model")
         if not (self.accuracy_weight or self.format_weight or self.reward_model):
             raise ValueError("accuracy_weight=0 and format_weight=0 leave no reward; raise one, or set reward_model")
         if self.routing == "replay" and self.asynchronous:

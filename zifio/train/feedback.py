@@ -199,10 +199,11 @@ class SampleStage(Stage):
 
     @model_validator(mode="after")
     def _one_source(self) -> SampleStage:
-        idle = {"device", "precision", "engine"} if self.is_remote else {"from_model", "endpoint", "most_errors"}
+        idle = ("device", "engine", "precision") if self.is_remote else ("endpoint", "from_model", "most_errors")
         if self.is_remote and not self.from_model:
             raise ValueError(f"from_model: wanted what the server {self.from_} calls the model, came nothing")
-        if given := idle & self.model_fields_set:
-            kind = "a local model" if self.is_remote else "a server"
-            raise ValueError(f"{min(given)} is about {kind}, came from={self.from_!r}; leave it out")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                kind = "a local model" if self.is_remote else "a server"
+                raise ValueError(f"{name} is about {kind}, came from={self.from_!r}; leave it out")
         return self
