@@ -9,7 +9,6 @@ Run alone: `zifio dpo recipes/smoke.toml --out runs/try`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,16 +21,15 @@ from zifio.data.template import ChatTokenizer, Message
 from zifio.engine.policy import open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder, with_scores
-from zifio.models.lora import bare
 from zifio.seed import nth, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import Rows
 from zifio.train.feedback import DpoStage, RewardStage
-from zifio.train.loop import StepData, Trainer, autocast, check_context
-from zifio.train.loss import LossTerms, policy_logp
+from zifio.train.loop import StepData, Trainer, check_context
+from zifio.train.loss import LossTerms
 from zifio.train.sft import WALK
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.stage import Context, finish, prepare, reference_logp, starting_model
 
 _SHOWN = ("loss", "rewards/accuracies")
 
@@ -65,7 +63,7 @@ def dpo(stage: DpoStage, context: Context) -> dict[str, float]:
     model, tokenizer = open_model(context.model_of(stage.from_))
     prepare(model, stage, context)
     pairs = _pairs(stage, context, model, tokenizer, ends_only=False)
-    reference = model if stage.lora is not None else copy.deepcopy(model).requires_grad_(False)
+    reference = starting_model(model, stage)
 
     def batches(step: int) -> StepData:
         packed = paired_batches(_of_step(pairs, stage, context, step), stage.rows, tokenizer.pad_id)
@@ -80,10 +78,8 @@ def dpo(stage: DpoStage, context: Context) -> dict[str, float]:
 
 
 def _with_reference(reference: Decoder, stage: DpoStage, batch: Batch) -> Batch:
-    """The batch with the reference's log-probs; under adapters that is the model without them."""
     batch = batch.to(reference.device)
-    with bare(reference), autocast(reference, stage):
-        return replace(batch, columns={**batch.columns, "reference_logp": policy_logp(reference, batch, 1.0)})
+    return replace(batch, columns={**batch.columns, "reference_logp": reference_logp(reference, stage, batch, 1.0)})
 
 
 def read_preferences(path: Path) -> list[Preference]:

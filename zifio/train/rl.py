@@ -33,7 +33,7 @@ from zifio.engine.scorer import Scorer, load_scorer
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
-from zifio.models.lora import bare, folded
+from zifio.models.lora import folded
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation
@@ -48,7 +48,7 @@ from zifio.train.loop import StepData, Trainer, autocast
 from zifio.train.loss import LossTerms, policy_logp
 from zifio.train.process import StepRewards
 from zifio.train.reward_model import ModelReward, Scale
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.stage import Context, finish, prepare, reference_logp, starting_model
 
 
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
@@ -158,9 +158,7 @@ class Rollouts:
         self.precision: Precision = sampling_precision(stage.precision, model.device)
         self.tools = tools_of(task)
         self.policy = self._policy(model, settings)
-        self.reference: Decoder | None = None
-        if stage.kl_weight:  # under adapters the starting model is still there
-            self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
+        self.reference = starting_model(model, stage) if stage.kl_weight else None
         self.background = ThreadPoolExecutor(1) if stage.asynchronous else None
         self.next: Future[Drawn] | None = None
         """The rollouts of the step to come, when they are drawn beside the training."""
@@ -332,11 +330,8 @@ class Rollouts:
         return replace(batch, columns={**batch.columns, **columns}), flops
 
     def _reference_logp(self, batch: Batch) -> Tensor:
-        """Log-probs of the starting model, which under adapters is the model without them; it routes by itself."""
         assert self.reference is not None
-        batch = replace(batch, experts_BTLA=None)
-        with bare(self.reference), autocast(self.reference, self.stage):
-            return policy_logp(self.reference, batch, self.stage.sampling.temperature)
+        return reference_logp(self.reference, self.stage, batch, self.stage.sampling.temperature)
 
     def _reward_kl(self, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, float]:
         """([P, G], FLOPs): each rollout's log-prob under the sampler minus that under the starting model (k1)."""

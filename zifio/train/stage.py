@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError, EndpointSettings
@@ -20,16 +23,18 @@ from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.device import find_device
-from zifio.models.lora import adapters, apply, merge, save_adapter
+from zifio.models.lora import adapters, apply, bare, merge, save_adapter
 from zifio.models.weights import save_model
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig
 from zifio.tasks.environment import Message
 from zifio.tasks.episode import Policy
 from zifio.tasks.task import Task
+from zifio.train.batch import Batch
 from zifio.train.config import Conversations, ModelStage, RlStage
 from zifio.train.feedback import DpoStage
-from zifio.train.loop import Look
+from zifio.train.loop import Look, autocast
+from zifio.train.loss import policy_logp
 
 
 def _nobody(url: str, model: str, settings: EndpointSettings, forgiving: bool) -> AbstractContextManager[Policy]:
@@ -86,6 +91,17 @@ def prepare(model: Decoder, stage: ModelStage, context: Context) -> None:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         say(f"{stage.name}: adapters on {len(adapters(model))} layers; {trained:,} of {total:,} weights train")
     model.to(find_device(stage.device, stage.name))
+
+
+def starting_model(model: Decoder, stage: RlStage | DpoStage) -> Decoder:
+    """The model as it is before the first step, for later ones to be compared with; adapters leave it where it is."""
+    return model if stage.lora is not None else copy.deepcopy(model).requires_grad_(False)
+
+
+def reference_logp(reference: Decoder, stage: RlStage | DpoStage, batch: Batch, temperature: float) -> Tensor:
+    """Log-probs of the starting model, which under adapters is the model without them; it routes by itself."""
+    with bare(reference), autocast(reference, stage):
+        return policy_logp(reference, replace(batch, experts_BTLA=None), temperature)
 
 
 def finish(context: Context, model: Decoder, tokenizer: ChatTokenizer) -> None:
