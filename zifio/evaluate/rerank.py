@@ -69,8 +69,13 @@ def reranked(prm: str, task: Task, rows: Sequence[Row], ks: Sequence[int], seed:
 
 
 def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:
-    """Write the scores of each reply's steps into its record; the FLOPs come back."""
-    asked = [(conversation(_problem(row)), split_steps(row["response"]) or [""]) for row in rows]
+    """Write the scores of each reply's steps, or its only one, into its record; the FLOPs come back.
+
+    What scores whole replies reads them in one piece, as it was trained.
+    """
+    texts = [row["response"] for row in rows]
+    pieces = [split_steps(text) or [""] for text in texts] if scorer.by_step else [[text] for text in texts]
+    asked = [(conversation(_problem(row)), steps) for row, steps in zip(rows, pieces, strict=True)]
     scores, flops = scorer.scores(asked)
     for row, mine in zip(rows, scores, strict=True):
         row["step_scores"] = mine
