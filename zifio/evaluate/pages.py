@@ -41,14 +41,14 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
             if arm["budget"] is not None and "budget_by" in results:
                 lines += [f"How a budget is kept: {results['budget_by']}.", ""]
         lines += ["| figure | value | 95% interval |", "|---|---:|---:|", *_figure_lines(arm), "", *_notes(arm), ""]
-    if said := diversity_cells(results):
-        lines += ["## Diversity", "", "| figure | value | 95% interval |", "|---|---:|---:|"]
-        lines += [f"| {label} | {value} | {interval or '–'} |" for label, value, interval in said]
-        lines += ["", _DIVERSITY, ""]
     if "rerank" in results:
         lines += _rerank_lines(results["rerank"])
     if has_curve:
         lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]
+    if said := diversity_cells(results):
+        lines += ["## Diversity", "", "| figure | value | 95% interval |", "|---|---:|---:|"]
+        lines += [f"| {label} | {value} | {interval or '–'} |" for label, value, interval in said]
+        lines += ["", _DIVERSITY, ""]
     lines += [
         "Intervals resample problems (clustered bootstrap). pass@k, majority@k and best-of-k are exact "
         "expectations over all choices of k replies; ties are broken by lot. Replies whose check broke are "
