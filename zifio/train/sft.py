@@ -13,7 +13,7 @@ from typing import Any
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
-from zifio.data.sources import check_texts, read_jsonl
+from zifio.data.sources import read_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import open_model
 from zifio.models.decoder import Decoder
@@ -110,7 +110,9 @@ def read_conversations(path: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if isinstance(row.get("messages"), list):
             continue
-        check_texts(row, ("prompt", "response"), f"{path}: row {number}", "Mend the row, or give it `messages`.")
+        for key in ("prompt", "response"):
+            if not isinstance(row.get(key), str):
+                raise ConfigError(f"{path}: row {number}: {key}: wanted a string, came {row.get(key)!r}.")
     if not rows:
         raise ConfigError(f"{path}: wanted conversations to learn from, came an empty file. Sample more, or keep more.")
     return rows
