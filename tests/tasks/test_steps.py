@@ -12,6 +12,7 @@ from zifio.tasks.steps import (
     Solution,
     Stepwise,
     alternatives_prm800k,
+    called_wrong,
     consensus,
     first_error,
     from_prm800k,
@@ -159,6 +160,11 @@ def test_localisation_is_the_harmonic_mean_of_both_accuracies():
     assert found.f1 == pytest.approx(2 / (3 + 1.5)) and (found.n_error, found.n_correct) == (3, 3)
     assert localisation([None, None], [0, None]).f1 == 0.0  # type: ignore[union-attr]
     assert localisation([0, 1], [0, 1]) is None
+
+
+@pytest.mark.parametrize("scores, place", [([0.9, 0.5, 0.49, 0.1], 2), ([0.5], None), ([], None)])
+def test_below_one_half_a_step_is_called_wrong(scores: list[float], place: int | None):
+    assert called_wrong(scores) == place
 
 
 def test_prm800k_is_read():

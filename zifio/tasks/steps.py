@@ -29,6 +29,7 @@ _RESULT = re.compile(r"=[ \t]*-?[0-9][0-9.]*")
 _SENTENCE = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 _SEPARATORS = ("\n\n", "\n", " ")
 _QUOTED = 80
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,11 @@ def first_error(labels: Sequence[Label]) -> int | None:
     return next((place for place, label in enumerate(labels) if label == -1), None)
 
 
+def called_wrong(scores: Sequence[float]) -> int | None:
+    """The place of the first step that its score calls wrong: how likely it is good, below one half."""
+    return next((place for place, score in enumerate(scores) if score < _HALF), None)
+
+
 def until_first_error(labels: Sequence[Label]) -> tuple[Label, ...]:
     """The labels with None behind the first wrong step: what follows from an error is neither good nor bad."""
     wrong = first_error(labels)
@@ -174,6 +180,14 @@ class Localisation:
         """The harmonic mean of the two accuracies."""
         total = self.error_accuracy + self.correct_accuracy
         return 2 * self.error_accuracy * self.correct_accuracy / total if total else 0.0
+
+    def figures(self, name: str = "") -> dict[str, float]:
+        """The three figures; `name` stands before theirs."""
+        return {
+            f"{name}f1": self.f1,
+            f"{name}error_accuracy": self.error_accuracy,
+            f"{name}correct_accuracy": self.correct_accuracy,
+        }
 
 
 def localisation(found: Sequence[int | None], true: Sequence[int | None]) -> Localisation | None:
