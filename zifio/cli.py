@@ -193,6 +193,7 @@ postgresql://user@host/name."""
         "--export", dest="export_format", metavar="FORMAT", help="prm800k, stepwise, preference, unpaired, parquet"
     )
     parser.add_argument("--every", action="store_true", help="export every label, not the final one of each item")
+    parser.add_argument("--first", metavar="N", type=int, help="export the N labels that were given first")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the export goes")
     parser.add_argument("--report", action="store_true", help="agreement, each labeller's care, speed and drift")
     parser.add_argument("--add-annotator", metavar="NAME", help="a new account; its token is shown once")

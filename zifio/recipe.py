@@ -58,7 +58,8 @@ AnyStage = Annotated[
 
 
 _LEARNERS = (PretrainStage, SftStage, DistillStage, DpoStage)
-_SCORERS = (PrmStage, RewardStage)
+_SCORES = {"process.by": "scores of steps", "reward_model": "scores of replies"}
+"""What a reward model must score; those of other keys may do either."""
 
 
 class Recipe(Config):
@@ -119,7 +120,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
-    makes |= dict.fromkeys(_SCORERS, "scores")
+    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
@@ -127,11 +128,11 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
-        needs += [(key, name, "scores") for key, name in getattr(stage, "scorers", {}).items()]
+        needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
         for key, name, what in needs:
             source = recipe.named(name) if isinstance(name, str) else None
             made = makes.get(type(source), "a model")
-            if source is not None and made != what and not (what == "a tokenizer" and made == "a model"):
+            if source is not None and not made.startswith(what) and not (what == "a tokenizer" and made == "a model"):
                 raise ConfigError(
                     f"{where}: {stage.name}.{key.rstrip('_')}: wanted a stage that makes {what}, came {name!r} "
                     f"(kind {source.kind}), which makes {made}. Name another stage."
@@ -290,10 +291,10 @@ class Run:
             held = stage.held_out
             return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
 
-        def endpoint(url: str, model: str) -> Any:
+        def endpoint(url: str, model: str, settings: Any, forgiving: bool) -> Any:
             from zifio.evaluate.endpoint import Endpoint
 
-            return closing(Endpoint(url, model))
+            return closing(Endpoint(url, model, settings, forgiving=forgiving))
 
         return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look, endpoint)
 

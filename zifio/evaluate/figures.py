@@ -438,8 +438,8 @@ def _labels(stages: Sequence[StageRecord]) -> Figure | None:
                 labels, [gain["mean"] for gain in gains], color=LIGHT[colours[model]], linestyle=dash, marker="o", ms=3,
                 label=whose + shown,
             )  # fmt: skip
-            ends = zip(*(gain["interval"] for gain in gains), strict=True)
-            axes.fill_between(labels, *ends, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
+            low, high = ([gain["interval"][end] for gain in gains] for end in (0, 1))
+            axes.fill_between(labels, low, high, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_xscale("log")
     axes.set_xticks(sorted({labels for _, _, lines in found for labels, _ in lines}), minor=False)

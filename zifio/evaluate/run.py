@@ -20,7 +20,7 @@ from zifio.checkpoint import model_digest
 from zifio.config import Sampling
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
-from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
@@ -29,12 +29,11 @@ from zifio.evaluate.record import write_whole
 from zifio.evaluate.rerank import rerank_by_each
 from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops, parameters
+from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
 from zifio.tasks.catalog import make_task
-from zifio.tasks.environment import tools_of
-from zifio.tasks.episode import Episode, Policy, conversation, play, record
+from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task
 
@@ -123,7 +122,7 @@ def make_look(
         for k, share in found.get("pass_at_k", {}).items():
             low, high = found["pass_at_k_interval"][k]
             metrics |= {f"pass_at_{k}": share, f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
-        return metrics | {"n_verifier_errors": found["n_errors"]}, _flops(policy, task, episodes_P_G)
+        return metrics | {"n_verifier_errors": found["n_errors"]}, sampling_flops(policy, task, episodes_P_G)
 
     return look
 
@@ -205,7 +204,7 @@ class _Exam:
             "parameters": {"total": size.total, "active": size.active},
             "model_digest": model_digest(path),
             "exam_digest": self.digest,
-            "flops": _flops(policy, self.task, episodes_P_G) + scoring,
+            "flops": sampling_flops(policy, self.task, episodes_P_G) + scoring,
             "n_tokens": n_tokens,
         }
         write_jsonl(self._records(key), rows)
@@ -262,16 +261,6 @@ def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prms: Ite
     asked = [[problem.id, problem.prompt, problem.gold] for problem in problems]
     whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *map(model_digest, prms)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
-
-
-def _flops(policy: LocalPolicy, task: Task, episodes_P_G: list[list[Episode]]) -> float:
-    """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt."""
-    lengths = [
-        len(policy.prompt(conversation(group[0].problem), tools_of(task))) + len(e.reply.tokens)
-        for group in episodes_P_G
-        for e in group
-    ]
-    return forward_flops(policy.model.config, lengths)
 
 
 def _row(episode: Episode, place: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse
@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zifio.label.desk import Annotator, Desk, Refused
+from zifio.label.desk import LONGEST_MS, MOST_AT_ONCE, Annotator, Desk, Phase, Refused
 from zifio.label.referee import Referee
 from zifio.label.store import Conflict
 from zifio.label.writer import Writer
@@ -53,7 +53,7 @@ class _Body(BaseModel):
 class NextBody(_Body):
     """Asks for items."""
 
-    n: int = Field(default=1, ge=1, le=20)
+    n: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
 
 
 class LabelBody(_Body):
@@ -62,8 +62,8 @@ class LabelBody(_Body):
     key: Key
     item: ItemName
     said: dict[str, Any]
-    ms: int = Field(default=0, ge=0, le=86_400_000)
-    phase: Literal["blind", "revised", "adjudication"] = "blind"
+    ms: int = Field(default=0, ge=0, le=LONGEST_MS)
+    phase: Phase = "blind"
 
 
 class UndoBody(_Body):
@@ -96,7 +96,7 @@ def make_app(desk: Desk, alone: bool) -> FastAPI:
         with writer, referee:
             yield
 
-    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None, default_response_class=AsciiJSON)
+    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None)
     app.add_middleware(_Guard, alone=alone)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Conflict, _refused)

@@ -43,6 +43,7 @@ def label(
     scores: Path | None = None,
     export_format: str | None = None,
     every: bool = False,
+    first: int | None = None,
     out: Path | None = None,
     add_annotator: str | None = None,
     adjudicator: bool = False,
@@ -59,7 +60,7 @@ def label(
         "key=value": (overrides, lambda desk: _set(desk, overrides)),
         "--import": (import_path, lambda desk: _import(desk, import_path or Path(), prelabels)),
         "--scores": (scores, lambda desk: _scores(desk, scores or Path())),
-        "--export": (export_format, lambda desk: _export(desk, export_format or "", out, every)),
+        "--export": (export_format, lambda desk: _export(desk, export_format or "", out, every, first)),
         "--add-annotator": (add_annotator, lambda desk: _account(desk, add_annotator or "", adjudicator)),
         "--new-token": (new_token, lambda desk: _link(new_token or "", desk.new_token(new_token or ""))),
         "--remove-annotator": (remove_annotator, lambda desk: _remove(desk, remove_annotator or "")),
@@ -107,15 +108,17 @@ def _scores(desk: Desk, path: Path) -> Done:
     return Done(f"{done['items']} items have new scores", **done)
 
 
-def _export(desk: Desk, format: str, out: Path | None, every: bool) -> Done:
-    from zifio.label.card import write_card
+def _export(desk: Desk, format: str, out: Path | None, every: bool, first: int | None) -> Done:
+    from zifio.label.card import card_place, write_card
     from zifio.label.exports import export
 
     if out is None:
         raise ConfigError(
             f"--export {format}: wanted --out FILE to write to, came none. For example: --out labels.jsonl"
         )
-    done = export(desk.store, format, out, every)
+    if format == "parquet":
+        card_place(out)  # before anything is written
+    done = export(desk.store, format, out, every, first)
     if format == "parquet":
         done["card"] = str(write_card(desk, out, done["rows"]))
     left = f"; {done['left_out']} labels have no place in this format" if done["left_out"] else ""
