@@ -161,14 +161,14 @@ def tokens_like(*shape: int, seed: int = 3, vocab: int = 40) -> Tensor:
     return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def characters() -> ChatTokenizer:
+def characters(alphabet: str = "0123456789+-=") -> ChatTokenizer:
     """The tokenizer of sums: 22 tokens."""
-    return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), []))
+    return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet=alphabet), []))
 
 
-def save_base(folder: Path, config: AnyConfig, seed: int = 1) -> Path:
-    """A model folder with an untrained model and the tokenizer of sums."""
-    tokenizer = characters()
+def save_base(folder: Path, config: AnyConfig, seed: int = 1, alphabet: str = "0123456789+-=") -> Path:
+    """A model folder with an untrained model and the tokenizer of sums, or of these characters."""
+    tokenizer = characters(alphabet)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(made(config.model_copy(update={"vocab_size": tokenizer.vocab_size}), seed), folder)
     save_tokenizer(tokenizer, folder)

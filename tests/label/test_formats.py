@@ -145,6 +145,15 @@ def test_published_rows_are_read(desk: Desk, tmp_path: Path):
     assert row_of(desk, ITEMS, state="done").final == "error 2"
 
 
+def test_a_reply_without_a_word_is_counted_and_left_out(desk: Desk, tmp_path: Path):
+    file = tmp_path / "replies.jsonl"
+    row = {"problem": "p", "prompt": "1+2", "gold": "3", "outcome": "wrong"}
+    rows = [row | {"place": place, "response": text} for place, text in enumerate(("", "1+2=4", " "))]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    told = import_file(desk, file)
+    assert (told["lines"], told["items"], told["silent"]) == (3, 1, 2)
+
+
 def with_others(labeler: str, mark: int, *others: tuple[str, int]) -> dict[str, Any]:
     """The published row as another labeller has it: a mark for the second step, and alternatives to it."""
     row = json.loads(json.dumps(PUBLISHED))
@@ -357,7 +366,6 @@ def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path
         ),
         ('{"prompt": "p", "completions": ["a"], "labels": ["x"]}', "true or false"),
         ('{"prompt": "p", "completion": "a", "label": "yes"}', "true or false"),
-        ('{"prompt": "p", "response": "", "outcome": "right"}', "empty"),
         ("[" * 100_000, "JSON object"),
     ],
 )

@@ -43,7 +43,8 @@ class Brought(NamedTuple):
 
 
 def import_file(desk: Desk, path: Path, prelabels: bool = False) -> dict[str, Any]:
-    """Bring every line of a file into the desk; how many items and labels were new, and how many labels said nothing.
+    """Bring every line of a file into the desk; how many items and labels were new, how many labels and replies said
+    nothing.
 
     With `prelabels` the file's labels are a machine's, hidden from everybody until they have given their own.
     Raises ConfigError with the line that is wrong; lines before its part of the file are in.
@@ -53,11 +54,14 @@ def import_file(desk: Desk, path: Path, prelabels: bool = False) -> dict[str, An
     with path.open("rb") as file, Progress("import", n_lines) as progress:
         numbered = enumerate(file, 1)
         while part := list(islice(numbered, _AT_ONCE)):
-            brought = [_read(path, number, line, prelabels) for number, line in part if line.strip()]
+            found = [_read(path, number, line, prelabels) for number, line in part if line.strip()]
+            brought = [one for one in found if one is not None]
+            counts["lines"] += len(found)
+            counts["silent"] += len(found) - len(brought)
             with desk.store.write() as connection:
                 _bring(desk, connection, path, brought, counts)
             progress.update(part[-1][0], {"items": counts["items"]})
-    return {"path": str(path), **{name: counts[name] for name in ("lines", "items", "labels", "unclear")}}
+    return {"path": str(path), **{name: counts[name] for name in ("lines", "items", "labels", "unclear", "silent")}}
 
 
 def _count(path: Path) -> int:
@@ -71,7 +75,6 @@ def _count(path: Path) -> int:
 
 
 def _bring(desk: Desk, connection: Connection, path: Path, brought: list[Brought], counts: "Counter[str]") -> None:
-    counts["lines"] += len(brought)
     brought = list(_placed(desk, connection, brought))
     items = [one.item.model_dump(mode="json") for one in brought]
     try:
@@ -119,9 +122,16 @@ def _label(desk: Desk, connection: Connection, one: Brought, said: Judgement, wh
     return desk.store.append(connection, "label", who, body, key=f"label:{who}:import-{name}").fresh
 
 
-def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought:
+def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought | None:
+    """What a line brings; None of a reply without a word, as models give now and then."""
     where = f"{path}: line {number}"
     row = read_object(line, where)
+    if (
+        _is_reply(row)
+        and isinstance(row["response"], str)
+        and not f"{row.get('thinking') or ''}{row['response']}".strip()
+    ):
+        return None
     if b"\\ud" in line.lower():
         row = _well_formed(row)
     try:
@@ -145,6 +155,10 @@ def _well_formed(value: Any) -> Any:
     return {_well_formed(key): _well_formed(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def _is_reply(row: dict[str, Any]) -> bool:
+    return "response" in row and "outcome" in row and "kind" not in row
+
+
 def _understood(row: dict[str, Any], where: str) -> Brought:
     """One row of any format that we know, by its keys. Raises ConfigError."""
     if "question" in row and "label" in row:
@@ -155,7 +169,7 @@ def _understood(row: dict[str, Any], where: str) -> Brought:
         return _preference(row, where)
     if "completion" in row and "label" in row:
         return _unpaired(row, where)
-    if "response" in row and "outcome" in row and "kind" not in row:
+    if _is_reply(row):
         return _reply(row, where)
     return Brought(_item(row, where))
 
@@ -270,8 +284,6 @@ def _reply(row: dict[str, Any], where: str) -> Brought:
     if row.get("thinking") and THOUGHT not in text:
         text = f"{THINK}{row['thinking']}{THOUGHT}{text}"
     steps = split_steps(text)
-    if not any(step.strip() for step in steps):
-        raise ConfigError(f"{where}: response: wanted a text with steps, came an empty one. Remove the line.")
     answer = (parse_response(text) or ("", str(row.get("answer") or "")))[1]
     problem = str(row.get("problem", ""))
     place = [str(row[key]) for key in ("place", "budget") if row.get(key) is not None]

@@ -98,7 +98,10 @@ def _import(desk: Desk, path: Path, prelabels: bool) -> Done:
 
     done = import_file(desk, path, prelabels)
     unclear = f", {done['unclear']} labels left out: they do not say which step is wrong" if done["unclear"] else ""
-    return Done(f"{done['lines']} lines: {done['items']} new items, {done['labels']} new labels{unclear}", **done)
+    silent = f", {done['silent']} replies left out: they say nothing" if done["silent"] else ""
+    return Done(
+        f"{done['lines']} lines: {done['items']} new items, {done['labels']} new labels{unclear}{silent}", **done
+    )
 
 
 def _scores(desk: Desk, path: Path) -> Done:
