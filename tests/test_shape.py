@@ -16,11 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire"),
+    0: ("config", "seed", "log", "gguf", "wire", "loopback"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
-    2: ("checkpoint", "engine", "plan", "adapters", "label"),
-    3: ("train", "evaluate", "serve", "board", "doctor"),
+    1.5: ("record",),
+    2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor"),
+    3: ("train", "evaluate", "serve", "board"),
     4: ("cli", "recipe", "chat", "convert", "exam"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -31,8 +32,12 @@ TORCH_FREE_ROOMS = (
     "log",
     "gguf",
     "wire",
+    "loopback",
     "tasks",
+    "record",
     "label",
+    "doctor",
+    "board",
     "plan",
     "adapters",
     "cli",

@@ -265,8 +265,13 @@ class Run:
         digest = self.digest(stage)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
+        (folder / "ended.json").unlink(missing_ok=True)
         began = time.perf_counter()
-        totals = _runner(stage)(stage, self._context(folder))
+        try:
+            totals = _runner(stage)(stage, self._context(folder))
+        except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
+            _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
+            raise
         seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
         done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
         _write_json(folder / "done.json", done)
@@ -288,7 +293,10 @@ class Run:
 
         def look(stage: Any, tokenizer: Any, task: Any) -> Any:
             held = stage.held_out
-            return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
+            log = RunFolder(folder)
+            return make_look(
+                held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision, log
+            )
 
         def endpoint(url: str, model: str) -> Any:
             from zifio.evaluate.endpoint import Endpoint
