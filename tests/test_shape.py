@@ -20,7 +20,7 @@ FLOORS = {
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     1.5: ("record",),
-    2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor"),
+    2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
     4: ("cli", "recipe", "chat", "convert", "exam"),
 }
@@ -38,6 +38,7 @@ TORCH_FREE_ROOMS = (
     "label",
     "doctor",
     "board",
+    "sink",
     "plan",
     "adapters",
     "cli",
@@ -57,6 +58,7 @@ TORCH_FREE_FILES = (
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
     "adapters/verifiers.py": "verifiers", "adapters/verifiers_tools.py": "verifiers",
+    "sink/tensorboard.py": "tensorboard",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
 LONGEST_ADAPTER = 100

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 from rich.table import Table
@@ -33,6 +33,7 @@ from zifio.config import Config, ConfigError, build, is_url, override, read_toml
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
+from zifio.sink.mirror import check_sinks, mirrored
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
@@ -70,6 +71,8 @@ class Recipe(Config):
     """Every random number of the run derives from this one."""
     task: TaskConfig
     """What the model is to learn; stages may name another."""
+    sinks: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Where metrics are sent beside the run folder; each wants its package."""
     stage: Annotated[list[AnyStage], Field(min_length=1)]
     """The stages, in order."""
 
@@ -102,6 +105,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     _check_kinds(recipe, str(path))
     _check_lengths(recipe, str(path))
     _check_sizes(recipe, str(path))
+    check_sinks(recipe.sinks, str(path))
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):
@@ -268,7 +272,8 @@ class Run:
         (folder / "ended.json").unlink(missing_ok=True)
         began = time.perf_counter()
         try:
-            totals = _runner(stage)(stage, self._context(folder))
+            with mirrored(self.recipe.sinks, self.recipe.name, stage.name, folder):
+                totals = _runner(stage)(stage, self._context(folder))
         except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
             _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
             raise
