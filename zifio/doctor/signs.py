@@ -136,16 +136,20 @@ def expert_collapse(reading: Reading) -> Finding | None:
     return None
 
 
+def gate(reading: Reading) -> Finding | None:
+    """A look at the starting model found that RL could not work."""
+    message = str(reading.ended.get("message", ""))
+    if "the gate is shut" not in message:
+        return None
+    cause, way = ("too_easy", _HARDER) if ", above" in message else ("too_hard", _EASIER)
+    says = "The gate was shut: there is nothing to learn from."
+    return Finding(cause, reading.name, says, [message], [way, "gate = false, to try all the same"])
+
+
 def too_hard(reading: Reading) -> Finding | None:
     """Nothing is ever right."""
     right = course(reading, "pass_at_1")
     silent = course(reading, "frac_reward_zero_std")
-    if reading.ended and "the gate is shut" in reading.ended.get("message", ""):
-        above = "above" in reading.ended["message"].partition(":")[2].partition(":")[2][:40]
-        return Finding(
-            "too_easy" if above else "too_hard", reading.name, "The gate was shut: there is nothing to learn from.",
-            [_first_sentence(reading.ended["message"])], [_EASIER] if not above else [_HARDER],
-        )  # fmt: skip
     if right is None or right.latest > _SELDOM or right.first > _SELDOM:
         return None
     group = reading.settings.get("group", 16)
@@ -289,8 +293,8 @@ def failed(reading: Reading) -> Finding | None:
 
 
 SIGNS: tuple[Callable[[Reading], Finding | None], ...] = (
-    diverged, verifier_errors, farmed, failed, stopped, gap_growth, expert_collapse, too_hard, too_easy, dead_groups,
-    entropy_collapse, length_gaming, cut_off, fallen,
+    diverged, verifier_errors, farmed, gate, failed, stopped, gap_growth, expert_collapse, too_hard, too_easy,
+    dead_groups, entropy_collapse, length_gaming, cut_off, fallen,
 )  # fmt: skip
 """The gravest first."""
 
