@@ -20,13 +20,12 @@ def thin(steps: np.ndarray, values: np.ndarray, points: int) -> tuple[np.ndarray
     """At most `points` of a curve: of every stretch its least and its greatest value, where they stand."""
     if len(steps) <= points:
         return steps, values
-    edges = np.linspace(0, len(steps), max(1, points // 2) + 1).astype(np.int64)
-    edges = edges[:-1][np.diff(edges) > 0]
-    lengths = np.diff([*edges, len(steps)])
-    stretch = np.repeat(np.arange(len(edges)), lengths)
-    by_value = np.lexsort((values, stretch))
-    least, greatest = by_value[edges], by_value[edges + lengths - 1]
-    kept = np.unique(np.concatenate([least, greatest, [0, len(steps) - 1]]))
+    width = -(-len(steps) // max(1, points // 2))
+    padded = np.pad(values, (0, -len(steps) % width), mode="edge").reshape(-1, width)
+    starts = np.arange(len(padded)) * width
+    ends = [0, len(steps) - 1]
+    kept = np.concatenate([starts + padded.argmin(axis=1), starts + padded.argmax(axis=1), ends])
+    kept = np.unique(np.minimum(kept, len(steps) - 1))  # the padding repeats the last value
     return steps[kept], values[kept]
 
 

@@ -13,16 +13,16 @@ export function svg(name, attributes = {}, ...children) {
 
 export function number(value, percent) {
   if (value === null || value === undefined || Number.isNaN(value)) return "";
-  if (percent) return `${(100 * value).toFixed(value > 0.0995 && value < 0.9995 ? 0 : 1)} %`;
+  if (percent) return `${(100 * value).toFixed(value > 0 && (value < 0.0995 || (value > 0.9905 && value < 0.9995)) ? 1 : 0)} %`;
   const size = Math.abs(value);
-  if (size >= 1e6) return value.toExponential(2);
+  if (size >= 1e6) return value.toExponential(1).replace("e+", "e");
   if (size >= 100) return Math.round(value).toLocaleString("en");
   return size === 0 ? "0" : size >= 0.01 ? String(Number(value.toPrecision(3))) : value.toExponential(1);
 }
 
-// Round numbers between two ends, about three of them.
-function ticks(low, high) {
-  const raw = (high - low) / 3, size = 10 ** Math.floor(Math.log10(raw));
+// Round numbers between two ends, about so many.
+function ticks(low, high, about) {
+  const raw = (high - low) / about, size = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((n) => n * size).find((n) => n >= raw);
   const found = [];
   for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step * 1e-6 ? 0 : at);
@@ -95,11 +95,11 @@ export class Chart {
     const [low, high] = ends([...panel.curves.map((one) => one.y), ...panel.bands.flatMap((one) => [one.low, one.high])], panel.percent);
     const y = (value) => TOP + (1 - (value - low) / (high - low)) * (HIGH - TOP - BOTTOM);
     const group = svg("g", { transform: `translate(0 ${row * HIGH})` });
-    for (const at of ticks(low, high)) {
+    for (const at of ticks(low, high, 3)) {
       group.append(svg("path", { class: "grid", d: `M${LEFT} ${y(at).toFixed(1)}H${WIDE - RIGHT}` }),
         svg("text", { x: LEFT - 5, y: y(at) + 4, "text-anchor": "end" }, number(at, panel.percent)));
     }
-    for (const at of ticks(this.first, this.last).filter(Number.isInteger)) {
+    for (const at of ticks(this.first, this.last, 6).filter(Number.isInteger)) {
       group.append(svg("text", { x: this.x(at), y: HIGH - 4, "text-anchor": "middle" }, number(at)));
     }
     const line = (xs, ys) => xs.map((x, n) => `${n ? "L" : "M"}${this.x(x).toFixed(1)} ${y(ys[n]).toFixed(1)}`).join("");
