@@ -21,7 +21,8 @@ from zifio.doctor.signs import diagnose, layers
 from zifio.record.stage import about, stages_of
 from zifio.record.tail import Columns, Rows
 
-_LOOKED_S = 1.0  # between two looks at a run's small files
+_LOOKED_S = 1.0  # between two rounds over all runs
+_BETWEEN_S = 0.002  # between two runs, so that whoever asks waits for one of them and not for all
 _MOST_ROLLOUTS = 600
 _PASS = "held_out/pass_at_"
 
@@ -121,11 +122,9 @@ class Run:
     def __init__(self, folder: Path, is_reference: bool = False) -> None:
         self.folder, self.is_reference = folder, is_reference
         self.stages: dict[str, Stage] = {}
-        self.looked = 0.0
 
     def update(self) -> bool:
         """Read what is new; whether there was anything."""
-        self.looked = time.monotonic()
         try:
             begun = stages_of(self.folder)
         except ConfigError:
@@ -144,7 +143,6 @@ class Watch:
         names = _names([*runs, *references])
         both = [*((path, False) for path in runs), *((path, True) for path in references)]
         self.runs = {name: Run(path, is_reference) for name, (path, is_reference) in zip(names, both, strict=True)}
-        self.version = 0
         self.is_ready = False
         """Whether every run has been read once."""
         self._lock = threading.Lock()
@@ -152,9 +150,9 @@ class Watch:
     def update(self) -> None:
         """Look at all runs once."""
         for run in self.runs.values():
-            with self._lock:  # a reader waits for one run, not for all
-                if run.update():
-                    self.version += 1
+            with self._lock:
+                run.update()
+            time.sleep(_BETWEEN_S)
         self.is_ready = True
 
     def follow(self, stop: threading.Event) -> None:
