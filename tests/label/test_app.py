@@ -18,8 +18,9 @@ from zifio.config import ConfigError
 from zifio.label.desk import Desk
 from zifio.label.schema import EVENTS
 from zifio.label.store import Store
-from zifio.label.verb import is_loopback, serve
+from zifio.label.verb import serve
 from zifio.label.writer import Writer
+from zifio.loopback import is_loopback
 
 RIGHT = ratings(1, 1, 1)
 

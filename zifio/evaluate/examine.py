@@ -25,9 +25,9 @@ from zifio.evaluate.diversity import diversity_of_records
 from zifio.evaluate.journal import Journal, Key
 from zifio.evaluate.methods import SCORERS, Row, summarise
 from zifio.evaluate.pages import exam_page
-from zifio.evaluate.record import write_whole
 from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored_text, wants_shape
 from zifio.log import Progress
+from zifio.record.stage import write_whole
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import code_digest, make_task
 from zifio.tasks.environment import Interactive

@@ -33,8 +33,8 @@ from zifio.evaluate.drawing import (
     smooth,
     step_axis,
 )
-from zifio.evaluate.record import StageRecord
 from zifio.evaluate.wording import flops_text, percent, seconds_text
+from zifio.record.stage import StageRecord
 
 _N_SERIES = sum(name.startswith("series-") for name in THEME)
 _NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model

@@ -25,18 +25,19 @@ from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
-from zifio.evaluate.record import write_whole
 from zifio.evaluate.rerank import rerank_by_each
 from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
+from zifio.record.stage import write_whole
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task
 
+_KEPT = 3  # problems of a look whose first reply is kept
 _CHUNK = 64  # problems between two movements of the progress bar; no result depends on it
 
 
@@ -105,11 +106,13 @@ def make_look(
     task: Task,
     tokenizer: ChatTokenizer,
     precision: Precision = "fp32",
+    log: RunFolder | None = None,
 ) -> Callable[[Decoder, int], tuple[dict[str, float], float]]:
     """A quick evaluation for the training loop: (model, step) -> (metrics, FLOPs).
 
     Always the same problems and random numbers, so that two looks differ by the model alone. The problems are the
     first ones of an `eval` stage with the same seed and task. On a GPU it samples in the `precision` of training.
+    What was said to the first few goes to `log`, so that a reader sees the replies change.
     """
     questions = _questions(task, problems, seed)
 
@@ -117,6 +120,8 @@ def make_look(
         policy = LocalPolicy(model, tokenizer, precision=sampling_precision(precision, model.device))
         episodes_P_G = evaluate(policy, task, questions, n, sampling, seed, "look")
         policy.engine.release()
+        if log is not None:
+            log.rollouts(step, [record(group[0], 0) for group in episodes_P_G[:_KEPT]])
         found = summarise(episodes_P_G, sorted({1, n}), seed)
         metrics = {key: float(value) for key, value in found.items() if isinstance(value, float) and key != "pass_at_1"}
         for k, share in found.get("pass_at_k", {}).items():

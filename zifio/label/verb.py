@@ -8,8 +8,6 @@ zifio label desk.db --report
 zifio label desk.db --export prm800k --out labels.jsonl
 """
 
-import ipaddress
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +18,7 @@ from zifio.label.desk import Desk
 from zifio.label.settings import Settings
 from zifio.label.store import Store
 from zifio.log import say
+from zifio.loopback import is_loopback, listen, serve_until_stopped
 
 PORT = 8017
 
@@ -155,8 +154,6 @@ def _rebuild(desk: Desk) -> Done:
 
 def serve(desk: Desk, host: str, port: int) -> None:
     """Open the page until Ctrl-C. Raises ConfigError where the port is taken, or anybody could come in."""
-    import uvicorn
-
     from zifio.label.app import make_app
 
     alone = is_loopback(host)
@@ -167,34 +164,10 @@ def serve(desk: Desk, host: str, port: int) -> None:
             f"--host {host}: wanted accounts before others can reach the desk, came none. Add one: zifio label "
             f"{desk.store.where} --add-annotator NAME"
         )
-    try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise ConfigError(
-            f"--port {port}: wanted a free port on {host}, came: {error.strerror}. Choose another."
-        ) from None
-    # Answers go out as head and body; without this the body waits 40 ms for the head's receipt. asyncio sets it only on
-    # sockets that name their protocol, which those of `create_server` do not.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    shown = f"[{host}]" if ":" in host else host
-    say(
-        f"desk: http://{shown}:{listening.getsockname()[1]}"
-        + ("/#token=TOKEN, with each one's token" if accounts else "")
-    )
+    listening, address = listen(host, port)
+    say(f"desk: {address}" + ("/#token=TOKEN, with each one's token" if accounts else ""))
     if not has_items:
         say(f"There is nothing to label yet: zifio label {desk.store.where} --import items.jsonl")
     if not alone:
         say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
-    config = uvicorn.Config(make_app(desk, alone), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    serve_until_stopped(make_app(desk, alone), listening)
