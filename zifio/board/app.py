@@ -44,7 +44,7 @@ def make_app(watch: Watch, alone: bool, price_per_hour: float | None = None) -> 
         stop.set()
         thread.join(5)
 
-    app = FastAPI(title="zifio board", lifespan=running, openapi_url=None, default_response_class=AsciiJSON)
+    app = FastAPI(title="zifio board", lifespan=running, openapi_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)
     app.add_middleware(Guard, alone=alone, what="board")
     _routes(app, watch, price_per_hour)
