@@ -42,8 +42,8 @@ $(STAMP): pyproject.toml
 quickstart: setup ## a reasoning model from nothing, measured, in runs/quickstart (minutes on two cores)
 	$(BIN)/zifio run recipes/quickstart.toml
 
-browser: setup ## a Chromium, where the machine has none, and axe-core, for the tests of the labelling page (70 MB, once)
-	@$(BIN)/python tests/label/browser.py || echo "without them the tests of the labelling page are skipped" >&2
+browser: setup ## a Chromium, where the machine has none, and axe-core, for the tests of pages (70 MB, once)
+	@$(BIN)/python tests/browser.py || echo "without them the tests of pages are skipped" >&2
 
 test: setup browser ## the tests (minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -16,11 +16,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire", "listen"),
+    0: ("config", "seed", "log", "gguf", "wire", "loopback"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
-    2: ("checkpoint", "engine", "plan", "adapters", "label"),
-    3: ("train", "evaluate", "serve", "board", "doctor"),
+    1.5: ("record",),
+    2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
+    3: ("train", "evaluate", "serve", "board"),
     4: ("cli", "recipe", "chat", "convert", "exam"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -31,9 +32,13 @@ TORCH_FREE_ROOMS = (
     "log",
     "gguf",
     "wire",
-    "listen",
+    "loopback",
     "tasks",
+    "record",
     "label",
+    "doctor",
+    "board",
+    "sink",
     "plan",
     "adapters",
     "cli",
@@ -53,6 +58,7 @@ TORCH_FREE_FILES = (
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
     "adapters/verifiers.py": "verifiers", "adapters/verifiers_tools.py": "verifiers",
+    "sink/tensorboard.py": "tensorboard",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
 LONGEST_ADAPTER = 100

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -32,7 +35,7 @@ from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage
 from zifio.train.distill import distill
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
-from zifio.train.loop import Look
+from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
@@ -158,14 +161,14 @@ def tokens_like(*shape: int, seed: int = 3, vocab: int = 40) -> Tensor:
     return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def characters() -> ChatTokenizer:
+def characters(alphabet: str = "0123456789+-=") -> ChatTokenizer:
     """The tokenizer of sums: 22 tokens."""
-    return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet="0123456789+-="), []))
+    return ChatTokenizer(train_tokenizer(TokenizerConfig(alphabet=alphabet), []))
 
 
-def save_base(folder: Path, config: AnyConfig, seed: int = 1) -> Path:
-    """A model folder with an untrained model and the tokenizer of sums."""
-    tokenizer = characters()
+def save_base(folder: Path, config: AnyConfig, seed: int = 1, alphabet: str = "0123456789+-=") -> Path:
+    """A model folder with an untrained model and the tokenizer of sums, or of these characters."""
+    tokenizer = characters(alphabet)
     folder.mkdir(parents=True, exist_ok=True)
     save_model(made(config.model_copy(update={"vocab_size": tokenizer.vocab_size}), seed), folder)
     save_tokenizer(tokenizer, folder)
@@ -284,6 +287,31 @@ def run_tiny(kind: str, folder: str, base: str, settings: dict[str, Any] | None 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Stopped(Exception):
+    """As if the run had been ended from outside."""
+
+
+@contextmanager
+def stopped_behind(step: int | None = None) -> Generator[None, None, None]:
+    """Within, training ends right behind the checkpoint of this step, or behind its first one; it must get there."""
+    save = Trainer._save
+
+    def stops(self: Trainer, at: int, totals: dict[str, float]) -> None:
+        save(self, at, totals)
+        if step in (None, at):
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Trainer, "_save", stops)
+        yield
+
+
+def assert_one_run(whole: Path, halves: Path) -> None:
+    """Both wrote the same metrics and weights, to the byte."""
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (whole / name).read_bytes() == (halves / name).read_bytes(), name
 
 
 KILLED = -int(signal.SIGKILL)

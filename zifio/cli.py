@@ -193,6 +193,7 @@ postgresql://user@host/name."""
         "--export", dest="export_format", metavar="FORMAT", help="prm800k, stepwise, preference, unpaired, parquet"
     )
     parser.add_argument("--every", action="store_true", help="export every label, not the final one of each item")
+    parser.add_argument("--first", metavar="N", type=int, help="export the N labels that were given first")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where the export goes")
     parser.add_argument("--report", action="store_true", help="agreement, each labeller's care, speed and drift")
     parser.add_argument("--add-annotator", metavar="NAME", help="a new account; its token is shown once")
@@ -218,6 +219,22 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
     )
+    _json_argument(parser)
+
+
+def _board_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run folders; one may begin later")
+    parser.add_argument(
+        "--reference", metavar="RUN", nargs="+", default=(), type=Path, help="runs whose band is drawn behind"
+    )
+    parser.add_argument("--price-per-hour", metavar="X", type=float, help="of the machine; shows what a run has cost")
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8018, help="(default: %(default)s)")
+    parser.set_defaults(as_json=False)
+
+
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder, also of a run that still goes on")
     _json_argument(parser)
 
 
@@ -335,6 +352,18 @@ VERBS = {
         "label steps, answers and pairs by hand: a page, its accounts, imports and exports",
         "zifio label desk.db --import items.jsonl",
         _label_arguments,
+    ),
+    "board": Verb(
+        "zifio.board.verb:board",
+        "a page that shows runs while they go on, beside one another",
+        "zifio board runs/quickstart",
+        _board_arguments,
+    ),
+    "doctor": Verb(
+        "zifio.doctor.verb:doctor",
+        "say what is wrong with a run, and what to try; exit code 1 when something is",
+        "zifio doctor runs/quickstart",
+        _doctor_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",

@@ -17,7 +17,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -110,6 +110,20 @@ class RunFolder:
                 "Put the run on a local disk with --out."
             ) from None
 
+    def holder(self) -> int | None:
+        """The process that holds the folder, as far as this machine knows; None when nobody does."""
+        try:
+            pid = int((self.path / "lock").read_text())
+        except (OSError, ValueError):
+            return None
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass  # it lives, and is another user's
+        return pid
+
     def metrics(self, step: int, values: Mapping[str, int | float]) -> None:
         """Append a step's numbers that repeat exactly between runs. Raises ValueError for NaN, infinity."""
         self._append("metrics.jsonl", step, values)
@@ -117,6 +131,11 @@ class RunFolder:
     def timing(self, step: int, values: Mapping[str, int | float]) -> None:
         """Append a step's seconds, speed and memory: what differs between two equal runs."""
         self._append("timing.jsonl", step, values)
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append to rollouts.jsonl what was said to a few problems; they repeat exactly too."""
+        for row in rows:
+            self._write("rollouts.jsonl", {"step": step, **row})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, each with its "step"; a torn last line is left out."""
@@ -131,7 +150,7 @@ class RunFolder:
 
         The kept lines stay byte for byte. A crash in between leaves the old file or the new, never a mixture.
         """
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in ("metrics.jsonl", "timing.jsonl", "rollouts.jsonl"):
             file = self.path / name
             if not file.exists():
                 continue
@@ -152,10 +171,13 @@ class RunFolder:
         bad = [key for key, value in line.items() if not math.isfinite(value)]
         if bad:
             raise ValueError(f"step {step}: not a finite number: {', '.join(bad)}")
+        self._write(name, {"step": step, **line})
+
+    def _write(self, name: str, line: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / name).open("a+b") as stream:
             drop_torn_end(stream.fileno())
-            stream.write(json.dumps({"step": step, **line}).encode() + b"\n")
+            stream.write(json.dumps(line).encode() + b"\n")
 
     def _lines(self, name: str) -> list[tuple[bytes, int, dict[str, Any]]]:
         """Each line that has its newline, with what it says. Raises ConfigError for a broken one."""

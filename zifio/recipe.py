@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, model_validator
 from rich.table import Table
@@ -33,6 +33,7 @@ from zifio.config import Config, ConfigError, build, is_url, override, read_toml
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
+from zifio.sink.mirror import check_sinks, mirrored
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
@@ -58,7 +59,8 @@ AnyStage = Annotated[
 
 
 _LEARNERS = (PretrainStage, SftStage, DistillStage, DpoStage)
-_SCORERS = (PrmStage, RewardStage)
+_SCORES = {"process.by": "scores of steps", "reward_model": "scores of replies"}
+"""What a reward model must score; those of other keys may do either."""
 
 
 class Recipe(Config):
@@ -70,6 +72,8 @@ class Recipe(Config):
     """Every random number of the run derives from this one."""
     task: TaskConfig
     """What the model is to learn; stages may name another."""
+    sinks: list[Literal["tensorboard", "trackio", "wandb"]] = []
+    """Where metrics are sent beside the run folder; each wants its package."""
     stage: Annotated[list[AnyStage], Field(min_length=1)]
     """The stages, in order."""
 
@@ -102,6 +106,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     _check_kinds(recipe, str(path))
     _check_lengths(recipe, str(path))
     _check_sizes(recipe, str(path))
+    check_sinks(recipe.sinks, str(path))
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):
@@ -119,7 +124,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
-    makes |= dict.fromkeys(_SCORERS, "scores")
+    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
@@ -127,11 +132,11 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
-        needs += [(key, name, "scores") for key, name in getattr(stage, "scorers", {}).items()]
+        needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
         for key, name, what in needs:
             source = recipe.named(name) if isinstance(name, str) else None
             made = makes.get(type(source), "a model")
-            if source is not None and made != what and not (what == "a tokenizer" and made == "a model"):
+            if source is not None and not made.startswith(what) and not (what == "a tokenizer" and made == "a model"):
                 raise ConfigError(
                     f"{where}: {stage.name}.{key.rstrip('_')}: wanted a stage that makes {what}, came {name!r} "
                     f"(kind {source.kind}), which makes {made}. Name another stage."
@@ -265,8 +270,14 @@ class Run:
         digest = self.digest(stage)
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
+        (folder / "ended.json").unlink(missing_ok=True)
         began = time.perf_counter()
-        totals = _runner(stage)(stage, self._context(folder))
+        try:
+            with mirrored(self.recipe.sinks, self.recipe.name, stage.name, folder):
+                totals = _runner(stage)(stage, self._context(folder))
+        except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
+            _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
+            raise
         seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
         done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
         _write_json(folder / "done.json", done)
@@ -288,12 +299,15 @@ class Run:
 
         def look(stage: Any, tokenizer: Any, task: Any) -> Any:
             held = stage.held_out
-            return make_look(held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision)
+            log = RunFolder(folder)
+            return make_look(
+                held.problems, held.n, stage.sampling, self.recipe.seed, task, tokenizer, stage.precision, log
+            )
 
-        def endpoint(url: str, model: str) -> Any:
+        def endpoint(url: str, model: str, settings: Any, forgiving: bool) -> Any:
             from zifio.evaluate.endpoint import Endpoint
 
-            return closing(Endpoint(url, model))
+            return closing(Endpoint(url, model, settings, forgiving=forgiving))
 
         return Context(folder, self.recipe.seed, self.recipe.task, self.model_of, self.data_of, look, endpoint)
 

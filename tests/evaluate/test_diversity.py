@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import combinations
+from typing import Any
 
 import pytest
 
 from zifio.config import Sampling
-from zifio.evaluate.diversity import distinct_of, diversity
+from zifio.evaluate.diversity import distinct_of, diversity, diversity_of_records
 from zifio.tasks.episode import Episode, Reply
+from zifio.tasks.form import split_thinking
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Task, Verdict, render_response
@@ -80,6 +82,37 @@ def test_entropy_is_the_mean_surprise_of_whole_replies_and_of_tokens():
 def test_what_is_no_entropy_is_absent(sampling: Sampling):
     found = diversity([group("a b")], ChainSum(), sampling, [1])
     assert "reply_entropy" not in found and "token_entropy" not in found and "distinct_right" in found
+
+
+def records(groups: list[list[Episode]], **more: object) -> list[dict[str, Any]]:
+    """As `zifio eval` writes them, thinking and answer apart; and a reply under a budget, which does not count."""
+    rows = []
+    for number, episodes in enumerate(groups):
+        for place, episode in enumerate(episodes):
+            said = split_thinking(episode.reply.text)
+            row = {"problem": str(number), "place": place, "budget": None, "prompt": "p", "gold": "g"}
+            row |= {"thinking": said.thinking, "response": said.rest, "outcome": episode.verdict.outcome}
+            rows.append(row | {"reward": 0.0, "n_tokens": 2, "logp": sum(episode.reply.logps)} | more)
+    return [*rows, rows[0] | {"budget": 8, "response": "<answer>else</answer>"}]
+
+
+@pytest.mark.parametrize("task", [ChainSum(), Splits()])
+def test_records_of_an_exam_have_the_very_figures_of_its_episodes(task: Task):
+    groups = [group("013143 103143 013143 -c", -1.0), group("a b -c !d"), group("-a -b")]
+    wanted = diversity(groups, task, PLAIN, [1, 2, 4], seed=3)
+    assert diversity_of_records(records(groups), task, PLAIN, [1, 2, 4], seed=3) == wanted
+    assert {"distinct_right", "coverage", "reply_entropy", "token_entropy"} <= set(wanted)
+
+
+def test_log_probs_of_another_policy_or_of_the_answer_alone_are_no_entropy():
+    groups = [group("a b")]
+    for rows, sampling in [
+        (records(groups), None),
+        (records(groups, served="big", thinking="because"), PLAIN),
+    ]:
+        found = diversity_of_records(rows, ChainSum(), sampling, [1])
+        assert found["distinct_right"] == 1.0 and not {"reply_entropy", "token_entropy"} & set(found)
+    assert "reply_entropy" in diversity_of_records(records(groups, served="big"), ChainSum(), PLAIN, [1])
 
 
 @pytest.mark.parametrize("task", [ChainSum(), Splits()])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,12 @@ def test_an_endpoint_from_end_to_end(capsys, tmp_path):
     assert found["n_missing"] == 0 and set(found["pass_at_k"]) == {"1", "2", "4"}
     assert {k: v for k, v in again.items() if k != "date"} == {k: v for k, v in found.items() if k != "date"}
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "majority@4" in (folder / "results.md").read_text()
+    page = (folder / "results.md").read_text()
+    assert "majority@4" in page
+    solved = Counter(row["problem"] for row in rows if row["outcome"] == "right")
+    assert found["diversity"]["distinct_right"] == pytest.approx(sum(1 / n for n in solved.values()) / len(solved))
+    assert found["diversity"]["coverage"] == len(solved) / 10 and "reply_entropy" not in found["diversity"]
+    assert "| distinct right | " in page and "| coverage | " in page and "nats a reply" not in page
     assert json.loads((folder / "results.json").read_text()) == {k: v for k, v in found.items() if k != "folder"} | {
         "date": again["date"]
     }

@@ -7,7 +7,7 @@ from synthetic import STAGES, make_run
 
 from zifio.evaluate.drawing import THEME, smooth
 from zifio.evaluate.figures import colour_of, draw
-from zifio.evaluate.record import StageRecord, read_run
+from zifio.record.stage import StageRecord, read_run
 
 
 def stage(kind: str, *rows: dict, name: str = "a", results: dict | None = None) -> StageRecord:

@@ -89,3 +89,11 @@ def test_a_teacher_of_another_run_is_found_by_its_path(run: Path, tmp_path: Path
 def test_stages_that_are_not_done_or_make_no_model_have_no_entry(run: Path):
     (run / "begun").mkdir()
     assert ledger({name: run / name for name in ("begun", "traces", "nowhere")}) == {}
+
+
+def test_what_a_server_computed_to_sample_is_unknown(run: Path):
+    """Its zero FLOPs are no cheap sampling."""
+    url = "http://127.0.0.1/v1"
+    made(run, "bought", "sample", 0, **{"from": url})
+    made(run, "student", "sft", 1000, **{"from": "base", "data": "bought"})
+    assert entry(run, "student") == {"method": "sft", "student": 1000, "base": 1, "unknown": [url]}

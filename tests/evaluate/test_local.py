@@ -102,6 +102,10 @@ def test_the_command_measures_a_model_and_goes_on(model, capsys, tmp_path, monke
     assert "its end forced" in found["budget_by"] and "its end forced" in (folder / "results.md").read_text()
     assert found["cost"] == pytest.approx(sum(row["n_tokens"] for row in rows if row["budget"] is None) / 1e6)
     assert all(row["logp"] < 0 and row["outcome"] in ("right", "wrong") for row in rows)
+    free = [row for row in rows if row["budget"] is None]
+    surprise, n_tokens = -sum(row["logp"] for row in free), sum(row["n_tokens"] for row in free)
+    assert found["diversity"]["token_entropy"] == pytest.approx(surprise / n_tokens)
+    assert f"| nats a token | {surprise / n_tokens:.3f} |" in (folder / "results.md").read_text()
     whole = (folder / "records.jsonl").read_bytes()
     (folder / "records.jsonl").write_bytes(whole[: len(whole) // 2])
     assert cli.main([*words, "--problems", "5"]) == 0

@@ -9,9 +9,10 @@ from rich.console import Console
 from synthetic import STAGES, make_run
 
 from zifio.evaluate import figures
-from zifio.evaluate.record import examples, read_run
+from zifio.evaluate.examples import examples
 from zifio.evaluate.report import markdown_code, shorten, terminal_table, write_report
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, seconds_text
+from zifio.record.stage import read_run
 
 EVIL = (
     '</div><script>alert(1)</script><img src="http://evil.example/x.png"> {{ 7*7 }} | `x` **b** [a](http://b) $y$\n# h'

@@ -13,16 +13,18 @@ import pytest
 from tiny import SHORT_SUMS, characters, deepseek, llama, made, save_base
 
 from zifio.config import build
-from zifio.data.tokenizer import save_tokenizer
+from zifio.data.template import ChatTokenizer
+from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
 from zifio.engine.policy import open_model
 from zifio.engine.scorer import Scorer, Scores
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.report import write_report
-from zifio.evaluate.rerank import AGGREGATES, rerank
+from zifio.evaluate.rerank import AGGREGATES, rerank, score_rows
 from zifio.evaluate.run import eval_stage
 from zifio.evaluate.votes import majority_at_k, weighted_at_k
 from zifio.models.decoder import with_scores
 from zifio.models.weights import save_model
+from zifio.tasks.steps import split_steps
 from zifio.tasks.sums import ChainSum
 
 TASK = ChainSum(min_terms=2, max_terms=4)
@@ -104,6 +106,20 @@ def test_choices_and_first_errors():
     assert located["n_error"] == 5 and located["n_correct"] == 2
     assert located["error_accuracy"] == 4 / 5 and located["correct_accuracy"] == 1 / 2
     assert located["f1"] == pytest.approx(2 / (1 / 0.8 + 1 / 0.5))
+
+
+def test_a_model_of_whole_replies_reads_them_in_one_piece():
+    """Cut into steps the same text has other tokens than those it was trained on."""
+    text = "I count the cats. There are two cats. There is no third."
+    tokenizer = ChatTokenizer(
+        train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), ["the cats. There are cats."] * 50)
+    )
+    assert tokenizer.encode(text) != [token for step in split_steps(text) for token in tokenizer.encode(step)]
+    scorer = Scorer(with_scores(made(llama(vocab_size=tokenizer.vocab_size)), 1, seed=1), tokenizer)
+    rows = [row("a", text, "right")]
+    assert score_rows(scorer, rows) > 0
+    (wanted,) = scorer.scores([([{"role": "user", "content": "1+2+3"}], [text])]).values
+    assert rows[0]["step_scores"] == wanted
 
 
 @pytest.mark.parametrize("n_labels", [1, 2])

@@ -17,9 +17,10 @@ from zifio.config import Sampling, build
 from zifio.data.sources import read_jsonl
 from zifio.engine.policy import load_policy
 from zifio.evaluate.config import EvalStage
-from zifio.evaluate.record import examples, read_run
+from zifio.evaluate.examples import examples
 from zifio.evaluate.report import terminal_table, write_report
 from zifio.evaluate.run import eval_stage, summarise
+from zifio.record.stage import read_run
 from zifio.seed import stream_seed
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.environment import Turn

@@ -80,6 +80,19 @@ def test_what_is_not_defined_is_no_number():
         cohen_kappa([1], [1, 2])
 
 
+def test_what_is_not_defined_has_no_interval():
+    """Fleiss' kappa of items with two labels and with three; half of the resamples are of one sort alone."""
+    asked = []
+
+    def fleiss(values: Any) -> float:
+        asked.append(values)
+        return fleiss_of(values)
+
+    found = agreement(np.array([[0.0, 1.0], [1.0, 1.0], [np.nan, 0.0]]), fleiss, resamples=100)
+    assert math.isnan(found.value) and np.isnan(found.interval).all() and (found.n_items, found.n_labels) == (2, 5)
+    assert len(asked) == 1
+
+
 def test_intervals_cover_what_they_should():
     """Of 60 samples the 95 % interval of kappa holds the value of a very large sample in 51 or more (p < .002)."""
     truth = pairwise_kappa(labels(0, 2, 100_000, 3))

@@ -20,7 +20,7 @@ from zifio.label.schema import EVENTS
 from zifio.label.store import Store
 from zifio.label.verb import serve
 from zifio.label.writer import Writer
-from zifio.listen import is_loopback
+from zifio.loopback import is_loopback
 
 RIGHT = ratings(1, 1, 1)
 

@@ -249,6 +249,23 @@ def test_revising_after_the_machines_word_keeps_the_blind_label(desk: Desk):
     refused(desk, 409, ann, "item-2", RIGHT, phase="revised")
 
 
+def test_who_gave_up_blind_has_no_say_afterwards(desk: Desk):
+    """Neither in what becomes of the item, nor in its place in a queue, whenever that queue was chosen."""
+    ann, ben = person(desk, "ann"), person(desk, "ben")
+    put(desk, *(steps_item(n, prelabel=WRONG) for n in range(2)), queue="disagreement", wanted=2)
+    say(desk, ann, "item-0", {"finish": "give_up"})
+    say(desk, ann, "item-0", RIGHT, phase="revised")
+    say(desk, ben, "item-0", WRONG)
+    say(desk, ann, "item-1", RIGHT)
+    say(desk, ann, "item-1", WRONG, phase="revised")
+    assert state(desk, "item-0") == state(desk, "item-1") == ("open", None, 1)
+    places = [row_of(desk, ITEMS, id=id).priority for id in ("item-0", "item-1")]
+    assert max(places) < 1e-3  # all who have a say agree with the machine
+    put(desk, queue="order")
+    put(desk, queue="disagreement")
+    assert [row_of(desk, ITEMS, id=id).priority for id in ("item-0", "item-1")] == places
+
+
 def test_asking_for_the_verdict_is_noted_beside_the_label(desk: Desk):
     ann = person(desk, "ann")
     put(desk, steps_item(1), steps_item(2))

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from items import person, put, ratings, row_of, say, steps_item, take
+from serving import told
 
+from zifio import cli
 from zifio.config import ConfigError
 from zifio.label.card import write_card
 from zifio.label.desk import Annotator, Desk, turned
@@ -22,7 +24,7 @@ from zifio.label.item import Item, Judgement
 from zifio.label.report import report
 from zifio.label.schema import ITEMS
 from zifio.label.scores import import_scores
-from zifio.tasks.steps import Solution
+from zifio.tasks.steps import Solution, alternatives_prm800k
 
 WRONG = ratings(1, -1, None, correction="the right way", note="a slip", flagged=True)
 PAIRS = [Item(id=f"p{n}", kind="pair", prompt="?", a="long", b="short") for n in range(3)]
@@ -143,6 +145,68 @@ def test_published_rows_are_read(desk: Desk, tmp_path: Path):
     assert row_of(desk, ITEMS, state="done").final == "error 2"
 
 
+def test_a_reply_without_a_word_is_counted_and_left_out(desk: Desk, tmp_path: Path):
+    file = tmp_path / "replies.jsonl"
+    row = {"problem": "p", "prompt": "1+2", "gold": "3", "outcome": "wrong"}
+    rows = [row | {"place": place, "response": text} for place, text in enumerate(("", "1+2=4", " "))]
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    told = import_file(desk, file)
+    assert (told["lines"], told["items"], told["silent"]) == (3, 1, 2)
+
+
+def with_others(labeler: str, mark: int, *others: tuple[str, int]) -> dict[str, Any]:
+    """The published row as another labeller has it: a mark for the second step, and alternatives to it."""
+    row = json.loads(json.dumps(PUBLISHED))
+    row["labeler"], step = labeler, row["label"]["steps"][1]
+    step["completions"][0]["rating"], step["chosen_completion"] = mark, None if mark < 0 else 0
+    step["completions"] += [{"text": text, "rating": rating, "flagged": False} for text, rating in others]
+    row["label"]["finish_reason"] = "found_error" if mark < 0 else "solution"
+    return row
+
+
+def test_alternatives_of_others_come_and_go(desk: Desk, tmp_path: Path):
+    """Three label one solution, each with alternatives of their own: it is one item, and no rating is lost."""
+    ann, ben, eve = (
+        with_others("ann", -1, ("Next.", 1), ("No.", -1)),
+        with_others("ben", 1),
+        with_others("eve", -1, ("Then.", 0)),
+    )
+    file = lines(tmp_path / "rows.jsonl", ann, ben, eve)
+    put(desk, wanted=3)
+    told = import_file(desk, file)
+    assert (told["lines"], told["items"], told["labels"], told["unclear"]) == (3, 2, 4, 0)
+    assert {name: import_file(desk, file)[name] for name in ("items", "labels")} == {"items": 0, "labels": 0}
+    assert (row_of(desk, ITEMS, n_labels=3).state, row_of(desk, ITEMS, n_labels=1).final) == ("disputed", None)
+    export(desk.store, "prm800k", tmp_path / "out.jsonl", every=True)
+    found = [[[(one["text"], one["rating"]) for one in step["completions"]] for step in row["label"]["steps"]]
+             for row in rows(tmp_path / "out.jsonl")]  # fmt: skip
+    first = [("First.", 1)]
+    assert found == [
+        [first, [("Second.", -1), ("Next.", 1), ("No.", -1)]],
+        [first, [("Second.", 1), ("Next.", None), ("No.", None)]],
+        [first, [("Second.", -1), ("Next.", None), ("No.", None)]],
+        [first, [("Then.", 0)]],
+    ]
+    solutions = [one for row in (ann, ben, eve) for one in alternatives_prm800k(row)]
+    assert [(one.text, one.labels) for one in solutions] == [
+        ("First.\nNext.", (1, 1)),
+        ("First.\nNo.", (1, -1)),
+        ("First.\nThen.", (1, 0)),
+    ]
+
+
+def test_a_gold_item_keeps_its_label_whoever_fails_it(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path):
+    ann = person(desk, "ann")
+    put(desk, steps_item(1, role="gold", expected=ratings(1, 1, 1)))
+    say(desk, ann, "item-1", WRONG)
+    export(desk.store, "prm800k", tmp_path / "out.jsonl", every=True)
+    other = opened(str(tmp_path / "other.db"))
+    import_file(other, tmp_path / "out.jsonl")
+    assert row_of(other, ITEMS, id="item-1").expected == "no error"
+    others = [{**with_others(name, mark), "is_quality_control_question": True} for name, mark in (("a", -1), ("b", 1))]
+    assert import_file(other, lines(tmp_path / "rows.jsonl", *others))["labels"] == 2
+
+
 def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Desk], tmp_path: Path):
     worked(desk)
     found = {}
@@ -163,6 +227,32 @@ def test_trls_formats_go_out_and_come_in(desk: Desk, opened: Callable[[str], Des
         assert rows(tmp_path / "again.jsonl") == found[name]
 
 
+def test_the_first_labels_are_those_that_were_given_first(desk: Desk, tmp_path: Path):
+    """Whatever the order of the items; taken back and said again a label is a later one. A longer part holds every
+    shorter one."""
+    ann, ben = person(desk, "ann"), person(desk, "ben")
+    put(desk, *(steps_item(n) for n in range(1200)), steps_item(5000, role="gold", expected=ratings(1, 1, 1)), wanted=1)
+    given = [700, 3, 1100, 4]
+    say(desk, ann, "item-5000", ratings(1, 1, 1))
+    for n in given:
+        say(desk, ann, f"item-{n}", ratings(1, 1, 1))
+    say(desk, ann, "item-3", WRONG, key="again")
+    say(desk, ben, "item-3", WRONG)
+    out = tmp_path / "out.jsonl"
+
+    def names(first: int | None, every: bool = False) -> list[str]:
+        export(desk.store, "prm800k", out, every, first)
+        return [row["zifio"]["id"] for row in rows(out)]
+
+    assert [sorted(names(n)) for n in (1, 2, 3)] == [
+        sorted(f"item-{one}" for one in some) for some in ([700], [700, 1100], [700, 1100, 4])
+    ]
+    assert names(4) == names(9) == names(None) == ["item-3", "item-4", "item-700", "item-1100"]
+    assert names(1, every=True) == ["item-5000"] and len(names(6, every=True)) == 6
+    with pytest.raises(ConfigError, match="--first"):
+        export(desk.store, "prm800k", out, first=0)
+
+
 def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: Path):
     worked(desk)
     out = tmp_path / "labels.parquet"
@@ -171,10 +261,27 @@ def test_parquet_holds_everything_and_its_card_says_what(desk: Desk, tmp_path: P
     assert len(table) == done["rows"] == 22 and {row["phase"] for row in table} == {"blind", "adjudication"}
     first = next(row for row in table if row["id"] == "item-1" and row["phase"] == "blind")
     assert first["ratings"] == [1, -1, None] and first["correction"] == "the right way" and first["stance"] == "error 2"
+    other = next(row for row in table if row["id"] == "item-4")
+    assert other["alternatives"] == [[], ["another way"], []] and other["alternative_ratings"] == [[], [1], []]
     assert first["queue"] == "random" and first["ms"] == 1000 and first["saw_verdict"] is False
     card = write_card(desk, out, done["rows"]).read_text()
     assert "data_files: labels.parquet" in card and "Krippendorff" in card and "`wanted = 2`" in card
     assert not any(name in card for name in ("ann, ben", "ann: ", "ben: "))
+
+
+def test_another_readme_is_kept(tmp_path: Path, opened: Callable[[str], Desk], capsys: pytest.CaptureFixture[str]):
+    path, card = str(tmp_path / "desk.db"), tmp_path / "README.md"
+    put(opened(path), steps_item(1))
+    for out in ("one.parquet", "two.parquet"):  # another's words, then the card of another file
+        before = card.read_text() if card.exists() else "# My thesis\n"
+        card.write_text(before)
+        assert cli.main(["label", path, "--export", "parquet", "--out", str(tmp_path / out)]) == 2
+        assert "README.md" in capsys.readouterr().err
+        assert card.read_text() == before and not (tmp_path / out).exists()
+        card.unlink()
+        for _ in range(2):  # its own card is written again
+            done = told(capsys, path, "--export", "parquet", "--out", str(tmp_path / "one.parquet"))
+            assert done["card"] == str(card)
 
 
 def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
@@ -197,6 +304,24 @@ def test_replies_of_an_evaluation_become_items(desk: Desk, tmp_path: Path):
     assert (
         "3*2=5" in two.steps[0] and two.steps[-1].endswith("It is 7.") and (two.answer, two.outcome) == ("7", "wrong")
     )
+
+
+def test_a_text_in_steps_leaves_as_it_came(desk: Desk, tmp_path: Path):
+    ann = person(desk, "ann")
+    chain, several = "<think>6+1=7-1=6</think><answer>6</answer>", "<think>So.\n\nThen: 6\n</think>\n<answer>6</answer>"
+    replies = [
+        {"problem": f"p/{n}", "prompt": "6+1-1", "gold": "6", "outcome": "right", "response": text}
+        for n, text in enumerate((chain, several))
+    ]
+    own = {"id": "own", "prompt": "2+3*4", "steps": ["3*4=12", "2+12=14\n\n", "14"]}
+    import_file(desk, lines(tmp_path / "rows.jsonl", *replies, own, PUBLISHED))
+    for name in ("p/0", "p/1", "own"):
+        with desk.store.read() as connection:
+            n_steps = len(desk.item(connection, name).steps)
+        say(desk, ann, name, ratings(*[1] * n_steps))
+    export(desk.store, "unpaired", tmp_path / "out.jsonl")
+    texts = [row["completion"] for row in rows(tmp_path / "out.jsonl")]
+    assert texts == [chain, several, "3*4=12\n2+12=14\n\n14", "First.\nSecond."]
 
 
 def test_scores_may_come_later_and_again(desk: Desk, tmp_path: Path):
@@ -241,7 +366,6 @@ def test_a_machines_labels_are_hidden_and_are_nobodys(desk: Desk, tmp_path: Path
         ),
         ('{"prompt": "p", "completions": ["a"], "labels": ["x"]}', "true or false"),
         ('{"prompt": "p", "completion": "a", "label": "yes"}', "true or false"),
-        ('{"prompt": "p", "response": "", "outcome": "right"}', "empty"),
         ("[" * 100_000, "JSON object"),
     ],
 )

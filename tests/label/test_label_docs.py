@@ -42,7 +42,11 @@ def test_the_way_from_labels_to_better_choices(tmp_path: Path, monkeypatch: pyte
     """As written, but that the base is untrained, and that the page's requests come without a page."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    save_base(tmp_path / "runs" / "quickstart" / "base" / "model", deepseek())
+    save_base(
+        tmp_path / "runs" / "quickstart" / "base" / "model",
+        deepseek(max_position_embeddings=160),
+        alphabet="0123456789+-=()%",
+    )
     assert len(SUMS) == 6
     for command in SUMS:
         if command != ".venv/bin/zifio label sums.db":

@@ -198,6 +198,28 @@ def test_two_label_thirty_items_by_keyboard_and_a_third_settles(
     assert len(pairs) == 5 and all(row["chosen"].startswith("good") for row in pairs)
 
 
+SOURCES = """async text => {
+  const { fill } = await import('/page/maths.js');
+  const shown = fill(document.createElement('div'), text);
+  return [...shown.querySelectorAll('.formula annotation')].map(one => one.textContent);
+}"""
+
+
+def test_what_is_a_formula(context: BrowserContext, tmp_path: Path):
+    formulas = {
+        "20 pens, $20$ or $3,000$.": ["20", "3,000"],
+        "It costs $5 and $7.": [],
+        "$5-$7, $5,$7, $5 or $x$": ["x"],
+        r"\$5, \$7 or $x$": ["x"],
+        r"$ 5 $ and \(a\), $b$s, $$c$$, \[d\] $e\$1$": ["a", "b", "c", "d", r"e\$1"],
+        "$a\nb$": [],
+    }
+    with serving(filled(tmp_path / "desk.db", steps_item(1))) as server:
+        page = Labeller(context, server.url).page
+        page.wait_for_selector("#submit")
+        assert {text: page.evaluate(SOURCES, text) for text in formulas} == formulas
+
+
 def test_a_lost_connection_and_a_killed_desk_lose_nothing(context: BrowserContext, tmp_path: Path):
     path = filled(tmp_path / "desk.db", *(steps_item(n, prompt=f"Item {n}") for n in range(12)))
     server = Server(path)

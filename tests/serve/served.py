@@ -17,7 +17,7 @@ from zifio.config import build
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, train_tokenizer
 from zifio.engine.policy import LocalPolicy
-from zifio.listen import address, listen
+from zifio.loopback import listen
 from zifio.serve.app import make_app
 from zifio.serve.model import Served
 from zifio.serve.settings import ServeConfig
@@ -66,11 +66,11 @@ def serving(
     """The server until the block ends."""
     served = Served("tiny", made or policy())
     app = make_app({"tiny": served}, build(ServeConfig, settings or {}, "test"), keys)
-    socket = listen("127.0.0.1", 0)
+    socket, url = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
-    here = Here(address(socket, "127.0.0.1"), served)
+    here = Here(url, served)
     try:
         yield here
     finally:

@@ -11,12 +11,15 @@ from zifio.config import ConfigError
 from zifio.tasks.steps import (
     Solution,
     Stepwise,
+    alternatives_prm800k,
+    called_wrong,
     consensus,
     first_error,
     from_prm800k,
     from_row,
     from_stepwise,
     localisation,
+    majority,
     split_steps,
     to_prm800k,
     to_stepwise,
@@ -138,6 +141,11 @@ def test_first_errors():
     assert until_first_error([1, 0, None]) == (1, 0, None)
 
 
+def test_the_majority_needs_more_than_any_other():
+    assert majority([0, 2, 0]) == 0 and majority(["a", "b", "a", "c"]) == "a"
+    assert majority(["a", "b"]) is None and majority([]) is None
+
+
 def test_labellers_agree_on_the_first_error_or_the_solution_is_dropped():
     assert consensus([[1, -1, 1], [1, -1, -1]]) == (1, -1, None)
     assert consensus([[1, -1, 1], [1, 1, 1]]) is None
@@ -154,12 +162,19 @@ def test_localisation_is_the_harmonic_mean_of_both_accuracies():
     assert localisation([0, 1], [0, 1]) is None
 
 
+@pytest.mark.parametrize("scores, place", [([0.9, 0.5, 0.49, 0.1], 2), ([0.5], None), ([], None)])
+def test_below_one_half_a_step_is_called_wrong(scores: list[float], place: int | None):
+    assert called_wrong(scores) == place
+
+
 def test_prm800k_is_read():
-    """Of the second phase: alternatives are passed over, what nobody labelled stays."""
+    """Of the second phase: alternatives stand apart, what nobody labelled stays."""
     found = from_prm800k(json.loads(json.dumps(PHASE_2)))
     assert found.steps == ("I count.\n", "That is 8.\n", "# Answer\n\n8")
     assert found.labels == (0, -1, None)
     assert (found.prompt, found.gold, found.answer, found.outcome) == ("How many?", "7", "8", "")
+    (other,) = alternatives_prm800k(json.loads(json.dumps(PHASE_2)))
+    assert (other.steps, other.labels, other.answer) == (("I count.\n", "That is 7.\n"), (0, 1), "")
 
 
 def test_prm800k_of_the_first_phase_is_read():
@@ -168,10 +183,14 @@ def test_prm800k_of_the_first_phase_is_read():
     own = {"completions": [{"text": "c", "rating": -1}], "chosen_completion": None,
            "human_completion": {"text": "d", "source": "human", "flagged": False}}  # fmt: skip
     question = {"problem": "p", "ground_truth_answer": "d", "pre_generated_steps": None}
-    found = from_prm800k(
-        {"question": question, "label": {"steps": [step | {"chosen_completion": 1}, own], "finish_reason": "solution"}}
-    )
+    row = {
+        "question": question,
+        "label": {"steps": [step | {"chosen_completion": 1}, own], "finish_reason": "solution"},
+    }
+    found = from_prm800k(row)
     assert (found.text, found.labels) == ("b\nd", (1, 1))
+    others = [(one.text, one.labels) for one in alternatives_prm800k(row)]
+    assert others == [("a\n", (-1,)), ("b\nc", (1, -1))]
 
 
 TEXTS = ["<think>1+1=2+1=3</think><answer>3</answer>", "So.\nThen.\nEnd.", "So.\n\nThen.\n\nEnd.", "So. Then. End."]
@@ -209,6 +228,13 @@ def test_trl_reads_our_rows():
         ({"label": {"steps": []}}, "wanted `question`"),
         ({"label": {"steps": [{"completions": []}]}, "question": {"problem": "p"}}, "step 1: wanted a completion"),
         ({"label": {"steps": [3]}, "question": {"problem": "p"}}, "step 1: wanted a completion"),
+        (
+            {
+                "label": {"steps": [{"completions": [{"text": "a", "rating": 1}], "chosen_completion": "0"}]},
+                "question": {"problem": "p"},
+            },
+            "step 1: wanted a completion",
+        ),
     ],
 )
 def test_rows_that_cannot_be_read_say_so(row: dict, said: str):

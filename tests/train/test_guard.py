@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import RL, Sevens, context, deepseek, metrics, run, save_base
+from tiny import RL, Sevens, assert_one_run, context, deepseek, metrics, run, save_base, stopped_behind
 
 from zifio.config import build
 from zifio.models.weights import load_model
 from zifio.train.config import Guard
 from zifio.train.guard import Farmed, alarms, repeats
-from zifio.train.loop import Diverged, Trainer
+from zifio.train.loop import Diverged
 
 GUARD: dict[str, Any] = {"task": {"name": "chain_sum", "min_terms": 2, "max_terms": 4}, "every": 2, "problems": 8}
 RULES = build(Guard, GUARD, "test")
@@ -162,25 +162,12 @@ def test_it_can_take_back_the_last_weights_that_were_fine(tmp_path: Path):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_two_halves_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_halves_are_one_run(tmp_path: Path):
     """What the guard has seen is in every checkpoint."""
     whole = farm(tmp_path, "whole", {})
 
-    class Stopped(Exception):
-        pass
-
-    save = Trainer._save
-
-    def stops(self: Trainer, step: int, totals: dict[str, float]) -> None:
-        save(self, step, totals)
-        if step == 5:
-            raise Stopped
-
-    monkeypatch.setattr(Trainer, "_save", stops)
-    with pytest.raises(Stopped):
+    with stopped_behind(5):
         farm(tmp_path, "halves", {})
-    monkeypatch.undo()
     halves = farm(tmp_path, "halves", {})
     assert {**whole, "seconds": 0} == {**halves, "seconds": 0}
-    for name in ("metrics.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+    assert_one_run(tmp_path / "whole", tmp_path / "halves")

@@ -260,6 +260,14 @@ def test_right_replies_are_preferred_to_wrong_ones(tmp_path: Path):
         ([], "came an empty file"),
         ([{"prompt": "1", "chosen": "2"}], "row 1: wanted `prompt`, `chosen` and `rejected`"),
         ([{"prompt": "1", "chosen": "2", "rejected": "2"}], "came the same twice"),
+        ([{"prompt": [1], "chosen": "2", "rejected": "3"}], "row 1: wanted `prompt`, `chosen` and `rejected`"),
+        ([{"prompt": [{"role": "user"}], "chosen": "2", "rejected": "3"}], "row 1: wanted `prompt`"),
+        (
+            [{"prompt": "1", "response": "2", "outcome": "right"}, {"prompt": "1", "response": "3"}],
+            "row 2: outcome: wanted a text, came nothing. Give a `sample` stage's data",
+        ),
+        ([{"prompt": "1", "response": 2, "outcome": "right"}], "row 1: response: wanted a text, came 2"),
+        ([{"response": "2", "outcome": "right"}], "row 1: prompt: wanted a text, came nothing"),
         ([{"chosen": [{"role": "user", "content": "1"}], "rejected": [{"role": "user", "content": "2"}]}], "wanted"),
     ],
 )

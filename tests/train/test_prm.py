@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ADAM, characters, context, deepseek, llama, made, metrics, run, save_base
+from tiny import (
+    ADAM,
+    assert_one_run,
+    characters,
+    context,
+    deepseek,
+    llama,
+    made,
+    metrics,
+    run,
+    save_base,
+    stopped_behind,
+)
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
@@ -19,7 +31,8 @@ from zifio.tasks.steps import Solution, split_steps, to_prm800k, to_stepwise, un
 from zifio.tasks.sums import ChainSum
 from zifio.train.batch import make_batches
 from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.prm import Labelled, found_errors, mean_of_steps, read_labelled, step_sequence
+from zifio.train.prm import Labelled, found_errors, read_alternatives, read_labelled, step_sequence
+from zifio.train.stage import mean_weighted
 
 PRM: dict[str, Any] = {
     "from": "base", "data": "data", "steps": 4, "sequences": 6, "checkpoint_every": 2, "optim": ADAM,
@@ -77,7 +90,7 @@ def test_the_loss_is_the_mean_cross_entropy_at_the_ends_of_steps(shape: Any, row
         for one in map(spoiled, range(9))
     ]
     assert {target for one in labelled for target in one.targets} == {0.0, 1.0, None}
-    sequences = mean_of_steps([step_sequence(TOKENIZER, one) for one in labelled])
+    sequences = mean_weighted([step_sequence(TOKENIZER, one) for one in labelled], "step_weight")
     batches = make_batches(sequences, row_tokens, micro_tokens, TOKENIZER.pad_id)
     assert len(batches) > 1 or micro_tokens == 1000
     results = [batch_loss(model, batch, LossTerms(), 1.0) for batch in batches]
@@ -102,7 +115,9 @@ def test_a_soft_label_is_a_mixture_of_both():
 
     def loss(target: float) -> float:
         labelled = Labelled(one, [target] * len(one.steps))
-        (batch,) = make_batches(mean_of_steps([step_sequence(TOKENIZER, labelled)]), 96, 96, TOKENIZER.pad_id)
+        (batch,) = make_batches(
+            mean_weighted([step_sequence(TOKENIZER, labelled)], "step_weight"), 96, 96, TOKENIZER.pad_id
+        )
         return batch_loss(model, batch, LossTerms(), 1.0).loss.item()
 
     assert loss(0.3) == pytest.approx(0.3 * loss(1.0) + 0.7 * loss(0.0), abs=1e-6)
@@ -119,6 +134,21 @@ def test_every_form_of_data_is_learned_from_alike(tmp_path: Path):
     rows = [one.row() | {"shares": [0.25] * len(one.steps)} for one in solutions]
     soft = read_labelled(written(tmp_path, rows), soft=True)
     assert soft[0].targets == [0.25] * (len(solutions[0].steps) - 1) + [None]
+
+
+def test_what_was_not_chosen_is_learned_from_once(tmp_path: Path):
+    """Each at its own end; problems that are held back keep theirs, and without the flag nobody reads them."""
+    rows = [to_prm800k(strict(index)) for index in range(20)]
+    for row in rows:
+        row["label"]["steps"][0]["completions"].append({"text": "=0", "rating": -1, "flagged": None})
+    path = written(tmp_path, rows)
+    assert [(one.solution.steps[0][:2], one.targets) for one in read_alternatives(path)] == [("=0", [0.0])] * 20
+    base = save_base(tmp_path / "base", llama())
+    without, with_ = (
+        run("prm", PRM | more, context(tmp_path / f"run{n}", base=base, data=path))
+        for n, more in enumerate(({"held_back": 0.2}, {"held_back": 0.2, "alternatives": True}))
+    )
+    assert with_["held_back"] == without["held_back"] and with_["solutions"] == 2 * without["solutions"]
 
 
 def strict(index: int) -> Solution:
@@ -146,29 +176,16 @@ def test_a_stage_learns_to_find_errors(tmp_path: Path):
     assert found_errors(scorer, held).keys() >= {"held_back_accuracy"}
 
 
-def test_two_halves_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_halves_are_one_run(tmp_path: Path):
     base = save_base(tmp_path / "base", deepseek())
     data = written(tmp_path, [spoiled(index).row() for index in range(40)])
     whole = run("prm", PRM, context(tmp_path / "whole", base=base, data=data))
 
-    class Stopped(Exception):
-        pass
-
-    def stops(self: Any, step: int, totals: dict[str, float], save: Any) -> None:
-        save(self, step, totals)
-        raise Stopped
-
-    from zifio.train.loop import Trainer
-
-    save = Trainer._save
-    monkeypatch.setattr(Trainer, "_save", lambda self, step, totals: stops(self, step, totals, save))
-    with pytest.raises(Stopped):
+    with stopped_behind():
         run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
-    monkeypatch.undo()
     halves = run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
     assert {**whole, "seconds": 0} == {**halves, "seconds": 0}
-    for name in ("metrics.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "halves" / name).read_bytes()
+    assert_one_run(tmp_path / "whole", tmp_path / "halves")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tiny import ADAM, RL, Sevens, characters, context, deepseek, llama, logits_
 
 import zifio.train.draw as draw_module
 import zifio.train.rl as rl_module
+import zifio.train.stage as stage_module
 from zifio.config import ConfigError, Sampling, build
 from zifio.models.attention import branches_of
 from zifio.models.decoder import Decoder
@@ -327,7 +328,8 @@ def test_every_pass_but_the_references_replays_the_samplers_experts(monkeypatch)
     """Training and old log-probs; nothing is known of a reply's last token and of padding."""
     seen = []
     plain = rl_module.policy_logp
-    monkeypatch.setattr(rl_module, "policy_logp", lambda m, batch, t: seen.append((m, batch)) or plain(m, batch, t))
+    for module in (rl_module, stage_module):
+        monkeypatch.setattr(module, "policy_logp", lambda m, batch, t: seen.append((m, batch)) or plain(m, batch, t))
     rollouts = Rollouts(
         stage(routing="replay", old_logps="trainer", kl_weight=0.1), 1, Sevens(), tiny_model(), TOKENIZER
     )

@@ -11,6 +11,7 @@ import pytest
 from tiny import Sevens, context, deepseek, metrics, run, save_base
 
 import zifio.train.sample as sample_module
+import zifio.train.stage as stage_module
 from zifio.checkpoint import model_digest
 from zifio.config import ConfigError, Sampling, build
 from zifio.data.sources import read_jsonl, write_jsonl
@@ -167,7 +168,8 @@ def die_at(patch: pytest.MonkeyPatch, nth: int) -> None:
 
         return call
 
-    patch.setattr(sample_module, "write_jsonl", dying(write_jsonl))
+    for module in (sample_module, stage_module):
+        patch.setattr(module, "write_jsonl", dying(write_jsonl))
     patch.setattr(RunFolder, "metrics", dying(RunFolder.metrics))
     patch.setattr(RunFolder, "timing", dying(RunFolder.timing))
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import zifio.train.draw as draw_module
 import zifio.train.rl as rl_module
+import zifio.train.stage as stage_module
 from zifio.config import build
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.task import Problem, Verdict
@@ -89,9 +90,10 @@ def ours(
     monkeypatch.setattr(draw_module, "play", lambda *args: rolled.episodes(reported))
     model = made(deepseek(vocab_size=TOKENIZER.vocab_size))
     rollouts = Rollouts(stage, 1, Sevens(), model, TOKENIZER)
-    monkeypatch.setattr(
-        rl_module, "policy_logp", lambda m, batch, _: placed(rolled.old if m is model else rolled.ref, batch)
-    )
+    for module in (rl_module, stage_module):
+        monkeypatch.setattr(
+            module, "policy_logp", lambda m, batch, _: placed(rolled.old if m is model else rolled.ref, batch)
+        )
     out = []
     all_batches = rollouts.step(0).updates
     assert len(all_batches) > 1 or len(all_batches[0]) > 1 or stage.mask_truncated, "several micro-batches or updates"

@@ -34,6 +34,7 @@ _COLUMNS = {
     "pass_rate": "share of right replies among the checked ones to this problem",
     "seed": "of the random numbers, with problem and place",
     "model": "digest of the weights that wrote it",
+    "digest": "of its weights; empty where a server wrote the reply, and `model` is what that calls them",
     "verifier": "digest of the code and the settings that judged it",
     "sampling": "how it was drawn",
 }
@@ -70,7 +71,10 @@ def card(name: str, curated: Curated, about: Mapping[str, Any], license: str | N
     lines = ["---", *header, "---", "", f"# {name}", ""]
     lines += [f"{len(rows):,} of {drawn:,} replies that a model drew and a verifier judged. Made with zifio.", ""]
     lines += ["## How it was made", "", *_table(("what", "value"), about.items()), ""]
-    lines += ["Every row names the weights, the verifier and the random numbers behind it, so it can be drawn again."]
+    behind = "the weights, the verifier and the random numbers behind it, so it can be drawn again."
+    if any("digest" in row for row in rows):
+        behind = "the server's model, whose weights nobody here knows, the verifier, and the seed that was sent."
+    lines += [f"Every row names {behind}"]
     steps = [(name.replace("_", " "), f"{curated.dropped[name]:,}") for name in FILTERS]
     lines += ["", "## What was dropped", "", *_table(("filter, in this order", "rows"), [*steps, ("kept", len(rows))])]
     lines += ["", "## How hard it is", "", *_table(("pass rate of the problem", "rows"), _difficulty(rows))]

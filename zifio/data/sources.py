@@ -38,6 +38,14 @@ def read_object(line: str | bytes, where: str) -> dict[str, Any]:
     return row
 
 
+def check_texts(row: dict[str, Any], keys: Iterable[str], where: str, way_out: str) -> None:
+    """Raise ConfigError unless the row has a text under each of these keys; `where` opens its message."""
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            came = repr(row.get(key))[:_QUOTED] if key in row else "nothing"
+            raise ConfigError(f"{where}: {key}: wanted a text, came {came}. {way_out}")
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one object a line, keys in their order. The file is there whole or not at all.
 

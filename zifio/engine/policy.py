@@ -12,11 +12,14 @@ from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Dialogue
 from zifio.engine.engine import Completion, Engine
+from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
 from zifio.models.weights import load_model
-from zifio.tasks.episode import Message, Reply, Start
+from zifio.tasks.environment import tools_of
+from zifio.tasks.episode import Episode, Message, Reply, Start, conversation
+from zifio.tasks.task import Task
 
 
 class LocalPolicy:
@@ -86,6 +89,15 @@ class LocalPolicy:
         logps = [0.0] * len(opening) + completion.logps
         tokens = opening + drawn
         return Reply(tokens, text, logps, finish, None if experts is None else experts.numpy(), sampled)
+
+
+def sampling_flops(policy: LocalPolicy, task: Task, episodes_P_G: Sequence[Sequence[Episode]]) -> float:
+    """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt."""
+    total, tools = 0.0, tools_of(task)
+    for group in episodes_P_G:
+        n_prompt = len(policy.prompt(conversation(group[0].problem), tools))
+        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
+    return total
 
 
 def load_policy(

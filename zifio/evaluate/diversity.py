@@ -20,8 +20,9 @@ from typing import Any
 
 from zifio.config import Sampling
 from zifio.evaluate.stats import mean, share_interval
-from zifio.tasks.episode import Episode
-from zifio.tasks.task import Task, parse_response
+from zifio.tasks.episode import Episode, Reply
+from zifio.tasks.form import THINK, THOUGHT
+from zifio.tasks.task import Problem, Task, Verdict, parse_response
 
 
 def diversity(
@@ -49,6 +50,31 @@ def diversity(
         out |= {"coverage": mean(found), "coverage_interval": list(share_interval(found, seed, "coverage"))}
         out["coverage_possible"] = min(1.0, max(map(len, checked_P)) / n_right)
     return out | _entropy([e for group in episodes_P_G for e in group], sampling)
+
+
+def diversity_of_records(
+    rows: Sequence[dict[str, Any]], task: Task, sampling: Sampling | None, ks: Sequence[int], seed: int = 0
+) -> dict[str, Any]:
+    """As `diversity`, of the records of an exam (`examine`): of its replies without a thinking budget.
+
+    `sampling` is None where the log-probs may be of another policy than the one that was sampled from. Those of a
+    server's reply that shows a thinking may cover the answer alone, so they tell nothing.
+    """
+    groups: dict[str, list[Episode]] = {}
+    for row in rows:
+        if row["budget"] is None:
+            groups.setdefault(row["problem"], []).append(_episode(row, sampling is not None))
+    in_order = [groups[problem] for problem in sorted(groups)]  # not as they came: resampling goes by place
+    return diversity(in_order, task, sampling or Sampling(), ks, seed)
+
+
+def _episode(row: dict[str, Any], with_logps: bool) -> Episode:
+    """The episode that a record tells of, as far as it is counted here; its log-probs are one sum."""
+    is_partial = "served" in row and row["thinking"]
+    logps = [row["logp"]] if with_logps and "logp" in row and not is_partial else []
+    text = f"{THINK}{row['thinking']}{THOUGHT}{row['response']}"
+    reply = Reply([], text, logps, sampled=[True] * row.get("n_tokens", 0))
+    return Episode(Problem(row["problem"], row["prompt"], row["gold"]), reply, Verdict(row["outcome"], row["reward"]))
 
 
 def distinct_of(counts: Counter[str], k: int) -> float:

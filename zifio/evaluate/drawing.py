@@ -21,7 +21,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from zifio.evaluate.record import StageRecord
+from zifio.record.stage import StageRecord
 
 # Light and dark value of each CSS variable. Figures are drawn with the light ones.
 THEME = {

@@ -17,10 +17,12 @@ from typing import Any
 
 from zifio.config import ConfigError, EndpointSettings, Sampling
 from zifio.evaluate.config import Prices
-from zifio.evaluate.replies import Ask, Failed, Frame, Said
+from zifio.evaluate.replies import Ask, Failed, Frame, Said, scored_text
 from zifio.tasks.environment import THINKING_KEYS, Call, Message
 from zifio.tasks.episode import Reply
 from zifio.wire import Wire
+
+_SEEDS = 2**31  # what servers take
 
 
 class Endpoint:
@@ -36,17 +38,26 @@ class Endpoint:
         sampling: Sampling | None = None,
         prices: Prices | None = None,
         frame: Frame | None = None,
+        forgiving: bool = False,
     ) -> None:
-        """`url` ends in /v1 or wherever /chat/completions hangs. Raises ConfigError for what is no such address."""
+        """`url` ends in /v1 or wherever /chat/completions hangs; `forgiving` is for `complete`.
+
+        Raises ConfigError for what is no such address.
+        """
         self.settings = settings or EndpointSettings()
         self._wire = Wire(url, self.settings, "/chat/completions", "chat completion")
         self.url, self.model = self._wire.url, model
         self.sampling = sampling or Sampling(max_new_tokens=1024)
-        self.prices, self.frame = prices, frame or Frame()
+        self.prices, self.frame, self.forgiving = prices, frame or Frame(), forgiving
 
     def close(self) -> None:
         """End all requests that are under way."""
         self._wire.close()
+
+    @property
+    def has_policy_logps(self) -> bool:
+        """Where it draws from the model as it is: servers tell log-probs from before temperature."""
+        return self.sampling.temperature == 1
 
     def identity(self) -> dict[str, Any]:
         """The address, the model and what is asked besides."""
@@ -55,18 +66,19 @@ class Endpoint:
     def complete(
         self, conversations: list[list[Message]], n: int, sampling: Sampling, seeds: list[list[int]]
     ) -> list[list[Reply]]:
-        """n replies to each conversation, without tokens; reply j to conversation p carries `seeds[p][j]`.
+        """n replies to each conversation, without tokens; reply j to conversation p carries `seeds[p][j]`, as far as
+        servers take it. Thinking that came apart stands before the answer.
 
-        Raises ConfigError when one of them does not come.
+        Raises ConfigError when one of them does not come; a forgiving endpoint gives one with a fault for it.
         """
         jobs = [
-            partial(self.ask, c, sampling, seed)
+            partial(self.ask, c, sampling, seed % _SEEDS)
             for c, group in zip(conversations, seeds, strict=True)
             for seed in group
         ]
-        said: dict[int, Said] = {}
+        said: dict[int, Said | str] = {}
         for place, outcome in self._wire.run(jobs):
-            if isinstance(outcome, str):
+            if isinstance(outcome, str) and not self.forgiving:
                 raise ConfigError(f"{self.url}: wanted {len(jobs)} replies, came a failure: {outcome}. Try again.")
             said[place] = outcome
         replies = iter(said[place] for place in range(len(jobs)))
@@ -201,6 +213,10 @@ def _logps(choice: dict[str, Any]) -> list[float]:
     return logps if all(map(math.isfinite, logps)) else []
 
 
-def _reply(said: Said) -> Reply:
-    """For `Policy`, which knows two ways to end."""
-    return Reply([], said.text, [], "length" if said.finish == "length" else "stop")
+def _reply(said: Said | str) -> Reply:
+    """For `Policy`, which knows two ways to end. How many tokens were drawn is told, not which; why there is no reply
+    is a fault."""
+    if isinstance(said, str):
+        return Reply([], "", fault=said)
+    sampled = [True] * (said.n_tokens or 0)
+    return Reply([], scored_text(said, shaped=True), [], "length" if said.finish == "length" else "stop", None, sampled)

@@ -21,12 +21,13 @@ from typing import Any
 from zifio.config import ConfigError
 from zifio.evaluate.config import ExamConfig
 from zifio.evaluate.curve import draw_curve
+from zifio.evaluate.diversity import diversity_of_records
 from zifio.evaluate.journal import Journal, Key
 from zifio.evaluate.methods import SCORERS, Row, summarise
 from zifio.evaluate.pages import exam_page
-from zifio.evaluate.record import write_whole
 from zifio.evaluate.replies import Ask, Failed, Said, Subject, answer_of, scored_text, wants_shape
 from zifio.log import Progress
+from zifio.record.stage import write_whole
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import code_digest, make_task
 from zifio.tasks.environment import Interactive
@@ -116,11 +117,11 @@ def examine(exam: Exam, subject: Subject, name: str, folder: Path, fresh: bool =
                 progress.update(len(rows), watch.numbers())
                 watch.stop_if_hopeless()
         journal.flush_to_disk()
-        return conclude(exam, name, [*rows.values()], folder, subject.budget_by, watch.failures)
+        return conclude(exam, name, [*rows.values()], folder, subject, watch.failures)
 
 
 def conclude(
-    exam: Exam, name: str, rows: list[Row], folder: Path, budget_by: str, failures: Sequence[str]
+    exam: Exam, name: str, rows: list[Row], folder: Path, subject: Subject, failures: Sequence[str]
 ) -> dict[str, Any]:
     """Write results.json, results.md and curve.png of these records; returns what results.json holds."""
     config = exam.config
@@ -135,12 +136,14 @@ def conclude(
         "date": datetime.now(UTC).date().isoformat(),
         **found,
     }
+    sampling = config.sampling if subject.has_policy_logps else None
+    results["diversity"] = diversity_of_records(rows, exam.task, sampling, config.counts, config.seed)
     if config.prm is not None:
         from zifio.evaluate.rerank import reranked  # needs torch, as nothing else here
 
         results["rerank"] = reranked(config.prm, exam.task, rows, config.counts, config.seed)
     if config.budgets:
-        results["budget_by"] = budget_by
+        results["budget_by"] = subject.budget_by
     if failures:
         results["failures"] = list(dict.fromkeys(failures))[:5]
     png = draw_curve(results)

@@ -33,8 +33,8 @@ from zifio.evaluate.drawing import (
     smooth,
     step_axis,
 )
-from zifio.evaluate.record import StageRecord
 from zifio.evaluate.wording import flops_text, percent, seconds_text
+from zifio.record.stage import StageRecord
 
 _N_SERIES = sum(name.startswith("series-") for name in THEME)
 _NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model
@@ -438,8 +438,8 @@ def _labels(stages: Sequence[StageRecord]) -> Figure | None:
                 labels, [gain["mean"] for gain in gains], color=LIGHT[colours[model]], linestyle=dash, marker="o", ms=3,
                 label=whose + shown,
             )  # fmt: skip
-            ends = zip(*(gain["interval"] for gain in gains), strict=True)
-            axes.fill_between(labels, *ends, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
+            low, high = ([gain["interval"][end] for gain in gains] for end in (0, 1))
+            axes.fill_between(labels, low, high, color=LIGHT[colours[model]], alpha=0.15, linewidth=0)
     axes.axhline(0, color=LIGHT["muted"], linewidth=0.8, linestyle=(0, (1, 2)))
     axes.set_xscale("log")
     axes.set_xticks(sorted({labels for _, _, lines in found for labels, _ in lines}), minor=False)

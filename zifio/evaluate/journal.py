@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zifio.config import ConfigError
-from zifio.evaluate.record import write_whole
 from zifio.log import RunFolder, drop_torn_end
+from zifio.record.stage import write_whole
 
 RECORDS, IDENTITY = "records.jsonl", "exam.json"
 

@@ -67,7 +67,10 @@ def _entry(model: _Work) -> dict[str, Any]:
     drawn = [_find(work, "data") for work in chain if "data" in work.starts]
     student = sum(work.flops - work.of_teacher for work in chain)
     out: dict[str, Any] = {"method": model.method, "student": student}
-    if all(drawn) and not any(is_url(work.starts.get("teacher", "")) for work in chain):
+    servers = [work.starts.get("teacher", "") for work in chain] + [
+        work.starts.get("from", "") for work in drawn if work
+    ]
+    if all(drawn) and not any(map(is_url, servers)):
         fresh = {work.folder: work for work in drawn if work is not None and work.folder not in base.works}
         taught = sum(work.of_teacher for work in chain)
         out["with_sampling"] = student + taught + sum(work.flops for work in fresh.values())

@@ -38,6 +38,7 @@ class LocalSubject:
     """Implements `evaluate.replies.Subject` with our engine."""
 
     budget_by = "thinking cut there, its end forced, the answer drawn anew"
+    has_policy_logps = True
 
     def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], force: str) -> None:
         """Loads the model. Raises ConfigError when it cannot be read, or the longest problem leaves no room."""
@@ -144,6 +145,7 @@ class LocalInTurns:
     """Implements `evaluate.replies.Subject` with our engine on a task that answers back, token by token as in RL."""
 
     budget_by = ""
+    has_policy_logps = True
 
     def __init__(self, model: str, exam: ExamConfig, problems: list[Problem], task: Interactive) -> None:
         """Loads the model. Raises ConfigError when it cannot be read, or its chat template has no words for tools."""

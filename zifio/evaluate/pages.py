@@ -21,6 +21,12 @@ METHODS = {
     "best_of_k_oracle": "best of {k} by the verdict",
 }
 
+_DIVERSITY = (
+    "Distinct right: different right replies over right replies to a problem. Coverage: the share of the right answers "
+    "there are that were found. Entropy: the mean of -log p over replies drawn from p; absent where nobody tells p. Of "
+    "replies without a thinking budget."
+)
+
 
 def exam_page(results: dict[str, Any], has_curve: bool) -> str:
     """results.md: the figures by method and budget, what was left out, and what it took."""
@@ -39,6 +45,10 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
         lines += _rerank_lines(found)
     if has_curve:
         lines += ["![Accuracy against thinking budget and number of replies](curve.png)", ""]
+    if said := diversity_cells(results):
+        lines += ["## Diversity", "", "| figure | value | 95% interval |", "|---|---:|---:|"]
+        lines += [f"| {label} | {value} | {interval or '–'} |" for label, value, interval in said]
+        lines += ["", _DIVERSITY, ""]
     lines += [
         "Intervals resample problems (clustered bootstrap). pass@k, majority@k and best-of-k are exact "
         "expectations over all choices of k replies; ties are broken by lot. Replies whose check broke are "
@@ -46,6 +56,24 @@ def exam_page(results: dict[str, Any], has_curve: bool) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def diversity_cells(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(figure, value, interval) of how much there still is to say: distinct right answers, coverage, entropy.
+
+    Of one reply to each problem the first two tell nothing.
+    """
+    found, said = results.get("diversity", {}), []
+    for name, label in (("distinct_right", "distinct right"), ("coverage", "coverage")):
+        if name in found and results["n"] > 1:
+            low, high = found[f"{name}_interval"]
+            of = found["coverage_possible"] if name == "coverage" else 1.0
+            value = percent(found[name]) + (f" of {percent(of)}" if of < 1 else "")
+            said.append((label, value, f"{percent(low)} to {percent(high)}"))
+    for name, label, digits in (("reply_entropy", "nats a reply", 2), ("token_entropy", "nats a token", 3)):
+        if name in found:
+            said.append((label, f"{found[name]:.{digits}f}", ""))
+    return said
 
 
 def _rerank_lines(found: dict[str, Any]) -> list[str]:
@@ -73,6 +101,9 @@ def exam_table(results: dict[str, Any]) -> Table:
     for name, label in _named_cells(arms):
         cells = [_cell(arm, name) for arm in arms]
         table.add_row(label, *(f"{percent(c['mean'])} ({_interval(c)})" if c else "–" for c in cells))
+    for label, value, interval in diversity_cells(results) if arms else []:
+        cell = f"{value} ({interval})" if interval else value
+        table.add_row(label, *(cell if arm["budget"] is None else "–" for arm in arms))
     return table
 
 

@@ -28,6 +28,7 @@ class Recorded:
     """Implements `evaluate.replies.Subject` with the replies of a file."""
 
     budget_by = "not at all"
+    has_policy_logps = False
 
     def __init__(self, file: Path, problems: Sequence[Problem], model: str | None = None) -> None:
         """Reads and matches the file.

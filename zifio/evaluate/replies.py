@@ -101,6 +101,11 @@ class Subject(Protocol):
     budget_by: str
     """How it keeps a thinking budget, in words."""
 
+    @property
+    def has_policy_logps(self) -> bool:
+        """Whether the log-probs that it tells are of the policy that it draws from."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What names it, for the folder: replies of another one must not be mixed in."""
         ...

@@ -22,10 +22,11 @@ from rich.table import Table
 from rich.text import Text
 
 from zifio.evaluate.drawing import THEME
+from zifio.evaluate.examples import examples
 from zifio.evaluate.figures import colour_of, draw
 from zifio.evaluate.ledger import ledger
-from zifio.evaluate.record import StageRecord, examples, read_run, write_whole
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, points_text, seconds_text
+from zifio.record.stage import StageRecord, read_run, write_whole
 
 _LONGEST = 700  # characters of a reply that the page shows
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]|~$!]")

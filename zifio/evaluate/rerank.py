@@ -10,7 +10,6 @@ Try it alone: `pytest tests/evaluate/test_rerank.py`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -21,7 +20,7 @@ from zifio.evaluate.stats import mean, paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
 from zifio.tasks.environment import conversation
 from zifio.tasks.form import THINK, THOUGHT, split_thinking
-from zifio.tasks.steps import Stepwise, first_error, localisation, split_steps, true_labels
+from zifio.tasks.steps import Stepwise, called_wrong, first_error, localisation, split_steps, true_labels
 from zifio.tasks.task import Problem, Task
 
 Row = dict[str, Any]
@@ -33,8 +32,6 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "product": prod,
 }
 """How the scores of steps become that of a reply."""
-
-_WRONG = 0.5  # below this score a step is called wrong
 
 
 def rerank_by_each(
@@ -88,8 +85,13 @@ def reranked(prm: str, task: Task, rows: Sequence[Row], ks: Sequence[int], seed:
 
 
 def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:
-    """Write the scores of each reply's steps into its record; the FLOPs come back."""
-    asked = [(conversation(_problem(row)), split_steps(row["response"]) or [""]) for row in rows]
+    """Write the scores of each reply's steps, or its only one, into its record; the FLOPs come back.
+
+    What scores whole replies reads them in one piece, as it was trained.
+    """
+    texts = [row["response"] for row in rows]
+    pieces = [split_steps(text) or [""] for text in texts] if scorer.by_step else [[text] for text in texts]
+    asked = [(conversation(_problem(row)), steps) for row, steps in zip(rows, pieces, strict=True)]
     scores, flops = scorer.scores(asked)
     for row, mine in zip(rows, scores, strict=True):
         row["step_scores"] = mine
@@ -123,13 +125,13 @@ def _located(task: Task, rows: Sequence[Row]) -> dict[str, Any] | None:
     if not isinstance(task, Stepwise):
         return None
     checked = [row for row in rows if row["outcome"] != "error"]
-    called = [next((k for k, s in enumerate(row["step_scores"]) if s < _WRONG), None) for row in checked]
+    called = [called_wrong(row["step_scores"]) for row in checked]
     true = [
         first_error(true_labels(task, _problem(row), split_steps(row["response"]), row["outcome"] == "right"))
         for row in checked
     ]
     found = localisation(called, true)
-    return {**asdict(found), "f1": found.f1} if found else None
+    return {**found.figures(), "n_error": found.n_error, "n_correct": found.n_correct} if found else None
 
 
 def _problem(row: Row) -> Problem:

@@ -20,24 +20,24 @@ from zifio.checkpoint import model_digest
 from zifio.config import Sampling
 from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
-from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
-from zifio.evaluate.record import write_whole
 from zifio.evaluate.rerank import rerank_by_each
 from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops, parameters
+from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
+from zifio.record.stage import write_whole
 from zifio.tasks.catalog import make_task
-from zifio.tasks.environment import tools_of
-from zifio.tasks.episode import Episode, Policy, conversation, play, record
+from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task
 
+_KEPT = 3  # problems of a look whose first reply is kept
 _CHUNK = 64  # problems between two movements of the progress bar; no result depends on it
 
 
@@ -106,11 +106,13 @@ def make_look(
     task: Task,
     tokenizer: ChatTokenizer,
     precision: Precision = "fp32",
+    log: RunFolder | None = None,
 ) -> Callable[[Decoder, int], tuple[dict[str, float], float]]:
     """A quick evaluation for the training loop: (model, step) -> (metrics, FLOPs).
 
     Always the same problems and random numbers, so that two looks differ by the model alone. The problems are the
     first ones of an `eval` stage with the same seed and task. On a GPU it samples in the `precision` of training.
+    What was said to the first few goes to `log`, so that a reader sees the replies change.
     """
     questions = _questions(task, problems, seed)
 
@@ -118,12 +120,14 @@ def make_look(
         policy = LocalPolicy(model, tokenizer, precision=sampling_precision(precision, model.device))
         episodes_P_G = evaluate(policy, task, questions, n, sampling, seed, "look")
         policy.engine.release()
+        if log is not None:
+            log.rollouts(step, [record(group[0], 0) for group in episodes_P_G[:_KEPT]])
         found = summarise(episodes_P_G, sorted({1, n}), seed)
         metrics = {key: float(value) for key, value in found.items() if isinstance(value, float) and key != "pass_at_1"}
         for k, share in found.get("pass_at_k", {}).items():
             low, high = found["pass_at_k_interval"][k]
             metrics |= {f"pass_at_{k}": share, f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
-        return metrics | {"n_verifier_errors": found["n_errors"]}, _flops(policy, task, episodes_P_G)
+        return metrics | {"n_verifier_errors": found["n_errors"]}, sampling_flops(policy, task, episodes_P_G)
 
     return look
 
@@ -205,7 +209,7 @@ class _Exam:
             "parameters": {"total": size.total, "active": size.active},
             "model_digest": model_digest(path),
             "exam_digest": self.digest,
-            "flops": _flops(policy, self.task, episodes_P_G) + scoring,
+            "flops": sampling_flops(policy, self.task, episodes_P_G) + scoring,
             "n_tokens": n_tokens,
         }
         write_jsonl(self._records(key), rows)
@@ -262,16 +266,6 @@ def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prms: Ite
     asked = [[problem.id, problem.prompt, problem.gold] for problem in problems]
     whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *map(model_digest, prms)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:12]
-
-
-def _flops(policy: LocalPolicy, task: Task, episodes_P_G: list[list[Episode]]) -> float:
-    """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt."""
-    lengths = [
-        len(policy.prompt(conversation(group[0].problem), tools_of(task))) + len(e.reply.tokens)
-        for group in episodes_P_G
-        for e in group
-    ]
-    return forward_flops(policy.model.config, lengths)
 
 
 def _row(episode: Episode, place: int) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class EndpointInTurns:
     """
 
     budget_by = ""
+    has_policy_logps = False
 
     def __init__(self, endpoint: Endpoint, task: Interactive) -> None:
         self.endpoint, self.task = endpoint, task

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import groupby
 from math import comb
 
@@ -73,16 +74,23 @@ def weighted_at_k(
         for answer, count in Counter(answers).items()
         if answer is not None
     }
-    n_draws, total = min(comb(n, k), most), Fraction(0)
-    for number in range(n_draws):
+    draws, total = _draws(n, k, most), Fraction(0)
+    for draw in draws:
         totals: dict[str, float] = {}
-        for place in _draw(n, k, number * comb(n, k) // n_draws):
+        for place in draw:
             if (answer := answers[place]) is not None:
                 totals[answer] = totals.get(answer, 0.0) + weights[place]
         best = max(totals.values(), default=0.0)
         first = [worth[answer] for answer, weight in totals.items() if weight == best]
         total += sum(first, Fraction(0)) / max(len(first), 1)
-    return float(total / n_draws)
+    return float(total / len(draws))
+
+
+@lru_cache(maxsize=8)
+def _draws(n: int, k: int, most: int) -> list[list[int]]:
+    """The draws of k out of n, or `most` of them; the same for every problem and every score, so made once."""
+    n_draws = min(comb(n, k), most)
+    return [_draw(n, k, number * comb(n, k) // n_draws) for number in range(n_draws)]
 
 
 def _draw(n: int, k: int, number: int) -> list[int]:

@@ -129,7 +129,8 @@ def agreement(
     """A coefficient of labels (annotators in rows, items in columns, nan for none) with its bootstrap interval.
 
     `coefficient` takes such labels. Where columns are steps, `item_of_I` says of which item, and items are resampled.
-    Resamples in which it is not defined are left out; with too few others the interval is nan.
+    Where it is not defined nothing is resampled; resamples in which it is not are left out, and with too few others the
+    interval is nan.
     """
     values = np.asarray(value_AI, dtype=float)
     doubled = (~np.isnan(values)).sum(axis=0) >= 2
@@ -139,14 +140,16 @@ def agreement(
     owner = np.arange(len(doubled)) if item_of_I is None else np.asarray(item_of_I)
     _, place = np.unique(owner[doubled], return_inverse=True)
     columns = np.split(np.argsort(place, kind="stable"), np.cumsum(np.bincount(place))[:-1])
+    value, n_labels = coefficient(values), int((~np.isnan(values)).sum())
+    if np.isnan(value):
+        return Agreement(value, (float("nan"), float("nan")), len(columns), n_labels)
     rng = np.random.default_rng(stream_seed(seed, "label/agreement"))
     picks = rng.integers(len(columns), size=(resamples, len(columns)))
     drawn = np.array([coefficient(values[:, np.concatenate([columns[one] for one in pick])]) for pick in picks])
     drawn = drawn[~np.isnan(drawn)]
     tail = (1 - confidence) / 2
     ends = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) >= resamples / 2 else (np.nan, np.nan)
-    n_labels = int((~np.isnan(values)).sum())
-    return Agreement(coefficient(values), (float(ends[0]), float(ends[1])), len(columns), n_labels)
+    return Agreement(value, (float(ends[0]), float(ends[1])), len(columns), n_labels)
 
 
 def pairwise_kappa(value_AI: Floats, weights: Weights = None) -> float:

@@ -9,37 +9,24 @@ Try it alone: `zifio label try.db`
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zifio.label.desk import Annotator, Desk, Refused
+from zifio.label.desk import LONGEST_MS, MOST_AT_ONCE, Annotator, Desk, Phase, Refused
 from zifio.label.referee import Referee
 from zifio.label.store import Conflict
 from zifio.label.writer import Writer
-from zifio.listen import LOOPBACK_NAME
+from zifio.loopback import AsciiJSON, Guard
 
 PAGE = Path(__file__).parent / "page"
-_LONGEST_BODY = 1 << 20
-_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-}
 
 Key = Annotated[str, Field(min_length=8, max_length=100, pattern=r"^[\w-]+$")]
 ItemName = Annotated[str, Field(min_length=1, max_length=200)]
@@ -52,7 +39,7 @@ class _Body(BaseModel):
 class NextBody(_Body):
     """Asks for items."""
 
-    n: int = Field(default=1, ge=1, le=20)
+    n: int = Field(default=1, ge=1, le=MOST_AT_ONCE)
 
 
 class LabelBody(_Body):
@@ -61,8 +48,8 @@ class LabelBody(_Body):
     key: Key
     item: ItemName
     said: dict[str, Any]
-    ms: int = Field(default=0, ge=0, le=86_400_000)
-    phase: Literal["blind", "revised", "adjudication"] = "blind"
+    ms: int = Field(default=0, ge=0, le=LONGEST_MS)
+    phase: Phase = "blind"
 
 
 class UndoBody(_Body):
@@ -78,14 +65,6 @@ class ItemBody(_Body):
     item: ItemName
 
 
-class AsciiJSON(JSONResponse):
-    """JSON in ASCII: no text of a model is too strange for it."""
-
-    def render(self, content: Any) -> bytes:
-        """The bytes of an answer."""
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
-
-
 def make_app(desk: Desk, alone: bool) -> FastAPI:
     """The application of a desk; `alone`: it can be reached from this machine only, where one person needs no token."""
     writer, referee = Writer(desk.store), Referee()
@@ -95,8 +74,8 @@ def make_app(desk: Desk, alone: bool) -> FastAPI:
         with writer, referee:
             yield
 
-    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None, default_response_class=AsciiJSON)
-    app.add_middleware(_Guard, alone=alone)
+    app = FastAPI(title="zifio labelling desk", lifespan=running, openapi_url=None)
+    app.add_middleware(Guard, alone=alone, what="desk")
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Conflict, _refused)
     app.add_exception_handler(SQLAlchemyError, _unavailable)
@@ -175,34 +154,3 @@ async def _refused(_: Request, error: Exception) -> AsciiJSON:
 async def _unavailable(_: Request, error: Exception) -> AsciiJSON:
     reason = str(getattr(error, "orig", error)).splitlines()[0]
     return AsciiJSON({"error": f"The database does not answer: {reason}. Nothing was written."}, status_code=503)
-
-
-class _Guard:
-    """Refuses what no page of ours sends: another host's name (which a foreign page could have bound to this machine),
-    bodies without an end. Adds the headers that keep foreign code out."""
-
-    def __init__(self, app: ASGIApp, alone: bool) -> None:
-        self._app, self._alone = app, alone
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        length = headers.get("content-length", "0")
-        refusal = None
-        if self._alone and not LOOPBACK_NAME.fullmatch(headers.get("host", "")):
-            refusal = (403, "This desk answers to localhost only.")
-        elif "transfer-encoding" in headers or not length.isdecimal() or int(length) > _LONGEST_BODY:
-            refusal = (413, f"Wanted at most {_LONGEST_BODY} bytes.")
-
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"] = [*message["headers"], *more]
-            await send(message)
-
-        if refusal is None:
-            await self._app(scope, receive, sending)
-        else:
-            await AsciiJSON({"error": refusal[1]}, status_code=refusal[0])(scope, receive, sending)

@@ -24,6 +24,8 @@ from zifio.seed import stream
 Phase = Literal["blind", "revised", "adjudication"]
 LONE = "me"
 MOST_AT_ONCE = 20
+LONGEST_MS = 86_400_000
+"""The most time that a label says it took: a day."""
 
 
 class Refused(ValueError):
@@ -142,20 +144,21 @@ class Desk:
         n, now = max(1, min(n, MOST_AT_ONCE)), self.store.clock()
         rules = read_rules(connection)
         before = self._draw.before(connection, me.id, rules, now, n)
-        items = self._read(connection, before.items)
+        items = self.items(connection, before.items)
         return {
             "items": [shown(item, me, rules.settings) for item in items],
             "screened_out": before.screened_out,
             "screening": before.n_screening,
         }
 
-    def _read(self, connection: Connection, ids: list[str]) -> list[Item]:
+    def items(self, connection: Connection, ids: list[str]) -> list[Item]:
+        """The items of these names that are here, in this order."""
         found = {row.id: Item.model_validate_json(row.body) for row in connection.execute(_ITEMS, {"ids": ids})}
         return [found[id] for id in ids if id in found]
 
     def item(self, connection: Connection, id: str) -> Item:
         """The item of this name. Raises Refused when there is none."""
-        found = self._read(connection, [id])
+        found = self.items(connection, [id])
         if not found:
             raise Refused(404, f"No item {id[:100]!r} here.")
         return found[0]
@@ -227,7 +230,7 @@ class Desk:
                 raise Refused(409, "Say first what you think without the machine's label.")
 
     def _labelled(self, connection: Connection, me: Annotator, item: str) -> bool:
-        return connection.execute(select(LABELS.c.seq).where(_current(me, LABELS.c.item == item))).first() is not None
+        return connection.execute(select(LABELS.c.seq).where(LABELS.c.item == item, _current(me))).first() is not None
 
     def _revealed(self, connection: Connection, me: Annotator, item: Item, phase: Phase) -> dict[str, Any]:
         """The machine's pre-label, once the blind label is in."""
@@ -280,12 +283,12 @@ class Desk:
         if not me.adjudicates:
             raise Refused(403, "Only an adjudicator sees what others said.")
         settings = self.store.settings(connection)
-        mine = select(LABELS.c.seq).where(_current(me, LABELS.c.item == ITEMS.c.id))
+        mine = select(LABELS.c.seq).where(LABELS.c.item == ITEMS.c.id, _current(me))
         open_ = select(ITEMS.c.id).where(ITEMS.c.role == "work", ITEMS.c.state == "disputed")
         query = open_.order_by(mine.exists(), ITEMS.c.priority.desc(), ITEMS.c.seq.desc())
         ids = list(connection.execute(query.limit(max(1, min(n, MOST_AT_ONCE)))).scalars())
         items = []
-        for item in self._read(connection, ids):
+        for item in self.items(connection, ids):
             opinions = [turned(said, item, me).model_dump(mode="json") for said in self._opinions(connection, item.id)]
             items.append({**shown(item, me, settings), "reveals": False, "opinions": opinions})
         return {"items": items}
@@ -303,7 +306,7 @@ class Desk:
         """How many items there are, are done and are disputed, and how many labels are this person's."""
         work = select(ITEMS.c.state, func.count()).where(ITEMS.c.role == "work").group_by(ITEMS.c.state)
         states = {row[0]: row[1] for row in connection.execute(work)}
-        mine = select(func.count()).select_from(LABELS).where(_current(me, LABELS.c.item.is_not(None)))
+        mine = select(func.count()).select_from(LABELS).where(_current(me))
         return {
             "n_items": sum(states.values()),
             "n_done": states.get("done", 0),
@@ -344,6 +347,6 @@ def _label_key(me: Annotator, key: str) -> str:
     return f"label:{me.id}:{content_id(key)}"
 
 
-def _current(me: Annotator, which: Any) -> Any:
+def _current(me: Annotator) -> Any:
     """A blind label of this person's that still holds."""
-    return and_(which, LABELS.c.annotator == me.id, LABELS.c.phase == "blind", LABELS.c.current)
+    return and_(LABELS.c.annotator == me.id, LABELS.c.phase == "blind", LABELS.c.current)

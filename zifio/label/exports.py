@@ -16,24 +16,26 @@ import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
-from zifio.label.item import first_error
 from zifio.label.records import Labelled, labels
 from zifio.label.store import Store
-from zifio.tasks.steps import Solution, to_prm800k, to_stepwise
+from zifio.tasks.steps import Solution, first_error, to_prm800k, to_stepwise
 
 Rows = list[dict[str, Any]]
 _AT_ONCE = 1000
 
 
-def export(store: Store, format: str, out: Path, every: bool = False) -> dict[str, Any]:
-    """Write the labels to `out`; how many rows were written, and how many labels have no place in this format.
+def export(store: Store, format: str, out: Path, every: bool = False, first: int | None = None) -> dict[str, Any]:
+    """Write the labels, or the `first` that were given, to `out`; how many rows were written, and how many labels have
+    no place in this format.
 
-    Raises ConfigError for a format that there is not.
+    Raises ConfigError for a format that there is not, or fewer than one label.
     """
+    if first is not None and first < 1:
+        raise ConfigError(f"--first: wanted how many labels, 1 or more, came {first}.")
     if format not in FORMATS:
         raise ConfigError(f"--export: wanted one of {', '.join(FORMATS)}, came {format!r}. Choose one of these.")
     counts: Counter[str] = Counter()
-    rows = _rows(labels(store, every), _ROWS[format], counts)
+    rows = _rows(labels(store, every, first), _ROWS[format], counts)
     out.parent.mkdir(parents=True, exist_ok=True)
     if format == "parquet":
         _write_parquet(out, rows)
@@ -71,7 +73,7 @@ def _prm800k(one: Labelled) -> Rows:
         steps[number]["completions"] += [
             {"text": text, "rating": rating, "flagged": None} for text, rating in zip(texts, given, strict=True)
         ]
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     if wrong is not None and said.correction:
         # The wrong step stays the one that is labelled; who takes the correction for the step would lose the error.
         steps[wrong] |= {"human_completion": {"text": said.correction, "rating": None}, "chosen_completion": 0}
@@ -81,10 +83,11 @@ def _prm800k(one: Labelled) -> Rows:
     beside: dict[str, Any] = {"id": item.id, "phase": one.phase, "note": said.note, "flagged": said.flagged}
     if item.alternatives:
         beside["alternatives"] = item.alternatives  # those behind the first error, too
+    if item.expected is not None:
+        beside["expected"] = item.expected.model_dump(mode="json")
     return [
         {
             **row,
-            "labeler": one.annotator,
             "timestamp": one.timestamp or _time(one.at),
             "generation": None,
             "is_quality_control_question": item.role == "gold",
@@ -114,7 +117,7 @@ def _unpaired(one: Labelled) -> Rows:
     if item.kind == "answer" and stance in ("right", "wrong"):
         return [{"prompt": item.prompt, "completion": item.response, "label": stance == "right"}]
     if item.kind == "steps" and stance.startswith(("no error", "error")):
-        return [{"prompt": item.prompt, "completion": "\n\n".join(item.steps), "label": stance == "no error"}]
+        return [{"prompt": item.prompt, "completion": solution(one).text, "label": stance == "no error"}]
     if item.kind == "pair" and stance == "both_bad":
         return [{"prompt": item.prompt, "completion": text, "label": False} for text in (item.a, item.b)]
     return []
@@ -124,11 +127,13 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "kind", "role", "prompt")),
         ("steps", pa.list_(pa.string())),
+        ("alternatives", pa.list_(pa.list_(pa.string()))),
         *((name, pa.string()) for name in ("response", "a", "b", "answer", "gold", "problem", "outcome")),
         ("scores", pa.list_(pa.float64())),
         ("source", pa.string()),
         ("finish", pa.string()),
         ("ratings", pa.list_(pa.int8())),
+        ("alternative_ratings", pa.list_(pa.list_(pa.int8()))),
         *((name, pa.string()) for name in ("value", "stance", "correction", "note")),
         ("flagged", pa.bool_()),
         *((name, pa.string()) for name in ("annotator", "phase", "timestamp", "queue")),
@@ -144,6 +149,7 @@ def _flat(one: Labelled) -> Rows:
     texts = ("id", "kind", "role", "prompt", "response", "a", "b", "answer", "gold", "problem", "outcome", "source")
     row: dict[str, Any] = {name: getattr(item, name) for name in texts}
     row |= {"steps": list(item.steps), "scores": list(item.scores), "ratings": list(said.ratings)}
+    row |= {"alternatives": item.alternatives, "alternative_ratings": said.alternatives}
     row |= {name: getattr(said, name) for name in ("finish", "value", "correction", "note", "flagged")}
     row |= {name: getattr(one, name) for name in ("stance", "annotator", "phase", "queue", "ms", "saw_verdict")}
     return [{**row, "timestamp": one.timestamp or _time(one.at)}]

@@ -7,26 +7,24 @@ Try it alone: `zifio label desk.db --import items.jsonl`
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Connection
 
 from zifio.config import ConfigError, build
 from zifio.data.sources import read_object
-from zifio.label.desk import Desk
+from zifio.label.desk import LONGEST_MS, Desk, Phase
 from zifio.label.item import Item, Judgement, content_id, fault, stance
 from zifio.label.store import Conflict
 from zifio.log import Progress
 from zifio.tasks.form import THINK, THOUGHT
-from zifio.tasks.steps import Solution, from_prm800k, from_row, split_steps
-from zifio.tasks.task import parse_response
+from zifio.tasks.steps import Solution, alternatives_prm800k, from_prm800k, from_row, other_completions, split_steps
+from zifio.tasks.task import Outcome, parse_response
 
 _AT_ONCE = 500
-_LONGEST_MS = 86_400_000
-_OUTCOMES = ("right", "wrong", "error")
-_PHASES = ("blind", "revised", "adjudication")
 IMPORTED = "imported"
 """Who labelled, where a file does not say."""
 
@@ -37,13 +35,16 @@ class Brought(NamedTuple):
     item: Item
     said: Judgement | None = None
     labeler: str = IMPORTED
-    phase: Literal["blind", "revised", "adjudication"] = "blind"
+    phase: Phase = "blind"
     ms: int = 0
     timestamp: str = ""
+    apart: "tuple[Brought, ...]" = ()
+    """Its alternatives as items of their own."""
 
 
 def import_file(desk: Desk, path: Path, prelabels: bool = False) -> dict[str, Any]:
-    """Bring every line of a file into the desk; how many items and labels were new, and how many labels said nothing.
+    """Bring every line of a file into the desk; how many items and labels were new, how many labels and replies said
+    nothing.
 
     With `prelabels` the file's labels are a machine's, hidden from everybody until they have given their own.
     Raises ConfigError with the line that is wrong; lines before its part of the file are in.
@@ -53,11 +54,14 @@ def import_file(desk: Desk, path: Path, prelabels: bool = False) -> dict[str, An
     with path.open("rb") as file, Progress("import", n_lines) as progress:
         numbered = enumerate(file, 1)
         while part := list(islice(numbered, _AT_ONCE)):
-            brought = [_read(path, number, line, prelabels) for number, line in part if line.strip()]
+            found = [_read(path, number, line, prelabels) for number, line in part if line.strip()]
+            brought = [one for one in found if one is not None]
+            counts["lines"] += len(found)
+            counts["silent"] += len(found) - len(brought)
             with desk.store.write() as connection:
                 _bring(desk, connection, path, brought, counts)
             progress.update(part[-1][0], {"items": counts["items"]})
-    return {"path": str(path), **{name: counts[name] for name in ("lines", "items", "labels", "unclear")}}
+    return {"path": str(path), **{name: counts[name] for name in ("lines", "items", "labels", "unclear", "silent")}}
 
 
 def _count(path: Path) -> int:
@@ -71,12 +75,12 @@ def _count(path: Path) -> int:
 
 
 def _bring(desk: Desk, connection: Connection, path: Path, brought: list[Brought], counts: "Counter[str]") -> None:
+    brought = list(_placed(desk, connection, brought))
     items = [one.item.model_dump(mode="json") for one in brought]
     try:
         counts["items"] += desk.store.append_items(connection, str(path), items)
     except Conflict as error:
         raise ConfigError(f"{path}: {error}") from None
-    counts["lines"] += len(brought)
     people: dict[str, str] = {}  # by name: who is asked for once
     for one in brought:
         if one.said is None:
@@ -89,6 +93,26 @@ def _bring(desk: Desk, connection: Connection, path: Path, brought: list[Brought
             counts["labels"] += _label(desk, connection, one, one.said, people[one.labeler])
 
 
+def _placed(desk: Desk, connection: Connection, brought: list[Brought]) -> Iterator[Brought]:
+    """The same; but a label of a solution that is at the desk with other alternatives, as PRM800K's labellers had each
+    their own, goes there without its own, which become items of their own. Who labels one solution labels one item."""
+    standing = {item.id: item for item in desk.items(connection, [one.item.id for one in brought if one.said])}
+    for one in brought:
+        there = standing.setdefault(one.item.id, one.item)
+        if one.said is None or there == one.item or there.model_copy(update=_varying(one.item)) != one.item:
+            yield one
+        elif there.alternatives == one.item.alternatives:
+            yield one._replace(item=there)
+        else:
+            yield one._replace(item=there, said=one.said.model_copy(update={"alternatives": ()}))
+            yield from one.apart
+
+
+def _varying(item: Item) -> dict[str, Any]:
+    """What labels of one solution may bring along differently."""
+    return {name: getattr(item, name) for name in ("alternatives", "role", "expected")}
+
+
 def _label(desk: Desk, connection: Connection, one: Brought, said: Judgement, who: str) -> bool:
     whole = said.model_dump(mode="json")
     name = content_id(one.item.id, whole, one.phase, one.timestamp)
@@ -98,9 +122,16 @@ def _label(desk: Desk, connection: Connection, one: Brought, said: Judgement, wh
     return desk.store.append(connection, "label", who, body, key=f"label:{who}:import-{name}").fresh
 
 
-def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought:
+def _read(path: Path, number: int, line: bytes, prelabels: bool) -> Brought | None:
+    """What a line brings; None of a reply without a word, as models give now and then."""
     where = f"{path}: line {number}"
     row = read_object(line, where)
+    if (
+        _is_reply(row)
+        and isinstance(row["response"], str)
+        and not f"{row.get('thinking') or ''}{row['response']}".strip()
+    ):
+        return None
     if b"\\ud" in line.lower():
         row = _well_formed(row)
     try:
@@ -124,6 +155,10 @@ def _well_formed(value: Any) -> Any:
     return {_well_formed(key): _well_formed(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def _is_reply(row: dict[str, Any]) -> bool:
+    return "response" in row and "outcome" in row and "kind" not in row
+
+
 def _understood(row: dict[str, Any], where: str) -> Brought:
     """One row of any format that we know, by its keys. Raises ConfigError."""
     if "question" in row and "label" in row:
@@ -134,21 +169,25 @@ def _understood(row: dict[str, Any], where: str) -> Brought:
         return _preference(row, where)
     if "completion" in row and "label" in row:
         return _unpaired(row, where)
-    if "response" in row and "outcome" in row and "kind" not in row:
+    if _is_reply(row):
         return _reply(row, where)
     return Brought(_item(row, where))
 
 
 def _item(row: dict[str, Any], where: str) -> Item:
+    """An item as people write it, whose steps may have nothing that parts them: then they get line ends."""
     if "id" not in row:
         row = {"id": content_id(row), **row}
-    return build(Item, row, where)
+    item = build(Item, row, where)
+    parted = [step if step[-1:].isspace() else f"{step}\n" for step in item.steps[:-1]]
+    return item.model_copy(update={"steps": (*parted, *item.steps[-1:])})
 
 
 def _prm800k(row: dict[str, Any], where: str) -> Brought:
     solution, label = from_prm800k(row, where), row["label"]
     ours = row["zifio"] if isinstance(row.get("zifio"), dict) else {}
-    others = [_others(step) for step in label["steps"]] + [[] for _ in solution.steps[len(label["steps"]) :]]
+    others = [other_completions(step, f"{where}: step {n}") for n, step in enumerate(label["steps"], 1)]
+    others += [[] for _ in solution.steps[len(others) :]]
     said: dict[str, Any] = {
         "finish": label.get("finish_reason") or "solution",
         "ratings": solution.labels,
@@ -157,12 +196,12 @@ def _prm800k(row: dict[str, Any], where: str) -> Brought:
         "flagged": ours.get("flagged", any(bool(_first(step).get("flagged")) for step in label["steps"])),
     }
     if any(others):
-        said["alternatives"] = [[one.get("rating") for one in step] for step in others]
+        said["alternatives"] = [[rating for _, rating in step] for step in others]
     if said["finish"] in ("found_error", "solution"):
         said["finish"] = "found_error" if -1 in solution.labels else "solution"
     item = _from_solution(solution, ours.get("id"), "prm800k")
     if any(others):
-        item["alternatives"] = ours.get("alternatives") or [[one.get("text") for one in step] for step in others]
+        item["alternatives"] = ours.get("alternatives") or [[text for text, _ in step] for step in others]
         given = [len(texts) for texts in item["alternatives"]]
         ratings = said["alternatives"]
         said["alternatives"] = [
@@ -173,12 +212,23 @@ def _prm800k(row: dict[str, Any], where: str) -> Brought:
     judgement, whole = build(Judgement, said, where), build(Item, item, where)
     role = "gold" if row.get("is_quality_control_question") else "work"
     role = "screening" if row.get("is_initial_screening_question") else role
-    if role != "work" and not fault(whole, judgement) and stance("steps", judgement) is not None:
-        whole = build(Item, {**item, "role": role, "expected": judgement.model_dump(mode="json")}, where)
+    known = build(Judgement, ours["expected"], where) if ours.get("expected") else judgement
+    if role != "work" and not fault(whole, known) and stance("steps", known) is not None:
+        whole = build(Item, {**item, "role": role, "expected": known.model_dump(mode="json")}, where)
     ms, labeler, timestamp = label.get("total_time"), row.get("labeler"), str(row.get("timestamp") or "")
-    phase = ours["phase"] if ours.get("phase") in _PHASES else "blind"
-    spent = ms if type(ms) is int and 0 <= ms <= _LONGEST_MS else 0
-    return Brought(whole, judgement, str(labeler or IMPORTED), phase, spent, timestamp)
+    phase = ours["phase"] if ours.get("phase") in get_args(Phase) else "blind"
+    spent = ms if type(ms) is int and 0 <= ms <= LONGEST_MS else 0
+    alone = Brought(whole, judgement, str(labeler or IMPORTED), phase, spent, timestamp)
+    apart = alternatives_prm800k(row, where) if any(others) else []
+    return alone._replace(apart=tuple(_apart(one, alone, where) for one in apart))
+
+
+def _apart(solution: Solution, of: Brought, where: str) -> Brought:
+    """An alternative to a step as an item of its own: the steps before it, and then it."""
+    said = {"finish": "found_error" if -1 in solution.labels else "solution", "ratings": solution.labels}
+    id = content_id("alternative", solution.prompt, solution.steps)
+    item = build(Item, _from_solution(solution, id, "prm800k"), where)
+    return of._replace(item=item, said=build(Judgement, said, where), ms=0)
 
 
 def _from_solution(solution: Solution, id: Any, source: str) -> dict[str, Any]:
@@ -190,21 +240,13 @@ def _from_solution(solution: Solution, id: Any, source: str) -> dict[str, Any]:
         "gold": solution.gold,
         "answer": solution.answer,
         "problem": solution.problem_id,
-        "outcome": solution.outcome if solution.outcome in _OUTCOMES else "",
+        "outcome": solution.outcome if solution.outcome in get_args(Outcome) else "",
         "source": source,
     }
 
 
 def _first(step: dict[str, Any]) -> dict[str, Any]:
     return (step.get("completions") or [{}])[step.get("chosen_completion") or 0]
-
-
-def _others(step: dict[str, Any]) -> list[dict[str, Any]]:
-    """The completions of a step that are not the one that `from_prm800k` takes."""
-    completions, chosen = step.get("completions") or [], step.get("chosen_completion")
-    if chosen is None and step.get("human_completion"):
-        return completions
-    return [one for number, one in enumerate(completions) if number != (chosen or 0)]
 
 
 def _correction(step: dict[str, Any]) -> str:
@@ -242,8 +284,6 @@ def _reply(row: dict[str, Any], where: str) -> Brought:
     if row.get("thinking") and THOUGHT not in text:
         text = f"{THINK}{row['thinking']}{THOUGHT}{text}"
     steps = split_steps(text)
-    if not any(step.strip() for step in steps):
-        raise ConfigError(f"{where}: response: wanted a text with steps, came an empty one. Remove the line.")
     answer = (parse_response(text) or ("", str(row.get("answer") or "")))[1]
     problem = str(row.get("problem", ""))
     place = [str(row[key]) for key in ("place", "budget") if row.get(key) is not None]

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from zifio.config import Config
+from zifio.tasks.steps import first_error
+from zifio.tasks.task import Outcome
 
 Kind = Literal["steps", "answer", "pair"]
 Role = Literal["work", "gold", "screening"]
@@ -59,7 +61,7 @@ class Item(Config):
     prompt: str
     """The question."""
     steps: tuple[str, ...] = ()
-    """The working, step by step (kind steps)."""
+    """The working, step by step (kind steps); joined, they are its text."""
     alternatives: tuple[tuple[str, ...], ...] = ()
     """Other texts for each step, to be rated too."""
     response: str = ""
@@ -76,7 +78,7 @@ class Item(Config):
     """Whose verifier gives the verdict: the maths verifier, or a task with its options."""
     problem: str = ""
     """The problem's id, where it has one."""
-    outcome: Literal["", "right", "wrong", "error"] = ""
+    outcome: Outcome | Literal[""] = ""
     """The verifier's verdict, where somebody asked."""
     scores: tuple[Score, ...] = ()
     """How likely a process reward model holds each step to be right; one number for anything else than steps."""
@@ -134,7 +136,7 @@ def _steps_fault(item: Item, said: Judgement) -> str:
         return f"wanted ratings of steps, came the value {said.value!r}."
     if len(said.ratings) != len(item.steps):
         return f"wanted {len(item.steps)} ratings, one for each step, came {len(said.ratings)}."
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     judged = said.ratings if wrong is None else said.ratings[:wrong]
     if None in judged:
         return (
@@ -148,11 +150,6 @@ def _steps_fault(item: Item, said: Judgement) -> str:
     return ""
 
 
-def first_error(said: Judgement) -> int | None:
-    """The position of the first wrong step, from 0; None where none is wrong."""
-    return said.ratings.index(-1) if -1 in said.ratings else None
-
-
 def stance(kind: str, said: Judgement) -> str | None:
     """The one thing that labellers are compared by; None for one that gave up.
 
@@ -164,7 +161,7 @@ def stance(kind: str, said: Judgement) -> str | None:
         return "bad problem"
     if kind != "steps":
         return said.value
-    wrong = first_error(said)
+    wrong = first_error(said.ratings)
     return "no error" if wrong is None else f"error {wrong + 1}"
 
 

@@ -5,6 +5,7 @@ Try it alone: `pytest tests/label/test_formats.py`
 
 import json
 from collections.abc import Iterator
+from heapq import nsmallest
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
@@ -33,11 +34,22 @@ class Labelled(NamedTuple):
     saw_verdict: bool
 
 
-def labels(store: Store, every: bool = False) -> Iterator[Labelled]:
-    """The final label of each item that is done; or, with `every`, each label that still holds.
+def labels(store: Store, every: bool = False, first: int | None = None) -> Iterator[Labelled]:
+    """The final label of each item that is done; or, with `every`, each label that still holds. Of these the `first`
+    that were given, in the order of the log.
 
     Final is the adjudicator's, else the first that says what most say. Items on which nobody decides have none.
     """
+    chosen = _chosen(store, every)
+    if first is not None:
+        among = set(nsmallest(first, (label.seq for _, label in _chosen(store, every))))
+        chosen = (one for one in chosen if one[1].seq in among)
+    for item, label in chosen:
+        yield _labelled(item, label)
+
+
+def _chosen(store: Store, every: bool) -> Iterator[tuple[Any, Any]]:
+    """(item, label) as rows, in the order of the items."""
     after = 0
     while True:
         with store.read() as connection:
@@ -48,11 +60,7 @@ def labels(store: Store, every: bool = False) -> Iterator[Labelled]:
         for row in found:
             after = row.seq
             mine = given.get(row.id, [])
-            if not mine:
-                continue
-            item = Item.model_validate_json(row.body).model_copy(update={"outcome": row.outcome})
-            chosen = mine if every else _final(row, mine)
-            yield from (_labelled(item, label) for label in chosen)
+            yield from ((row, label) for label in (mine if every else _final(row, mine)))
 
 
 def _some_items(connection: Connection, after: int) -> list[Any]:
@@ -81,10 +89,10 @@ def _final(item: Any, labels: list[Any]) -> list[Any]:
     return [label for label in last.values() if label.stance == item.final][:1]
 
 
-def _labelled(item: Item, row: Any) -> Labelled:
+def _labelled(item: Any, row: Any) -> Labelled:
     body = json.loads(row.body)
     return Labelled(
-        item,
+        Item.model_validate_json(item.body).model_copy(update={"outcome": item.outcome}),
         Judgement.model_validate(body["said"], strict=False),
         row.annotator,
         row.phase,

@@ -90,10 +90,10 @@ def _agreement(rows: Sequence[Any], names: dict[str, str]) -> list[dict[str, Any
     if len(people) < 2:
         return []
     about = "first error" if rows[0].kind == "steps" else "label"
-    found = [_figure(f"{about}, Krippendorff's alpha", values, krippendorff_alpha)]
-    doubled = values[:, (~np.isnan(values)).sum(axis=0) >= 2]
-    if doubled.shape[1] and not math.isnan(fleiss_of(doubled)):
-        found.append(_figure(f"{about}, Fleiss' kappa", doubled, fleiss_of))
+    found = [
+        _figure(f"{about}, Krippendorff's alpha", values, krippendorff_alpha),
+        _figure(f"{about}, Fleiss' kappa", values, fleiss_of),
+    ]
     for one, other in combinations(range(len(people)), 2):
         both = values[[one, other]]
         if (~np.isnan(both).any(axis=0)).sum() >= _FEWEST:

@@ -8,7 +8,7 @@ Try it alone: `zifio label desk.db --scores scores.jsonl`
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from sqlalchemy import select
@@ -18,6 +18,7 @@ from zifio.data.sources import read_object
 from zifio.label.desk import Desk
 from zifio.label.item import Score
 from zifio.label.schema import ITEMS
+from zifio.tasks.task import Outcome
 
 _AT_ONCE = 500
 
@@ -29,7 +30,7 @@ class Scored(Config):
     """The item's."""
     scores: tuple[Score, ...] = Field(min_length=1)
     """How likely each step is right; one number for anything else than steps."""
-    outcome: Literal["right", "wrong", "error"] | None = None
+    outcome: Outcome | None = None
     """The verifier's verdict; left out, the one before stays."""
 
 

@@ -17,8 +17,8 @@ from zifio.config import ConfigError, build, override
 from zifio.label.desk import Desk
 from zifio.label.settings import Settings
 from zifio.label.store import Store
-from zifio.listen import address, is_loopback, listen
 from zifio.log import say
+from zifio.loopback import is_loopback, listen, serve_until_stopped
 
 PORT = 8017
 
@@ -42,6 +42,7 @@ def label(
     scores: Path | None = None,
     export_format: str | None = None,
     every: bool = False,
+    first: int | None = None,
     out: Path | None = None,
     add_annotator: str | None = None,
     adjudicator: bool = False,
@@ -58,7 +59,7 @@ def label(
         "key=value": (overrides, lambda desk: _set(desk, overrides)),
         "--import": (import_path, lambda desk: _import(desk, import_path or Path(), prelabels)),
         "--scores": (scores, lambda desk: _scores(desk, scores or Path())),
-        "--export": (export_format, lambda desk: _export(desk, export_format or "", out, every)),
+        "--export": (export_format, lambda desk: _export(desk, export_format or "", out, every, first)),
         "--add-annotator": (add_annotator, lambda desk: _account(desk, add_annotator or "", adjudicator)),
         "--new-token": (new_token, lambda desk: _link(new_token or "", desk.new_token(new_token or ""))),
         "--remove-annotator": (remove_annotator, lambda desk: _remove(desk, remove_annotator or "")),
@@ -96,7 +97,10 @@ def _import(desk: Desk, path: Path, prelabels: bool) -> Done:
 
     done = import_file(desk, path, prelabels)
     unclear = f", {done['unclear']} labels left out: they do not say which step is wrong" if done["unclear"] else ""
-    return Done(f"{done['lines']} lines: {done['items']} new items, {done['labels']} new labels{unclear}", **done)
+    silent = f", {done['silent']} replies left out: they say nothing" if done["silent"] else ""
+    return Done(
+        f"{done['lines']} lines: {done['items']} new items, {done['labels']} new labels{unclear}{silent}", **done
+    )
 
 
 def _scores(desk: Desk, path: Path) -> Done:
@@ -106,15 +110,17 @@ def _scores(desk: Desk, path: Path) -> Done:
     return Done(f"{done['items']} items have new scores", **done)
 
 
-def _export(desk: Desk, format: str, out: Path | None, every: bool) -> Done:
-    from zifio.label.card import write_card
+def _export(desk: Desk, format: str, out: Path | None, every: bool, first: int | None) -> Done:
+    from zifio.label.card import card_place, write_card
     from zifio.label.exports import export
 
     if out is None:
         raise ConfigError(
             f"--export {format}: wanted --out FILE to write to, came none. For example: --out labels.jsonl"
         )
-    done = export(desk.store, format, out, every)
+    if format == "parquet":
+        card_place(out)  # before anything is written
+    done = export(desk.store, format, out, every, first)
     if format == "parquet":
         done["card"] = str(write_card(desk, out, done["rows"]))
     left = f"; {done['left_out']} labels have no place in this format" if done["left_out"] else ""
@@ -148,8 +154,6 @@ def _rebuild(desk: Desk) -> Done:
 
 def serve(desk: Desk, host: str, port: int) -> None:
     """Open the page until Ctrl-C. Raises ConfigError where the port is taken, or anybody could come in."""
-    import uvicorn
-
     from zifio.label.app import make_app
 
     alone = is_loopback(host)
@@ -160,12 +164,10 @@ def serve(desk: Desk, host: str, port: int) -> None:
             f"--host {host}: wanted accounts before others can reach the desk, came none. Add one: zifio label "
             f"{desk.store.where} --add-annotator NAME"
         )
-    listening = listen(host, port)
-    say(f"desk: {address(listening, host)}" + ("/#token=TOKEN, with each one's token" if accounts else ""))
+    listening, address = listen(host, port)
+    say(f"desk: {address}" + ("/#token=TOKEN, with each one's token" if accounts else ""))
     if not has_items:
         say(f"There is nothing to label yet: zifio label {desk.store.where} --import items.jsonl")
     if not alone:
         say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
-    config = uvicorn.Config(make_app(desk, alone), log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    with listening:
-        uvicorn.Server(config).run(sockets=[listening])
+    serve_until_stopped(make_app(desk, alone), listening)

@@ -6,7 +6,6 @@ part in it.
 Try it alone: `pytest tests/label/test_store.py`
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from zifio.label.item import Item, Judgement, stance
 from zifio.label.queues import Facts, priority
 from zifio.label.schema import ANNOTATORS, FACTS, ITEMS, LABELS, LEASES, SHOWN
 from zifio.label.settings import Settings
+from zifio.tasks.steps import majority
 
 _FACTS = select(FACTS)
 _ITEM = select(ITEMS).where(ITEMS.c.id == bindparam("item"))
@@ -25,10 +25,11 @@ _SAW = select(SHOWN.c.seq).where(
 )
 _FREE = delete(LEASES).where(LEASES.c.item == bindparam("which"), LEASES.c.annotator == bindparam("me"))
 _STANCES = (
-    select(LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance)
-    .where(LABELS.c.item == bindparam("item"), LABELS.c.current)
+    select(LABELS.c.item, LABELS.c.annotator, LABELS.c.phase, LABELS.c.stance)
+    .where(LABELS.c.current, LABELS.c.stance.is_not(None))
     .order_by(LABELS.c.seq)
 )
+_STANCES_OF = _STANCES.where(LABELS.c.item == bindparam("item"))
 _HAD = select(LABELS.c.seq, LABELS.c.phase).where(
     LABELS.c.item == bindparam("item"), LABELS.c.annotator == bindparam("me"), LABELS.c.current
 )
@@ -40,6 +41,7 @@ _STATE = (
 )
 _PLACE = update(ITEMS).where(ITEMS.c.id == bindparam("which")).values(priority=bindparam("place"))
 _ONE_BY_ONE = ("disagreement", "gain")  # queues in which a label moves its item
+_Phases = dict[str, dict[str, str]]
 
 
 class Event(NamedTuple):
@@ -53,7 +55,7 @@ class Event(NamedTuple):
 
 
 def apply(connection: Connection, event: Event) -> None:
-    """Bring the views up to date with one event."""
+    """Bring the views up to date with one event of another kind than `item`."""
     _APPLY[event.kind](connection, event)
 
 
@@ -122,10 +124,6 @@ def _item_row(event: Event, queue: str) -> dict[str, Any]:
         "expected": stance(item.kind, item.expected) if item.expected else None,
         "final": None,
     }
-
-
-def _apply_item(connection: Connection, event: Event) -> None:
-    apply_items(connection, [event])
 
 
 def _apply_annotator(connection: Connection, event: Event) -> None:
@@ -217,19 +215,30 @@ def _apply_scores(connection: Connection, event: Event) -> None:
 
 def _restate(connection: Connection, item: Any, settings: Settings) -> None:
     """Where an item stands after its labels have changed."""
-    said: dict[str, dict[str, str]] = {}
-    for row in connection.execute(_STANCES, {"item": item.id}):
-        if row.stance is not None:
-            said.setdefault(row.phase, {})[row.annotator] = row.stance
-    blind = said.get("blind", {})
-    opinions = list({**blind, **{who: one for who, one in said.get("revised", {}).items() if who in blind}}.values())
+    said = _stances(connection.execute(_STANCES_OF, {"item": item.id})).get(item.id, {})
+    opinions = _opinions(said)
     settled = list(said.get("adjudication", {}).values())[-1:]
     final = settled[0] if settled else majority(opinions)
     state = _state(item.role, opinions, bool(settled), settings)
-    values = {"which": item.id, "n": len(blind), "now": state, "outcome_": final if state == "done" else None}
+    values = {"which": item.id, "n": len(opinions), "now": state, "outcome_": final if state == "done" else None}
     connection.execute(_STATE, values)
     if settings.queue in _ONE_BY_ONE:
         _write_places(connection, [(priority(settings.queue, _facts(item, opinions)), item.id)])
+
+
+def _stances(rows: Iterable[Any]) -> dict[str, _Phases]:
+    """The stances of each item, by phase and person."""
+    said: dict[str, _Phases] = {}
+    for row in rows:
+        said.setdefault(row.item, {}).setdefault(row.phase, {})[row.annotator] = row.stance
+    return said
+
+
+def _opinions(phases: _Phases) -> list[str]:
+    """What people say of one item: each one's blind word, or the one that they revised it to. Whose blind label gave up
+    has none, whatever they said once they had seen the machine's."""
+    revised = phases.get("revised", {})
+    return [revised.get(who, said) for who, said in phases.get("blind", {}).items()]
 
 
 def _state(role: str, opinions: Sequence[str], settled: bool, settings: Settings) -> str:
@@ -242,30 +251,16 @@ def _state(role: str, opinions: Sequence[str], settled: bool, settings: Settings
     return "disputed" if settings.adjudicate and len(set(opinions)) > 1 else "done"
 
 
-def majority(stances: Sequence[str]) -> str | None:
-    """What more people say than say anything else; None for a draw or no word."""
-    ranked = Counter(stances).most_common(2)
-    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-        return None
-    return ranked[0][0]
-
-
 def _facts(item: Any, stances: Sequence[str]) -> Facts:
     return Facts(item.id, item.seq, item.score, item.outcome, item.machine, stances)
 
 
 def _line_up(connection: Connection, settings: Settings) -> None:
     """Give every item its place in the queue."""
-    said: dict[str, dict[str, str]] = {}
-    if settings.queue in _ONE_BY_ONE:
-        blind = select(LABELS.c.item, LABELS.c.annotator, LABELS.c.stance).where(
-            LABELS.c.current, LABELS.c.phase.in_(("blind", "revised")), LABELS.c.stance.is_not(None)
-        )
-        for row in connection.execute(blind.order_by(LABELS.c.seq)):
-            said.setdefault(row.item, {})[row.annotator] = row.stance
+    said = _stances(connection.execute(_STANCES)) if settings.queue in _ONE_BY_ONE else {}
     rows = connection.execute(select(ITEMS)).all()
     places = [
-        (priority(settings.queue, _facts(row, list(said.get(row.id, {}).values()))), row.id)
+        (priority(settings.queue, _facts(row, _opinions(said.get(row.id, {})))), row.id)
         for row in rows
         if row.role == "work"
     ]
@@ -279,7 +274,6 @@ def _write_places(connection: Connection, places: Iterable[tuple[float, str]]) -
 
 
 _APPLY = {
-    "item": _apply_item,
     "annotator": _apply_annotator,
     "token": _apply_token,
     "settings": _apply_settings,

@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from zifio.engine.engine import Event
+from zifio.loopback import to_json
 from zifio.serve.refused import Refused
 from zifio.serve.settings import ServeConfig
 from zifio.serve.worker import Ticket
 
 Events = AsyncIterator[tuple[int, Event] | None]
 """(which reply, what the engine did for it); None where nothing happened for a while."""
-
-
-def to_json(value: Any) -> bytes:
-    """JSON in ASCII: no text of a model is too strange for it."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 async def events(ticket: Ticket, config: ServeConfig) -> AsyncGenerator[tuple[int, Event] | None, None]:

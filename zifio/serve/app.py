@@ -18,7 +18,8 @@ from starlette.responses import Response
 
 from zifio.config import ConfigError
 from zifio.log import say
-from zifio.serve.answer import Answer, to_json
+from zifio.loopback import to_json
+from zifio.serve.answer import Answer
 from zifio.serve.asked import ask_chat
 from zifio.serve.chat import ChatAnswer
 from zifio.serve.completions import CompletionAnswer, ask_completion

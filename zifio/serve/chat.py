@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from zifio.serve.answer import events, to_json
+from zifio.loopback import to_json
+from zifio.serve.answer import events
 from zifio.serve.asked import Asked
 from zifio.serve.model import Served
 from zifio.serve.refused import Refused

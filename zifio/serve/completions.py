@@ -13,7 +13,8 @@ from typing import Any
 
 from zifio.engine.engine import Completion, Event, Request
 from zifio.engine.guide import Top
-from zifio.serve.answer import events, to_json
+from zifio.loopback import to_json
+from zifio.serve.answer import events
 from zifio.serve.asked import Asked, logit_bias, n_replies, room, sampling_of, seeds
 from zifio.serve.chat import DONE, KEEP_ALIVE, usage
 from zifio.serve.model import Served

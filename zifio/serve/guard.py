@@ -10,8 +10,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zifio.listen import LOOPBACK_NAME
-from zifio.serve.answer import to_json
+from zifio.loopback import LOOPBACK_NAME, to_json
 from zifio.serve.refused import Refused
 from zifio.serve.settings import ServeConfig
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zifio.config import ConfigError, build, override, read_toml
-from zifio.listen import address, is_loopback, listen
 from zifio.log import say
+from zifio.loopback import is_loopback, listen, serve_until_stopped
 from zifio.models.hub import resolve
 from zifio.serve.settings import ServeConfig, read_keys
 
@@ -36,29 +36,19 @@ def serve(
     folders = {**_named([word for word in words if "=" not in word]), **settings.models}
     keys, alone = read_keys(settings), is_loopback(host)
     _check(settings, folders, bool(keys), host)
-    import uvicorn
-
     from zifio.serve.app import make_app
     from zifio.serve.model import load
 
-    listening = listen(host, settings.port if port is None else port)
+    listening, address = listen(host, settings.port if port is None else port)
     with listening:
         models = {}
         for name, folder in folders.items():
             models[name] = load(name, resolve(folder), settings.engine, device)
             say(f"{name}: {folder}, up to {models[name].longest} tokens")
-        say(f"serving: {address(listening, host)}/v1")
+        say(f"serving: {address}/v1")
         if not alone:
             say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
-        uvicorn.Server(
-            uvicorn.Config(
-                make_app(models, settings, keys, alone),
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-                timeout_keep_alive=30,
-            )
-        ).run(sockets=[listening])
+        serve_until_stopped(make_app(models, settings, keys, alone), listening, settings.drain_s)
 
 
 def _named(folders: Sequence[str]) -> dict[str, str]:

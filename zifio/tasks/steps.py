@@ -10,10 +10,11 @@ Try it alone:
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from zifio.config import ConfigError
 from zifio.tasks.form import THINK, THOUGHT
@@ -21,11 +22,14 @@ from zifio.tasks.task import Problem
 
 Label = int | None
 """+1, 0, -1 as PRM800K rates steps, or None."""
+Word = TypeVar("Word", bound=Hashable)
+"""What one of several says, as a label or a stance."""
 
 _RESULT = re.compile(r"=[ \t]*-?[0-9][0-9.]*")
 _SENTENCE = re.compile(r"(?<=[.!?])[ \t]+(?=\S)")
 _SEPARATORS = ("\n\n", "\n", " ")
 _QUOTED = 80
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -128,10 +132,23 @@ def first_error(labels: Sequence[Label]) -> int | None:
     return next((place for place, label in enumerate(labels) if label == -1), None)
 
 
+def called_wrong(scores: Sequence[float]) -> int | None:
+    """The place of the first step that its score calls wrong: how likely it is good, below one half."""
+    return next((place for place, score in enumerate(scores) if score < _HALF), None)
+
+
 def until_first_error(labels: Sequence[Label]) -> tuple[Label, ...]:
     """The labels with None behind the first wrong step: what follows from an error is neither good nor bad."""
     wrong = first_error(labels)
     return tuple(label if wrong is None or place <= wrong else None for place, label in enumerate(labels))
+
+
+def majority(said: Sequence[Word]) -> Word | None:
+    """What is said more often than anything else; None for a draw or no word."""
+    ranked = Counter(said).most_common(2)
+    if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        return None
+    return ranked[0][0]
 
 
 def consensus(labelings: Sequence[Sequence[Label]]) -> tuple[Label, ...] | None:
@@ -163,6 +180,14 @@ class Localisation:
         """The harmonic mean of the two accuracies."""
         total = self.error_accuracy + self.correct_accuracy
         return 2 * self.error_accuracy * self.correct_accuracy / total if total else 0.0
+
+    def figures(self, name: str = "") -> dict[str, float]:
+        """The three figures; `name` stands before theirs."""
+        return {
+            f"{name}f1": self.f1,
+            f"{name}error_accuracy": self.error_accuracy,
+            f"{name}correct_accuracy": self.correct_accuracy,
+        }
 
 
 def localisation(found: Sequence[int | None], true: Sequence[int | None]) -> Localisation | None:
@@ -242,6 +267,29 @@ def from_prm800k(row: dict[str, Any], where: str = "PRM800K") -> Solution:
     )
 
 
+def alternatives_prm800k(row: dict[str, Any], where: str = "PRM800K") -> list[Solution]:
+    """The rated completions of such a row that were not chosen, each the last step of a solution of its own: the chosen
+    steps before it, then it. It has no answer and no outcome. Raises ConfigError."""
+    whole = from_prm800k(row, where)
+    found = []
+    for place, step in enumerate(row["label"]["steps"]):
+        at = f"{where}: step {place + 1}"
+        behind = whole.steps[place].removeprefix(_chosen(step, at)[0])  # what parts the step from the next one
+        for text, rating in other_completions(step, at):
+            if rating is not None:
+                steps, labels = (*whole.steps[:place], text + behind), (*whole.labels[:place], rating)
+                found.append(replace(whole, steps=steps, labels=labels, answer="", outcome=""))
+    return found
+
+
+def other_completions(step: dict[str, Any], where: str) -> list[tuple[str, Label]]:
+    """(text, rating) of the completions of a step of PRM800K beside the one that `from_prm800k` takes. Raises
+    ConfigError."""
+    place = _chosen_place(step)
+    completions = step["completions"] if isinstance(step.get("completions"), list) else []
+    return [_rated(one, where, step) for n, one in enumerate(completions) if n != place]
+
+
 def to_stepwise(solution: Solution) -> dict[str, Any]:
     """A row of TRL's `stepwise_supervision`: the steps up to the first without a label, and whether each is no error.
 
@@ -292,17 +340,31 @@ def _joined(texts: Sequence[str], separator: str) -> tuple[str, ...]:
 
 def _chosen(step: Any, where: str) -> tuple[str, Label]:
     """(text, rating) of a step of PRM800K: the chosen completion, the labeller's own, or the first."""
+    place = _chosen_place(step) if isinstance(step, dict) else 0
+    if place is None:
+        return _rated({"rating": 1, **step["human_completion"]}, where, step)  # people do not rate what they write
     completions = step.get("completions") if isinstance(step, dict) else None
-    human = step.get("human_completion") if isinstance(step, dict) else None
-    place = step.get("chosen_completion") if isinstance(step, dict) else None
-    if place is None and isinstance(human, dict) and isinstance(human.get("text"), str):
-        return human["text"], human.get("rating", 1)  # what people write themselves they do not rate
-    found = completions[place or 0] if isinstance(completions, list) and len(completions) > (place or 0) else None
-    if not isinstance(found, dict) or not isinstance(found.get("text"), str) or found.get("rating") not in _RATINGS:
+    found = None
+    if isinstance(completions, list) and type(place) is int and 0 <= place < len(completions):
+        found = completions[place]
+    return _rated(found, where, step)
+
+
+def _chosen_place(step: dict[str, Any]) -> Any:
+    """Which completion a step of PRM800K is, as it says; None where a person wrote it."""
+    human, place = step.get("human_completion"), step.get("chosen_completion")
+    written = isinstance(human, dict) and isinstance(human.get("text"), str)
+    return None if place is None and written else place or 0
+
+
+def _rated(completion: Any, where: str, step: Any) -> tuple[str, Label]:
+    """(text, rating) of a completion of a step."""
+    text, rating = (completion.get(key) for key in ("text", "rating")) if isinstance(completion, dict) else (None, None)
+    if not isinstance(text, str) or rating not in _RATINGS:
         raise ConfigError(
             f"{where}: wanted a completion with `text` and a `rating` of 1, 0 or -1, came {_quoted(step)}."
         )
-    return found["text"], found["rating"]
+    return text, rating
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -483,6 +483,13 @@ class RlStage(ModelStage):
     """Worth of a right answer."""
     format_weight: NonNegativeFloat = 1.0
     """Worth of the agreed shape (DeepSeek-R1: equal to accuracy)."""
+    reward_model: str | None = None
+    """A `reward` stage or a folder, for what no verifier can check: its scores are rewards too, counted in deviations
+    from the mean of the starting model's. Where accuracy_weight is 0 the gate is open."""
+    reward_weight: PositiveFloat = 1.0
+    """Worth of such a deviation."""
+    reward_on: Literal["reply", "answer"] = "reply"
+    """What it reads: the whole reply, or what stands behind the thinking (DeepSeek-R1, on helpfulness)."""
     overlong_cache: NonNegativeInt = 0
     """Soft punishment of length (DAPO, eq. 13): over the last so many tokens before sampling.max_new_tokens the reward
     falls by up to 1; 0 for none."""
@@ -536,8 +543,9 @@ class RlStage(ModelStage):
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The process reward model that it asks, by its key."""
-        return {"process.by": self.process.by} if self.process and self.process.by != "task" else {}
+        """The reward models that it asks, by their keys."""
+        by_step = {"process.by": self.process.by} if self.process and self.process.by != "task" else {}
+        return by_step | ({"reward_model": self.reward_model} if self.reward_model else {})
 
     @model_validator(mode="after")
     def _named_loss(self) -> RlStage:
@@ -573,6 +581,11 @@ class RlStage(ModelStage):
                 raise ValueError('process.credit="step" wants advantage="group" or "none"; set one of them')
             if self.kl_in == "reward" and self.kl_weight:
                 raise ValueError('process.credit="step" has no place for kl_in="reward"; set kl_in = "loss"')
+        for name, usual in {"reward_weight": 1.0, "reward_on": "reply"}.items():
+            if self.reward_model is None and getattr(self, name) != usual:
+                raise ValueError(f"{name} is about a reward model, and there is none; name one as reward_model")
+        if not (self.accuracy_weight or self.format_weight or self.reward_model):
+            raise ValueError("accuracy_weight=0 and format_weight=0 leave no reward; raise one, or set reward_model")
         if self.routing == "replay" and self.asynchronous:
             raise ValueError(
                 'routing="replay" wants the experts of every token, which the rollouts that asynchronous=true keeps in '

@@ -26,7 +26,7 @@ from zifio.config import ConfigError, is_url
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
-from zifio.engine.policy import LocalPolicy, open_model
+from zifio.engine.policy import LocalPolicy, open_model, sampling_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import find_device, sampling_precision
 from zifio.models.lora import folded
@@ -37,12 +37,11 @@ from zifio.tasks.episode import Episode, conversation, play
 from zifio.tasks.task import Task
 from zifio.train.batch import make_batches
 from zifio.train.config import METHODS, DistillStage
-from zifio.train.draw import sampling_flops
 from zifio.train.hints import hints_then_rl
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.sft import by_length, choose, fine_tune, read_conversations
-from zifio.train.stage import Context, finish, new_model, prepare
+from zifio.train.stage import Context, finish, mean_weighted, new_model, prepare
 from zifio.train.teacher import LocalTeacher, RemoteTeacher, check_tokenizers
 
 
@@ -182,11 +181,8 @@ class Mixture:
 
 def _followed(sequences: list[Sequence]) -> list[Sequence]:
     """The same with their weights on the divergence instead of the cross-entropy, as a mean over all tokens."""
-    total = sum(sum(sequence.weight) for sequence in sequences)
-    return [
-        replace(s, weight=[0.0] * len(s.tokens), columns={"teacher_weight": [w / total for w in s.weight]})
-        for s in sequences
-    ]
+    moved = [replace(s, weight=[0.0] * len(s.tokens), columns={"teacher_weight": s.weight}) for s in sequences]
+    return mean_weighted(moved, "teacher_weight")
 
 
 def _replies(episodes: list[Episode]) -> dict[str, float]:

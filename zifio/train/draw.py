@@ -10,23 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from zifio.config import ConfigError
-from zifio.engine.policy import LocalPolicy
-from zifio.models.count import forward_flops
+from zifio.engine.policy import LocalPolicy, sampling_flops
 from zifio.models.lora import folded
 from zifio.seed import nth, stream_seed
-from zifio.tasks.environment import tools_of
-from zifio.tasks.episode import Episode, Reply, conversation, play
+from zifio.tasks.episode import Episode, Reply, play
 from zifio.tasks.task import Problem, Task, Verdict
 from zifio.train.advantage import is_informative, overlong_punishment
 from zifio.train.config import RlStage
 from zifio.train.curriculum import Difficulty
-from zifio.train.process import StepRewards
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,37 @@ class Drawn:
         return Drawn(groups, plain["metrics"], plain["flops"], plain["seconds"])
 
 
+@runtime_checkable
+class Rewarder(Protocol):
+    """Whoever rewards replies beside the task."""
+
+    def rewarded(self, task: Task, episodes_P_G: list[list[Episode]]) -> tuple[list[list[Episode]], float]:
+        """(the episodes with what they are worth in their verdicts, FLOPs)."""
+        ...
+
+
+def rewarded(
+    rewarders: Sequence[Rewarder], task: Task, episodes_P_G: list[list[Episode]]
+) -> tuple[list[list[Episode]], float]:
+    """(what all of them, one after the other, make of the episodes, FLOPs)."""
+    total = 0.0
+    for one in rewarders:
+        episodes_P_G, flops = one.rewarded(task, episodes_P_G)
+        total += flops
+    return episodes_P_G, total
+
+
 class Drawing:
     """Draws the rollouts of a step: a pure function of the policy, the step and the difficulty so far."""
 
     def __init__(
-        self, stage: RlStage, seed: int, task: Task, given: Sequence[Problem] = (), process: StepRewards | None = None
+        self, stage: RlStage, seed: int, task: Task, given: Sequence[Problem] = (), rewarders: Sequence[Rewarder] = ()
     ) -> None:
         """Draws the task's own problems, or walks through the `given` ones.
 
         Raises ConfigError when the task cannot follow the stage's curriculum.
         """
-        self.stage, self.full_task, self.given, self.process = stage, task, given, process
+        self.stage, self.full_task, self.given, self.rewarders = stage, task, given, rewarders
         self.seed = stream_seed(seed, "rl", stage.name)
         self.difficulty = Difficulty(stage.curriculum, task, stage.name) if stage.curriculum else None
 
@@ -86,13 +103,8 @@ class Drawing:
         drawn: list[list[Episode]] = []
         scoring = 0.0
         for number in range(step * n_rounds, (step + 1) * n_rounds):
-            indices = range(number * stage.prompts, (number + 1) * stage.prompts)
-            problems = [self._problem(task, index) for index in indices]
-            with folded(policy.model):
-                groups = play(policy, task, problems, stage.group, stage.sampling, self.seed, "step", step)
-            if self.process is not None:
-                groups, spent = self.process.rewarded(task, groups)
-                scoring += spent
+            groups, spent = rewarded(self.rewarders, task, self._played(policy, number, step))
+            scoring += spent
             drawn += groups
             if stage.max_rounds is not None:
                 informative = is_informative(*rewards(stage, groups)).tolist()
@@ -113,20 +125,25 @@ class Drawing:
         flops = sampling_flops(policy, task, drawn) + scoring
         return Drawn(kept, metrics, flops, time.perf_counter() - began)
 
+    def first_round(self, policy: LocalPolicy) -> list[list[Episode]]:
+        """Replies to the first step's problems, as the first step draws them, with the task's verdicts alone."""
+        groups = self._played(policy, 0, 0)
+        policy.engine.release()
+        return groups
+
+    def _played(self, policy: LocalPolicy, number: int, step: int) -> list[list[Episode]]:
+        """One round of groups, the `number`th, which belongs to this step."""
+        stage, task = self.stage, self.task()
+        indices = range(number * stage.prompts, (number + 1) * stage.prompts)
+        problems = [self._problem(task, index) for index in indices]
+        with folded(policy.model):
+            return play(policy, task, problems, stage.group, stage.sampling, self.seed, "step", step)
+
     def _problem(self, task: Task, index: int) -> Problem:
         """The index-th problem; those that are given come in a new order every epoch."""
         if not self.given:
             return task.problem("train", index, self.seed)
         return nth(self.given, index, self.seed, "given")
-
-
-def sampling_flops(policy: LocalPolicy, task: Task, groups: list[list[Episode]]) -> float:
-    """Of sampling: one forward pass over every prompt with its reply."""
-    total = 0.0
-    for group in groups:
-        n_prompt = len(policy.prompt(conversation(group[0].problem), tools_of(task)))
-        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
-    return total
 
 
 def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:
@@ -141,6 +158,7 @@ def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, 
                 counted_PG[p, g] = False
                 continue
             worth = stage.accuracy_weight * verdict.reward
+            worth += stage.reward_weight * verdict.parts["model"] if stage.reward_model else 0.0
             reward_PG[p, g] = worth + stage.format_weight * verdict.parts.get("format", 0.0) + _length(stage, episode)
     return reward_PG, counted_PG
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from zifio.config import Config, Sampling
+from zifio.config import Config, EndpointSettings, Sampling, is_url
 from zifio.data.clean import Curation
 from zifio.engine.config import EngineConfig
 from zifio.models.config import Lora
@@ -114,6 +114,8 @@ class PrmStage(_Scoring):
     """A `mark` stage, or a JSONL file of labelled solutions: our own, PRM800K's, or TRL's stepwise supervision."""
     sequences: PositiveInt = 64
     """Solutions per step; the data is walked through in a new order every epoch."""
+    alternatives: bool = False
+    """Learn also what PRM800K's rows say of the completions that were not chosen, each behind the steps before it."""
     soft: bool = False
     """Learn the share of right completions where the data has it, not the label (Math-Shepherd's soft estimate)."""
     held_back: Share = 0.1
@@ -160,7 +162,13 @@ class SampleStage(Stage):
     kind: Literal["sample"]
     """Names the kind."""
     from_: str = Field(alias="from")
-    """Model to sample from."""
+    """Model to sample from; also the address of a server of OpenAI's chat completions (.../v1)."""
+    from_model: str = ""
+    """What the server calls it."""
+    endpoint: EndpointSettings = EndpointSettings()
+    """How to speak with the server."""
+    most_errors: Share = 0.1
+    """Stop when the server fails on more than this share of some dozens of replies; fewer are left out and counted."""
     task: TaskConfig | None = None
     """By default the recipe's task."""
     problems: PositiveInt = 1024
@@ -187,3 +195,19 @@ class SampleStage(Stage):
     """How replies are drawn."""
     engine: EngineConfig = EngineConfig()
     """What the engine may spend and how it works."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server draws."""
+        return is_url(self.from_)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SampleStage:
+        idle = ("device", "engine", "precision") if self.is_remote else ("endpoint", "from_model", "most_errors")
+        if self.is_remote and not self.from_model:
+            raise ValueError(f"from_model: wanted what the server {self.from_} calls the model, came nothing")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                kind = "a local model" if self.is_remote else "a server"
+                raise ValueError(f"{name} is about {kind}, came from={self.from_!r}; leave it out")
+        return self

@@ -17,21 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from zifio.checkpoint import load_checkpoint, save_checkpoint
-from zifio.engine.policy import LocalPolicy
+from zifio.engine.policy import LocalPolicy, sampling_flops
 from zifio.log import say
-from zifio.models.count import forward_flops
 from zifio.models.lora import folded
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
-from zifio.tasks.episode import Episode, conversation, play
+from zifio.tasks.episode import Episode, play
 from zifio.tasks.form import split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.steps import split_steps
-from zifio.tasks.task import Task
+from zifio.tasks.task import Task, Verdict
 from zifio.train.config import Guard, RlStage
-from zifio.train.draw import rewards
+from zifio.train.draw import Rewarder, rewarded, rewards
 from zifio.train.loop import Diverged
-from zifio.train.process import StepRewards
 
 _EXAMPLES = 3
 _IN_A_ROW = 3
@@ -47,9 +45,9 @@ class Watch:
     """What the guard of a stage has seen so far."""
 
     def __init__(
-        self, stage: RlStage, guard: Guard, seed: int, task: Task, process: StepRewards | None, folder: Path
+        self, stage: RlStage, guard: Guard, seed: int, task: Task, rewarders: Sequence[Rewarder], folder: Path
     ) -> None:
-        self.stage, self.guard, self.task, self.process, self.folder = stage, guard, task, process, folder
+        self.stage, self.guard, self.task, self.rewarders, self.folder = stage, guard, task, rewarders, folder
         self.gold = make_task(guard.task)
         self.seed = stream_seed(seed, "guard", stage.name)
         self.problems = [self.gold.problem("held-out", index, self.seed) for index in range(guard.problems)]
@@ -75,7 +73,7 @@ class Watch:
         self.looks.append({**found, "step": step})
         reasons = alarms(guard, self.looks)
         metrics = {f"guard/{key}": value for key, value in found.items()} | {"guard/alarms": float(len(reasons))}
-        flops = _flops(policy, episodes_P_G) + scoring
+        flops = sampling_flops(policy, self.gold, episodes_P_G) + scoring
         if not reasons:
             if guard.action == "rollback":
                 save_checkpoint(self.folder / "guard", step, policy.model, {}, {})
@@ -88,7 +86,7 @@ class Watch:
         said = [(e.problem, e.reply.text) for group in episodes_P_G for e in group]
         verdicts = iter(judge_all(self.task, said))
         judged = [[Episode(e.problem, e.reply, next(verdicts)) for e in group] for group in episodes_P_G]
-        return self.process.rewarded(self.task, judged) if self.process else (judged, 0.0)
+        return rewarded(self.rewarders, self.task, judged)
 
     def _tell(self, step: int, reasons: list[str], shown: list[dict[str, Any]]) -> None:
         """The alarm on the terminal and in a file of its own. Raises Farmed where it is to stop the run."""
@@ -133,7 +131,7 @@ def probe(stage: RlStage, gold_P_G: list[list[Episode]], proxy_P_G: list[list[Ep
         return {}
     replies = [gold.reply for gold, _, _ in pairs]
     right = [gold.verdict.outcome == "right" for gold, _, _ in pairs]
-    accepted = [proxy.verdict.outcome == "right" for _, proxy, _ in pairs]
+    accepted = [accepts(stage, proxy.verdict) for _, proxy, _ in pairs]
     n = len(pairs)
     return {
         "gold": sum(right) / n,
@@ -144,6 +142,12 @@ def probe(stage: RlStage, gold_P_G: list[list[Episode]], proxy_P_G: list[list[Ep
         "mean_length": sum(reply.n_sampled for reply in replies) / n,
         "shows_working": sum(bool(split_thinking(reply.text).thinking.strip()) for reply in replies) / n,
     }
+
+
+def accepts(stage: RlStage, verdict: Verdict) -> bool:
+    """Whether the stage's own reward is for the reply: a reward model, where it likes it better than the starting
+    model's replies on the whole; else the task's check."""
+    return verdict.parts["model"] > 0 if stage.reward_model else verdict.outcome == "right"
 
 
 def repeats(text: str) -> bool:
@@ -205,22 +209,19 @@ def examples(gold_P_G: list[list[Episode]], proxy_P_G: list[list[Episode]]) -> l
         pair for golds, proxies in zip(gold_P_G, proxy_P_G, strict=True) for pair in zip(golds, proxies, strict=True)
     ]
     wrong = [(gold, proxy) for gold, proxy in pairs if gold.verdict.outcome == "wrong"]
-    wrong.sort(key=lambda pair: pair[1].verdict.reward, reverse=True)
+    wrong.sort(key=lambda pair: _liked(pair[1].verdict), reverse=True)
     return [
         {
             "prompt": gold.problem.prompt,
             "response": gold.reply.text,
             "gold": gold.problem.gold,
-            "reward": proxy.verdict.reward,
+            "reward": _liked(proxy.verdict),
             "reason": gold.verdict.reason,
         }
         for gold, proxy in wrong[:_EXAMPLES]
     ]
 
 
-def _flops(policy: LocalPolicy, episodes_P_G: list[list[Episode]]) -> float:
-    total = 0.0
-    for group in episodes_P_G:
-        n_prompt = len(policy.prompt(conversation(group[0].problem)))
-        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
-    return total
+def _liked(verdict: Verdict) -> float:
+    """What a reward model, or else the task's check, gives for the reply."""
+    return verdict.parts.get("model", verdict.reward)

@@ -12,22 +12,23 @@ Run alone: `zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out ru
 from __future__ import annotations
 
 import re
-import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-from zifio.config import ConfigError
-from zifio.data.sources import read_jsonl, write_jsonl
+from zifio.config import ConfigError, EndpointSettings
+from zifio.data.sources import check_texts, read_jsonl, write_jsonl
 from zifio.engine.policy import LocalPolicy, load_policy
-from zifio.log import Progress, RunFolder, peak_rss_bytes
+from zifio.log import Progress
 from zifio.models.count import forward_flops
 from zifio.seed import stream, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Policy, conversation
-from zifio.tasks.form import boxes
+from zifio.tasks.form import boxes, split_thinking
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.steps import (
     Label,
@@ -37,13 +38,14 @@ from zifio.tasks.steps import (
     first_error,
     from_row,
     localisation,
+    majority,
     split_steps,
     true_labels,
     until_first_error,
 )
 from zifio.tasks.task import Problem, Task, parse_response
 from zifio.train.feedback import Judge, MarkStage, MonteCarlo
-from zifio.train.stage import Context
+from zifio.train.stage import Context, Parts
 
 _PART = 128  # solutions
 _SEEDS = 2**31  # of a judge's reply: what servers take
@@ -66,17 +68,11 @@ def mark(stage: MarkStage, context: Context) -> dict[str, float]:
 def _mark(stage: MarkStage, context: Context, labellers: _Labellers) -> dict[str, float]:
     path = context.data_of(stage.data)
     solutions = _choose(read_solutions(path), stage, context.seed)
-    log, parts = RunFolder(context.folder), context.folder / "parts"
-    starts = range(0, len(solutions), _PART)
-    done = sorted(parts.glob("part-*.jsonl")) if parts.is_dir() else []
-    log.truncate(len(done))
+    parts, starts = Parts(context.folder), range(0, len(solutions), _PART)
     rows: list[dict[str, Any]] = []
-    with Progress(stage.name, len(starts), done=len(done)) as progress:
+    with Progress(stage.name, len(starts), done=parts.n_done) as progress:
         for number, start in enumerate(starts):
-            part = parts / f"part-{number:05d}.jsonl"
-            if not part.exists():
-                _one_part(labellers, solutions[start : start + _PART], number, part, log)
-            rows += read_jsonl(part)
+            rows += parts.rows(number, partial(labellers.rows, solutions[start : start + _PART]))
             progress.update(number + 1, {"kept": len(rows)})
     if not rows:
         raise ConfigError(
@@ -84,10 +80,7 @@ def _mark(stage: MarkStage, context: Context, labellers: _Labellers) -> dict[str
             "or they never placed the first error alike. Use one labeller alone, or a better one."
         )
     write_jsonl(context.folder / "data.jsonl", rows)
-    lines = log.read_metrics()
-    totals = {key: sum(line[key] for line in lines) for key in ("flops", "tokens")}
-    seconds = sum(line["step_s"] for line in log.read_timing())
-    return {**totals, "seconds": seconds, "drawn": len(solutions), "kept": len(rows), **labellers.quality(rows)}
+    return {**parts.totals(), "drawn": len(solutions), "kept": len(rows), **labellers.quality(rows)}
 
 
 def read_solutions(path: Path) -> list[Solution]:
@@ -105,8 +98,7 @@ def _solution(row: dict[str, Any], where: str) -> Solution:
     if "response" not in row:
         return from_row(row, where)
     wanted = ("problem", "prompt", "gold", "response", "outcome")
-    if wrong := next((key for key in wanted if not isinstance(row.get(key), str)), None):
-        raise ConfigError(f"{where}: {wrong}: wanted a text, came {row.get(wrong)!r}. Give a `sample` stage's data.")
+    check_texts(row, wanted, where, "Give a `sample` stage's data.")
     problem, prompt, gold, response, outcome = (row[key] for key in wanted)
     steps = tuple(split_steps(response))
     parsed = parse_response(response)
@@ -152,7 +144,9 @@ class _Labellers:
             if local:
                 self.judge = load_policy(context.model_of(local))
             else:
-                self.judge = stack.enter_context(context.endpoint(url or "", stage.judge.model))
+                self.judge = stack.enter_context(
+                    context.endpoint(url or "", stage.judge.model, EndpointSettings(), False)
+                )
 
     def rows(self, solutions: list[Solution]) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(the labelled ones as lines of JSONL, figures)."""
@@ -176,10 +170,11 @@ class _Labellers:
             labels, source = self._agreed(solution, said)
             if labels is None:
                 continue
-            row = Solution(**{**vars(solution), "labels": until_first_error(labels), "source": source}).row()
+            row = replace(solution, labels=until_first_error(labels), source=source).row()
             told = {name: list(one) for name, one in said.items() if one is not None}
             rows.append(row | {"labellers": told} | ({"shares": shares[place]} if shares[place] is not None else {}))
-        return rows, {**spent, "drawn": len(solutions), "kept": len(rows)}
+        figures = {"part_flops": spent["flops"], "n_tokens": spent["tokens"]}
+        return rows, {**figures, "drawn": len(solutions), "kept": len(rows)}
 
     def _agreed(
         self, solution: Solution, said: dict[str, Sequence[Label] | None]
@@ -199,21 +194,7 @@ class _Labellers:
         solutions = [from_row(row, "data.jsonl") for row in rows]
         true = [first_error(_checked(self.task, one)) for one in solutions]
         found = localisation([first_error(one.labels) for one in solutions], true)
-        if found is None:
-            return {}
-        return {
-            "labels_f1": found.f1,
-            "labels_error_accuracy": found.error_accuracy,
-            "labels_correct_accuracy": found.correct_accuracy,
-        }
-
-
-def _one_part(labellers: _Labellers, solutions: list[Solution], number: int, path: Path, log: RunFolder) -> None:
-    began = time.perf_counter()
-    rows, figures = labellers.rows(solutions)
-    log.metrics(number + 1, figures)
-    log.timing(number + 1, {"step_s": time.perf_counter() - began, "peak_rss_bytes": peak_rss_bytes()})
-    write_jsonl(path, rows)  # last of all, so that a part which is there has its numbers too
+        return found.figures("labels_") if found else {}
 
 
 def _judged(task: Task, solutions: list[Solution]) -> list[Solution]:
@@ -221,7 +202,7 @@ def _judged(task: Task, solutions: list[Solution]) -> list[Solution]:
     unknown = [one for one in solutions if not one.outcome]
     verdicts = judge_all(task, [(_problem(one), one.text) for one in unknown])
     known = {id(one): verdict.outcome for one, verdict in zip(unknown, verdicts, strict=True)}
-    whole = [Solution(**{**vars(one), "outcome": known.get(id(one), one.outcome)}) for one in solutions]
+    whole = [replace(one, outcome=known.get(id(one), one.outcome)) for one in solutions]
     return [one for one in whole if one.outcome != "error"]
 
 
@@ -242,7 +223,8 @@ def complete(
     break, the share is 0.
     """
     encode, n = policy.tokenizer.encode, settings.n
-    begun = dict.fromkeys((one.prompt, "".join(one.steps[:k])) for one in solutions for k in range(1, len(one.steps)))
+    beginnings = [[(one.prompt, text) for text in accumulate(one.steps[:-1])] for one in solutions]
+    begun = dict.fromkeys(chain.from_iterable(beginnings))
     problems = {one.prompt: _problem(one) for one in solutions}
     prompts = [policy.prompt(conversation(problems[prompt])) + encode(text) for prompt, text in begun]
     seeds = [[stream_seed(seed, prompt, text, j) for j in range(n)] for prompt, text in begun]
@@ -259,8 +241,8 @@ def complete(
         group = [outcome for outcome in outcomes[place * n : place * n + n] if outcome != "error"]
         share[key] = group.count("right") / len(group) if group else 0.0
     shares = [
-        [share[one.prompt, "".join(one.steps[:k])] for k in range(1, len(one.steps))] + [float(one.outcome == "right")]
-        for one in solutions
+        [*(share[key] for key in keys), float(one.outcome == "right")]
+        for one, keys in zip(solutions, beginnings, strict=True)
     ]
     lengths = [len(p) + len(c.tokens) for p, group in zip(prompts, completions, strict=True) for c in group]
     tokens = sum(len(c.tokens) for group in completions for c in group)
@@ -284,11 +266,11 @@ def judge_steps(
     for solution, group in zip(solutions, replies, strict=True):
         n = len(solution.steps)
         places = [place for reply in group if (place := _named(reply.text, n)) is not None]
-        ranked = Counter(places).most_common(2)
-        if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
+        said = majority(places)
+        if said is None:
             out.append(None)
             continue
-        wrong = ranked[0][0] - 1
+        wrong = said - 1
         out.append([1] * n if wrong < 0 else [1] * wrong + [-1] + [None] * (n - wrong - 1))
     return out
 
@@ -300,7 +282,7 @@ def _question(solution: Solution) -> str:
 
 def _named(text: str, n_steps: int) -> int | None:
     """The number of the step that a judge's reply names, 0 for none of them; None where it names no such number."""
-    found = boxes(text)
+    found = boxes(split_thinking(text).rest)
     number = re.fullmatch(r"\s*(-?1|\d{1,6})\s*", found[-1]) if found else None
     if number is None:
         return None

@@ -9,29 +9,27 @@ Run alone: `zifio dpo recipes/smoke.toml --out runs/try`
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from zifio.config import ConfigError
 from zifio.data.pack import Sequence
-from zifio.data.sources import read_jsonl
+from zifio.data.sources import check_texts, read_jsonl
 from zifio.data.template import ChatTokenizer, Message
 from zifio.engine.policy import open_model
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder, with_scores
-from zifio.models.lora import bare
 from zifio.seed import nth, stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import Rows
 from zifio.train.feedback import DpoStage, RewardStage
-from zifio.train.loop import StepData, Trainer, autocast, check_context
-from zifio.train.loss import LossTerms, policy_logp
+from zifio.train.loop import StepData, Trainer, check_context
+from zifio.train.loss import LossTerms
 from zifio.train.sft import WALK
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.stage import Context, finish, prepare, reference_logp, starting_model
 
 _SHOWN = ("loss", "rewards/accuracies")
 
@@ -46,8 +44,8 @@ class Preference(NamedTuple):
 
 def reward(stage: RewardStage, context: Context) -> dict[str, float]:
     """Train the model of `from` to score replies and write it to `model/`; returns the stage's totals."""
-    body, tokenizer = open_model(context.model_of(stage.from_))
-    model = with_scores(body, 1, stream_seed(context.seed, "reward", stage.name))
+    model, tokenizer = open_model(context.model_of(stage.from_))
+    model = with_scores(model, 1, stream_seed(context.seed, "reward", stage.name))
     prepare(model, stage, context)
     pairs = _pairs(stage, context, model, tokenizer, ends_only=True)
 
@@ -65,7 +63,7 @@ def dpo(stage: DpoStage, context: Context) -> dict[str, float]:
     model, tokenizer = open_model(context.model_of(stage.from_))
     prepare(model, stage, context)
     pairs = _pairs(stage, context, model, tokenizer, ends_only=False)
-    reference = model if stage.lora is not None else copy.deepcopy(model).requires_grad_(False)
+    reference = starting_model(model, stage)
 
     def batches(step: int) -> StepData:
         packed = paired_batches(_of_step(pairs, stage, context, step), stage.rows, tokenizer.pad_id)
@@ -80,10 +78,8 @@ def dpo(stage: DpoStage, context: Context) -> dict[str, float]:
 
 
 def _with_reference(reference: Decoder, stage: DpoStage, batch: Batch) -> Batch:
-    """The batch with the reference's log-probs; under adapters that is the model without them."""
     batch = batch.to(reference.device)
-    with bare(reference), autocast(reference, stage):
-        return replace(batch, columns={**batch.columns, "reference_logp": policy_logp(reference, batch, 1.0)})
+    return replace(batch, columns={**batch.columns, "reference_logp": reference_logp(reference, stage, batch, 1.0)})
 
 
 def read_preferences(path: Path) -> list[Preference]:
@@ -102,9 +98,10 @@ def read_preferences(path: Path) -> list[Preference]:
 
 
 def _right_and_wrong(rows: list[dict[str, Any]], path: Path) -> list[Preference]:
-    """A right and a wrong reply to the same problem, each in one pair at most."""
+    """A right and a wrong reply to the same problem, each in one pair at most. Raises ConfigError."""
     said: dict[str, dict[str, list[str]]] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        check_texts(row, ("prompt", "response", "outcome"), f"{path}: row {number}", "Give a `sample` stage's data.")
         said.setdefault(row["prompt"], {}).setdefault(row["outcome"], []).append(row["response"])
     pairs = [
         Preference([{"role": "user", "content": prompt}], *two)
@@ -126,7 +123,7 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
         prompt, chosen, rejected = chosen[:n], chosen[n:], rejected[n:]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     replies = [_reply(chosen), _reply(rejected)]
-    if not isinstance(messages, list) or not messages or None in replies:
+    if not _is_conversation(messages) or None in replies:
         raise ConfigError(
             f"{where}: wanted `prompt`, `chosen` and `rejected`, texts or messages of which the last is the reply, "
             f"came {str(row)[:120]!r}. Mend the row."
@@ -134,6 +131,14 @@ def _preference(row: dict[str, Any], where: str) -> Preference:
     if replies[0] == replies[1]:
         raise ConfigError(f"{where}: wanted two different replies, came the same twice. Leave the row out.")
     return Preference(messages, str(replies[0]), str(replies[1]))
+
+
+def _is_conversation(given: Any) -> TypeGuard[list[Message]]:
+    """Whether these are messages, at least one, each with its role and what it says or calls."""
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
+        return False
+    speaks = [isinstance(one.get("content"), str) or bool(one.get("tool_calls")) for one in given]
+    return all(speaks) and all(isinstance(one.get("role"), str) for one in given)
 
 
 def _reply(given: Any) -> str | None:

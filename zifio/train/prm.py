@@ -22,13 +22,13 @@ from zifio.engine.policy import open_model
 from zifio.engine.scorer import Scorer
 from zifio.models.decoder import with_scores
 from zifio.seed import nth, stream, stream_seed
-from zifio.tasks.steps import Solution, first_error, from_row, localisation
+from zifio.tasks.steps import Solution, alternatives_prm800k, called_wrong, first_error, from_row, localisation
 from zifio.train.batch import make_batches
 from zifio.train.feedback import PrmStage
 from zifio.train.loop import StepData, Trainer, check_context
 from zifio.train.loss import LossTerms
 from zifio.train.sft import WALK
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.stage import Context, finish, mean_weighted, prepare
 
 
 class Labelled(NamedTuple):
@@ -41,13 +41,16 @@ class Labelled(NamedTuple):
 def prm(stage: PrmStage, context: Context) -> dict[str, float]:
     """Train the model of `from` to score steps and write it to `model/`; returns the stage's totals and how well it
     finds first errors on problems that were held back."""
-    body, tokenizer = open_model(context.model_of(stage.from_))
-    model = with_scores(body, 2, stream_seed(context.seed, "prm", stage.name))
+    model, tokenizer = open_model(context.model_of(stage.from_))
+    model = with_scores(model, 2, stream_seed(context.seed, "prm", stage.name))
     prepare(model, stage, context)
     path = context.data_of(stage.data)
     labelled = read_labelled(path, stage.soft)
     held, used = _held_back(labelled, stage, context.seed)
     used = used[: stage.most]
+    if stage.alternatives:
+        learned = {one.solution.prompt for one in used}
+        used += [one for one in read_alternatives(path) if one.solution.prompt in learned]
     if not used:
         raise ConfigError(f"{path}: wanted labels to learn from, came {len(labelled)} solutions and none for training.")
     sequences = [step_sequence(tokenizer, one) for one in used]
@@ -57,7 +60,9 @@ def prm(stage: PrmStage, context: Context) -> dict[str, float]:
         first = step * stage.sequences
         chosen = [nth(sequences, i, context.seed, WALK, stage.name) for i in range(first, first + stage.sequences)]
         rows = stage.rows
-        packed = make_batches(mean_of_steps(chosen), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)
+        packed = make_batches(
+            mean_weighted(chosen, "step_weight"), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id
+        )
         return StepData([packed], {"epoch": (first + stage.sequences) / len(sequences)})
 
     terms = LossTerms(balance_weight=stage.balance.loss_weight)
@@ -77,6 +82,16 @@ def read_labelled(path: Path, soft: bool = False) -> list[Labelled]:
     if not labelled:
         raise ConfigError(f"{path}: wanted solutions with labelled steps, came {len(rows)} rows and no label.")
     return labelled
+
+
+def read_alternatives(path: Path) -> list[Labelled]:
+    """What the rows of PRM800K's form in a file say of completions that were not chosen. The steps before one have no
+    target there: the chosen solution has theirs. Raises ConfigError."""
+    rows = [(f"{path}: row {number}", row) for number, row in enumerate(read_jsonl(path), 1)]
+    others = [
+        one for where, row in rows if isinstance(row.get("label"), dict) for one in alternatives_prm800k(row, where)
+    ]
+    return [Labelled(one, [None] * (len(one.steps) - 1) + [float(one.labels[-1] != -1)]) for one in others]
 
 
 def _labelled(row: dict[str, Any], where: str, soft: bool) -> Labelled:
@@ -113,20 +128,6 @@ def step_sequence(tokenizer: ChatTokenizer, labelled: Labelled) -> Sequence:
     return Sequence(tokens, [0.0] * len(tokens), {"step_weight": weight, "step_label": label}, n_prompt)
 
 
-def mean_of_steps(sequences: list[Sequence]) -> list[Sequence]:
-    """The same with weights that sum to one: the loss is a mean over the labelled steps of the whole update."""
-    total = sum(sum(one.columns["step_weight"]) for one in sequences)
-    return [
-        Sequence(
-            one.tokens,
-            one.weight,
-            one.columns | {"step_weight": [weight / total for weight in one.columns["step_weight"]]},
-            one.n_prefix,
-        )
-        for one in sequences
-    ]
-
-
 def found_errors(scorer: Scorer, labelled: Items[Labelled]) -> dict[str, float]:
     """Of held-back solutions: the share of steps called right, and localisation of the first errors as in ProcessBench
     (a step is called wrong below one half)."""
@@ -140,12 +141,5 @@ def found_errors(scorer: Scorer, labelled: Items[Labelled]) -> dict[str, float]:
         if target is not None
     ]
     out = {"held_back_accuracy": sum(agree) / len(agree)} if agree else {}
-    called = [next((k for k, score in enumerate(mine) if score < 0.5), None) for mine in scores]
-    found = localisation(called, [first_error(one.solution.labels) for one in labelled])
-    if found is None:
-        return out
-    return out | {
-        "localisation_f1": found.f1,
-        "localisation_error_accuracy": found.error_accuracy,
-        "localisation_correct_accuracy": found.correct_accuracy,
-    }
+    found = localisation([*map(called_wrong, scores)], [first_error(one.solution.labels) for one in labelled])
+    return out | (found.figures("localisation_") if found else {})

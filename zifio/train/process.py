@@ -10,7 +10,6 @@ Try it alone: `pytest tests/train/test_process.py`
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from zifio.config import ConfigError
 from zifio.data.template import ChatTokenizer
@@ -52,9 +51,8 @@ class StepRewards:
         flat = [episode for group in episodes_P_G for episode in group]
         pieces = [split_steps(episode.reply.text) for episode in flat]
         by_step, flops = self._by_step(task, flat, pieces)
-        done = [self._with(*one) for one in zip(flat, pieces, by_step, strict=True)]
-        places = [0, *_running([len(group) for group in episodes_P_G])]
-        return [done[start:end] for start, end in pairwise(places)], flops
+        done = iter([self._with(*one) for one in zip(flat, pieces, by_step, strict=True)])
+        return [[next(done) for _ in group] for group in episodes_P_G], flops
 
     def _by_step(
         self, task: Task, episodes: list[Episode], pieces: list[list[str]]
@@ -115,12 +113,3 @@ def step_ends(tokenizer: ChatTokenizer, tokens: list[int], pieces: list[str]) ->
                 low = middle + 1
         ends.append(low)
     return ends
-
-
-def _running(counts: list[int]) -> list[int]:
-    """Sums of the first one, two, three ... counts."""
-    sums, total = [], 0
-    for count in counts:
-        total += count
-        sums.append(total)
-    return sums

@@ -12,10 +12,12 @@ Run alone: `zifio rl recipes/quickstart.toml --stage r1-zero steps=20 --out runs
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,12 +28,12 @@ from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.engine.config import EngineConfig
-from zifio.engine.policy import LocalPolicy, open_model
+from zifio.engine.policy import LocalPolicy, open_model, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
-from zifio.models.lora import bare, folded
+from zifio.models.lora import folded
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, conversation
@@ -39,13 +41,14 @@ from zifio.tasks.task import Problem, Task
 from zifio.train.advantage import group_advantage, process_advantage
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import RlStage
-from zifio.train.draw import Drawing, Drawn, rewards
+from zifio.train.draw import Drawing, Drawn, Rewarder, rewards
 from zifio.train.gate import check_gate
 from zifio.train.guard import Watch
 from zifio.train.loop import StepData, Trainer, autocast
 from zifio.train.loss import LossTerms, policy_logp
 from zifio.train.process import StepRewards
-from zifio.train.stage import Context, finish, prepare
+from zifio.train.reward_model import ModelReward, Scale
+from zifio.train.stage import Context, finish, prepare, reference_logp, starting_model
 
 
 def rl(stage: RlStage, context: Context) -> dict[str, float]:
@@ -57,12 +60,12 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
     model, tokenizer = open_model(context.model_of(stage.from_))
     prepare(model, stage, context)
     task = make_task(stage.task or context.task)
-    scorer = load_scorer(context.model_of(name), stage.device) if (name := stage.scorers.get("process.by")) else None
-    rollouts = Rollouts(stage, context.seed, task, model, tokenizer, scorer, context.folder)
+    scorers = {key: load_scorer(context.model_of(name), stage.device) for key, name in stage.scorers.items()}
+    rollouts = Rollouts(stage, context.seed, task, model, tokenizer, scorers, context.folder)
     shown = ("reward", "rewards/accuracy/mean", "completions/mean_length", "entropy")
     look = context.look(stage, tokenizer, task)
     trainer = Trainer(model, stage, loss_terms(stage), context.folder, look, shown, rollouts)
-    if stage.gate and not (context.folder / "checkpoints").exists():
+    if stage.gate and stage.accuracy_weight and not (context.folder / "checkpoints").exists():
         with folded(model):
             check_gate(stage, rollouts.policy, rollouts.drawing.task(), context.seed, context.folder)
     totals = trainer.run(rollouts.step)
@@ -72,6 +75,8 @@ def rl(stage: RlStage, context: Context) -> dict[str, float]:
             totals["look_flops"] += flops
             trainer.log.metrics(stage.steps, metrics)
         totals |= rollouts.watch.summary()
+    if rollouts.model_reward is not None:
+        totals |= rollouts.model_reward.summary()
     finish(context, model, tokenizer)
     return totals
 
@@ -120,20 +125,25 @@ class Rollouts:
         task: Task,
         model: Decoder,
         tokenizer: ChatTokenizer,
-        scorer: Scorer | None = None,
+        scorers: Mapping[str, Scorer] = MappingProxyType({}),
         folder: Path = Path(),
         given: Items[Problem] = (),
     ) -> None:
-        """`scorer` rewards steps where the stage wants a model for it; the guard writes to `folder`. Of the task's own
+        """`scorers` are the stage's reward models by their keys; the guard writes to `folder`. Of the task's own
         problems, or of those `given`.
 
-        Raises ConfigError when the task cannot follow the curriculum, when its steps cannot be rewarded, or a dense
-        model is to replay its routing.
+        Raises ConfigError when the task cannot follow the curriculum, when its steps or replies cannot be rewarded, or
+        a dense model is to replay its routing.
         """
         self.stage, self.tokenizer = stage, tokenizer
-        process = StepRewards(stage.process, task, tokenizer, scorer, stage.name) if stage.process else None
-        self.drawing = Drawing(stage, seed, task, given, process)
-        self.watch = Watch(stage, stage.guard, seed, task, process, folder) if stage.guard else None
+        rewarders: list[Rewarder] = []
+        if stage.process:
+            rewarders.append(StepRewards(stage.process, task, tokenizer, scorers.get("process.by"), stage.name))
+        self.model_reward = ModelReward(stage, task, scorers["reward_model"]) if stage.reward_model else None
+        if self.model_reward is not None:
+            rewarders.append(self.model_reward)
+        self.drawing = Drawing(stage, seed, task, given, rewarders)
+        self.watch = Watch(stage, stage.guard, seed, task, rewarders, folder) if stage.guard else None
         self.has_ended = False
         """Whether the guard has ended the stage."""
         is_replay = stage.routing == "replay"
@@ -148,9 +158,7 @@ class Rollouts:
         self.precision: Precision = sampling_precision(stage.precision, model.device)
         self.tools = tools_of(task)
         self.policy = self._policy(model, settings)
-        self.reference: Decoder | None = None
-        if stage.kl_weight:  # under adapters the starting model is still there
-            self.reference = copy.deepcopy(model).requires_grad_(False) if stage.lora is None else model
+        self.reference = starting_model(model, stage) if stage.kl_weight else None
         self.background = ThreadPoolExecutor(1) if stage.asynchronous else None
         self.next: Future[Drawn] | None = None
         """The rollouts of the step to come, when they are drawn beside the training."""
@@ -169,9 +177,10 @@ class Rollouts:
         With `asynchronous` the rollouts come from the weights before the last step's updates; those of the next step
         are begun here, before this one's updates.
         """
-        seen, spent = {}, 0.0
+        seen, spent = {}, self._settle()
         if self.watch is not None and self.watch.is_due(step):
-            seen, spent, self.has_ended = self.watch.look(step, self.policy)
+            seen, looking, self.has_ended = self.watch.look(step, self.policy)
+            spent += looking
             if self.has_ended:
                 return StepData([], seen, flops=spent, is_last=True)
         drawn = self._drawn(step)
@@ -179,12 +188,23 @@ class Rollouts:
         seconds = {"sample_s": drawn.seconds}
         return StepData(updates, seen | drawn.metrics | metrics, seconds, spent + drawn.flops + flops)
 
+    def _settle(self) -> float:
+        """Find the reward model's scale, once, by what the starting model says to the first step's problems; the
+        FLOPs of that."""
+        if self.model_reward is None or self.model_reward.scale is not None:
+            return 0.0
+        groups = self.drawing.first_round(self.policy)
+        return self.model_reward.settle(groups) + sampling_flops(self.policy, self.drawing.task(), groups)
+
     def state(self) -> dict[str, Any]:
-        """The difficulty, and the rollouts of the next step where they are drawn already (waits for them)."""
+        """The difficulty, the reward model's scale, and the rollouts of the next step where they are drawn already
+        (waits for them)."""
         drawn = self.next.result().to_json() if self.next else None
         difficulty = self.drawing.difficulty
         looks = self.watch.looks if self.watch else []
-        return {"next": drawn, "difficulty": difficulty.value if difficulty else None, "looks": looks}
+        scale = self.model_reward.scale if self.model_reward else None
+        value = difficulty.value if difficulty else None
+        return {"next": drawn, "difficulty": value, "looks": looks, "scale": scale}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
@@ -195,6 +215,8 @@ class Rollouts:
             self.drawing.difficulty.value = state["difficulty"]
         if self.watch:
             self.watch.looks = state["looks"]
+        if self.model_reward and state["scale"] is not None:
+            self.model_reward.scale = Scale(*state["scale"])
 
     def _drawn(self, step: int) -> Drawn:
         if self.background is None:
@@ -308,11 +330,8 @@ class Rollouts:
         return replace(batch, columns={**batch.columns, **columns}), flops
 
     def _reference_logp(self, batch: Batch) -> Tensor:
-        """Log-probs of the starting model, which under adapters is the model without them; it routes by itself."""
         assert self.reference is not None
-        batch = replace(batch, experts_BTLA=None)
-        with bare(self.reference), autocast(self.reference, self.stage):
-            return policy_logp(self.reference, batch, self.stage.sampling.temperature)
+        return reference_logp(self.reference, self.stage, batch, self.stage.sampling.temperature)
 
     def _reward_kl(self, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, float]:
         """([P, G], FLOPs): each rollout's log-prob under the sampler minus that under the starting model (k1)."""

@@ -38,7 +38,7 @@ async function start() {
   state.outbox = new Outbox(state.me.id, standing, refused);
   state.history = JSON.parse(localStorage.getItem(named("history")) ?? "[]");
   for (const one of state.outbox.entries()) if (one.body.item) state.done.add(place(one.body.phase, one.body.item));
-  progress();
+  progress(state.me);
   setInterval(progress, 15000);
   await next();
 }
@@ -54,9 +54,9 @@ function login() {
   token.focus();
 }
 
-async function progress() {
+async function progress(now = null) {
   try {
-    const now = await call("/api/me");
+    now ??= await call("/api/me");
     const open = now.n_disputed ? `, ${now.n_disputed} disputed` : "";
     $("count").textContent = `${now.n_done} of ${now.n_items} done${open}; ${now.n_mine} by you`;
     $("mode").hidden = !(state.me.adjudicates && (now.n_disputed || state.settling));

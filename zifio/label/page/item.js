@@ -118,10 +118,10 @@ export class ItemForm {
     this.note = make("textarea", { id: "note", rows: "2", oninput: () => this.write("note") });
     this.flag = make("input", { type: "checkbox", id: "flagged", onchange: () => this.write("flagged") });
     const what = this.item.kind === "steps" ? "The first wrong step, put right" : "What would be right";
-    this.correctionBox = make("div", {}, make("label", { for: "correction" }, `${what} `, make("kbd", {}, "C")), this.correction);
-    this.noteBox = make("div", {}, make("label", { for: "note" }, "Note ", make("kbd", {}, "N")), this.note);
+    const correction = make("div", {}, make("label", { for: "correction" }, `${what} `, make("kbd", {}, "C")), this.correction);
+    const note = make("div", {}, make("label", { for: "note" }, "Note ", make("kbd", {}, "N")), this.note);
     const flag = make("label", {}, this.flag, " Somebody should look at this ", make("kbd", {}, "F"));
-    return make("div", { class: "more" }, this.correctionBox, this.noteBox, make("div", {}, flag));
+    return make("div", { class: "more" }, correction, note, make("div", {}, flag));
   }
 
   write(name) {

@@ -1,8 +1,8 @@
 // Texts with formulas: $...$, $$...$$, \(...\), \[...\]. Everything becomes text nodes, or what KaTeX builds; nothing that a
 // model wrote is ever read as HTML.
 
-const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$((?:[^$\n\\]|\\.)+?)\$/g;
-const MONEY = /^\d[\d,.]*\s*(?:and|or|to|,|;)?\s*$/; // "$5 and $7" is no formula
+// A single $ is pandoc's: no backslash before, no space just within, no digit behind. "$20$" is a formula, "$5 and $7" none.
+const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(?<!\\)\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)/g;
 
 // Formulas wider than their place scroll, and can be reached by keyboard to do so.
 export function fit(element) {
@@ -21,7 +21,6 @@ export function fill(element, text) {
   for (const found of text.matchAll(FORMULA)) {
     const shown = found[1] ?? found[2];
     const inline = found[3] ?? found[4];
-    if (found[4] !== undefined && (MONEY.test(inline) || /^\s|\s$/.test(inline))) continue;
     element.append(text.slice(end, found.index));
     element.append(formula(shown ?? inline, shown !== undefined, found[0]));
     end = found.index + found[0].length;

