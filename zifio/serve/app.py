@@ -82,10 +82,10 @@ class Server:
             every = asked if isinstance(asked, list) else [asked]
             tickets = [served.worker.ask(one.request) for one in every]
             if isinstance(body, ChatRequest):
-                out: Any = ChatAnswer(served, asked, tickets[0], self.config, body.model)
+                out: Any = ChatAnswer(served, every[0], tickets[0], self.config, body.model)
                 out.has_logprobs = bool(body.logprobs)
             else:
-                out = CompletionAnswer(served, body, asked, tickets, self.config)  # type: ignore[arg-type]
+                out = CompletionAnswer(served, body, every, tickets, self.config)  # type: ignore[arg-type]
         except BaseException:
             leave()
             raise

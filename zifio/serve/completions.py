@@ -51,10 +51,10 @@ def prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
                 raise Refused(400, "prompt: wanted sound Unicode, came half of a surrogate pair.", "prompt")
             out.append(served.tokenizer.encode(text) or [served.tokenizer.bos_id])
         else:
-            assert isinstance(prompt, list)
-            if prompt and max(prompt) >= served.n_vocab:
-                raise Refused(400, f"prompt: wanted tokens below {served.n_vocab}, came {max(prompt)}.", "prompt")
-            out.append(list(prompt))
+            tokens: list[int] = prompt  # type: ignore[assignment]
+            if tokens and max(tokens) >= served.n_vocab:
+                raise Refused(400, f"prompt: wanted tokens below {served.n_vocab}, came {max(tokens)}.", "prompt")
+            out.append(list(tokens))
     return out
 
 

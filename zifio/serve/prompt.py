@@ -121,11 +121,14 @@ def _text(content: Any, where: str, role: str) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) and content else [content]
+    texts: list[str] = []
     for part in parts:
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ConfigError(f"{where}: wanted text, came {str(kind)[:40]}. This model reads text only.")
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(texts)
 
 
 def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
