@@ -1,6 +1,6 @@
 """Answers as they go out: news of the engine, watched over by time limits and by whether anybody still listens.
 
-Try it alone: `pytest tests/serve/test_chat_api.py`
+Try it alone: `pytest tests/serve/test_disconnect.py`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who may ask, and how much at once.
 
-Try it alone: `pytest tests/serve/test_gate.py`
+Try it alone: `pytest tests/serve/test_limits.py`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Messages to the text after which the model replies, with DeepSeek's rules for thinking, prefixes and tools.
 
-Try it alone: `pytest tests/serve/test_prompt.py`
+Try it alone: `pytest tests/serve/test_chat_api.py -k "refused or prefix"`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What steers one reply: the thinking budget, a grammar behind the thinking, biases, penalties, stop strings.
 
-Try it alone: `pytest tests/serve/test_steer.py`
+Try it alone: `pytest tests/serve/test_chat_api.py -k "thinking or biases"`
 """
 
 from __future__ import annotations

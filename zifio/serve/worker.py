@@ -3,7 +3,7 @@
 The thread does nothing but steps; requests and cancellations reach it through a queue, and what a step did goes to the
 loop in one call. When a step fails, everybody who was under way is told so, and the next request gets a new engine.
 
-Try it alone: `pytest tests/serve/test_worker.py`
+Try it alone: `pytest tests/serve/test_disconnect.py`
 """
 
 from __future__ import annotations
