@@ -36,7 +36,8 @@ def test_keys_open_and_bound(capfd: pytest.CaptureFixture[str]):
         with here.http.stream(
             "POST", "/v1/completions", json=long, headers={"authorization": "Bearer key-of-ann"}
         ) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # held: a dropped iterator would hang up
+            assert next(lines).startswith("data: ")
             more = ask("key-of-ann")
             assert more.status_code == 429 and int(more.headers["retry-after"]) >= 1
             assert ask("key-of-bob").status_code == 200

@@ -74,13 +74,13 @@ class Answer(Response):
             if sending.done():
                 sending.result()
         finally:
+            self.over()
             for ticket in self.tickets:
                 ticket.cancel()
             for task in (sending, watching):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await task
-            self.over()
 
     async def _send(self, send: Send) -> None:
         is_begun = False
@@ -102,6 +102,7 @@ class Answer(Response):
             elif self.is_stream:
                 body = b"data: " + body + b"\n\n"
             await send({"type": "http.response.body", "body": body, "more_body": True})
+        self.over()  # before the client knows that it has all, and asks again
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
