@@ -13,14 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
 
 from zifio.board.curves import band, plain, standing, thin
 from zifio.board.watch import Stage, Watch
 from zifio.doctor.signs import DEAD
-from zifio.loopback import AsciiJSON, Guard
+from zifio.loopback import AsciiJSON, Guard, add_page
 from zifio.record.stage import expert_keys, expert_layers
 
 PAGE = Path(__file__).parent / "page"
@@ -49,15 +47,11 @@ def make_app(watch: Watch, alone: bool, price_per_hour: float | None = None) -> 
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)
     app.add_middleware(Guard, alone=alone, what="board")
     _routes(app, watch, price_per_hour)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    add_page(app, PAGE)
     return app
 
 
 def _routes(app: FastAPI, watch: Watch, price_per_hour: float | None) -> None:
-    @app.get("/")
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
-
     @app.get("/api/runs")
     def runs() -> AsciiJSON:
         with watch.held():
