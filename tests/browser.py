@@ -20,6 +20,10 @@ import tarfile
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 CHROMIUM, AXE = "@sparticuz/chromium@153.0.0", "axe-core@4.14.1"
 CACHE = Path(sys.prefix) / "share" / "zifio-browser"
@@ -52,6 +56,39 @@ def axe() -> Path | None:
     """axe-core's script, where it was fetched."""
     script = CACHE / "axe.min.js"
     return script if script.exists() else None
+
+
+@contextlib.contextmanager
+def launched() -> Generator[Browser, None, None]:
+    """A Chromium until the block ends; the test is skipped where there is none."""
+    import pytest
+    from playwright.sync_api import sync_playwright
+
+    path = chromium()
+    if path is None:
+        pytest.skip(f"needs a Chromium: {HOW}")
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-gpu"], env={**environment()}
+        )
+        yield one
+        one.close()
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core calls serious or worse on a page; the test is skipped where there is no axe-core."""
+    import pytest
+
+    script = axe()
+    if script is None:
+        pytest.skip(f"needs axe-core: {HOW}")
+    page.evaluate(script.read_text() + "; 0")
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:300]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def fetch() -> None:

@@ -7,14 +7,19 @@ import ipaddress
 import json
 import re
 import socket
+from pathlib import Path
 from typing import Any
 
-from starlette.responses import JSONResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zifio.config import ConfigError
 
 LONGEST_BODY = 1 << 20
+_SHARED = Path(__file__).with_name("page.css")
 LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 """What a browser on this machine puts into `Host`. A page from elsewhere may have bound a name of its own to us."""
 _HEADERS = {
@@ -72,6 +77,20 @@ class Guard:
             await self._app(scope, receive, sending)
         else:
             await AsciiJSON({"error": refusal[1]}, status_code=refusal[0])(scope, receive, sending)
+
+
+def add_page(app: Starlette, folder: Path) -> None:
+    """Serve a page: its index.html at /, its files under /page, and the style that all our pages share as /page.css."""
+
+    async def index(_: Request) -> FileResponse:
+        return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
+
+    async def style(_: Request) -> FileResponse:
+        return FileResponse(_SHARED)
+
+    app.add_route("/", index)
+    app.add_route("/page.css", style)
+    app.mount("/page", StaticFiles(directory=folder), name="page")
 
 
 def is_loopback(host: str) -> bool:

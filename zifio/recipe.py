@@ -33,7 +33,7 @@ from zifio.config import Config, ConfigError, build, is_url, override, read_toml
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
-from zifio.sink.mirror import check_sinks, mirrored
+from zifio.sink.send import check_sinks, sending
 from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
@@ -273,7 +273,7 @@ class Run:
         (folder / "ended.json").unlink(missing_ok=True)
         began = time.perf_counter()
         try:
-            with mirrored(self.recipe.sinks, self.recipe.name, stage.name, folder):
+            with sending(self.recipe.sinks, self.recipe.name, stage.name, folder):
                 totals = _runner(stage)(stage, self._context(folder))
         except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
             _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})

@@ -12,26 +12,13 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import browser as chromium
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from browser import violations
+from playwright.sync_api import Browser, BrowserContext, Page
 from written import begin, go_on, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Browser, None, None]:
-    path = chromium.chromium()
-    if path is None:
-        pytest.skip(f"needs a Chromium: {chromium.HOW}")
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"], env={**chromium.environment()}
-        )
-        yield one
-        one.close()
 
 
 @contextlib.contextmanager
@@ -72,20 +59,6 @@ class Reader:
     def wait_for(self, selector: str) -> None:
         """Until it is there."""
         self.page.wait_for_selector(selector)
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core calls serious or worse."""
-    script = chromium.axe()
-    if script is None:
-        pytest.skip(f"needs axe-core: {chromium.HOW}")
-    page.evaluate(script.read_text() + "; 0")
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [
-        f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:300]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 def test_a_run_that_grows(browser: Browser, tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import BROKEN, GOOD, Maker, found_in
+from broken import BROKEN, GOOD, Maker, found_in
 
 from zifio import cli
 

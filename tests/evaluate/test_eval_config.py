@@ -31,6 +31,7 @@ def test_a_path_goes_by_its_folders_name(model, key):
         ({"ks": [0]}, "ks"),
         ({"models": []}, "models"),
         ({"models": ["r1", "runs/b/r1"]}, "'r1' twice"),
+        ({"prm": ["prm", "runs/b/prm/model"]}, "'prm' twice"),
         ({"models": [".."]}, "a folder with a name, came '..'"),
         ({"problem": 4}, "Did you mean 'problems'"),
         ({"task": {"name": "chain_sums"}}, "Did you mean 'chain_sum'"),

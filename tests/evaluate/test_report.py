@@ -98,8 +98,9 @@ def test_figures_of_a_whole_run(run):
     assert (folder / "report.html").read_text().count("<svg") == len(names)
 
 
-def test_efficiency_and_diversity_stand_side_by_side(tmp_path, two_figures):
+def test_efficiency_and_diversity_stand_side_by_side(tmp_path, two_figures, monkeypatch):
     """Both pages, for every model; a number that is not known is said to be unknown and nothing is made up."""
+    monkeypatch.chdir(tmp_path)  # where no run of these names is
     folder = make_run(tmp_path)
     results = json.loads((folder / "final" / "results.json").read_text())
     results["student"] |= {"distinct_right": 0.47, "reply_entropy": 4.25, "token_entropy": 0.321}

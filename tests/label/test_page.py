@@ -8,10 +8,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import browser as chromium
 import pytest
+from browser import violations
 from items import put, ratings, steps_item
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route
 from serving import Server, serving, told
 
 from zifio.label.desk import Desk
@@ -27,19 +27,6 @@ STATE = """before => document.getElementById('nothing') ? 'nothing'
     ''"""
 LONG = " + ".join(f"x_{{{n}}}^2" for n in range(40))
 WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Generator[Browser, None, None]:
-    path = chromium.chromium()
-    if path is None:
-        pytest.skip(f"needs a Chromium: {chromium.HOW}")
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"], env={**chromium.environment()}
-        )
-        yield one
-        one.close()
 
 
 @pytest.fixture
@@ -121,20 +108,6 @@ def careful(n: int, page: Page) -> list[str]:
 def hasty(n: int, page: Page) -> list[str]:
     """As `careful`, but every seventh solution is all good, and one answer is unsure."""
     return ["a"] if n < 20 and n % 6 == 0 else ["2"] if n == 22 else careful(n, page)
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core calls serious or worse."""
-    script = chromium.axe()
-    if script is None:
-        pytest.skip(f"needs axe-core: {chromium.HOW}")
-    page.evaluate(script.read_text() + "; 0")
-    found = page.evaluate("async () => (await axe.run()).violations")
-    return [
-        f"{one['id']}: {one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary'][:300]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 def filled(path: Path, *items: dict[str, Any], **settings: Any) -> str:

@@ -10,8 +10,8 @@ import pytest
 
 from zifio.config import ConfigError
 from zifio.log import RunFolder
-from zifio.sink import mirror as mirror_module
-from zifio.sink.mirror import Mirror, check_sinks, mirrored
+from zifio.sink import send
+from zifio.sink.send import Sender, check_sinks, sending
 
 
 def steps(folder: Path, first: int, last: int) -> None:
@@ -25,7 +25,7 @@ def sent(names: list[str], folder: Path) -> None:
     """As a stage that is over at once."""
     stop = threading.Event()
     stop.set()
-    Mirror(names, "run", "stage", folder).follow(stop)
+    Sender(names, "run", "stage", folder).follow(stop)
 
 
 def test_tensorboard_reads_it_back(tmp_path: Path):
@@ -33,11 +33,11 @@ def test_tensorboard_reads_it_back(tmp_path: Path):
     pytest.importorskip("tensorboard", reason="pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with mirrored(["tensorboard"], "run", "stage", tmp_path):
+    with sending(["tensorboard"], "run", "stage", tmp_path):
         steps(tmp_path, 1, 5)
         RunFolder(tmp_path).metrics(5, {"held_out/pass_at_1": 0.5})
     RunFolder(tmp_path).truncate(3)
-    with mirrored(["tensorboard"], "run", "stage", tmp_path):
+    with sending(["tensorboard"], "run", "stage", tmp_path):
         steps(tmp_path, 4, 8)
     reader = EventAccumulator(str(tmp_path / "tensorboard"))
     reader.Reload()
@@ -76,7 +76,7 @@ def test_a_sink_that_breaks_is_told_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     broken = _Breaks()
-    monkeypatch.setattr(mirror_module, "open_sink", lambda *args: broken)
+    monkeypatch.setattr(send, "open_sink", lambda *args: broken)
     steps(tmp_path, 1, 4)
     sent(["wandb"], tmp_path)
     assert broken.seen == [1, 2]

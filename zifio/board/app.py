@@ -13,14 +13,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Query
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.middleware.gzip import GZipMiddleware
 
 from zifio.board.curves import band, plain, standing, thin
 from zifio.board.watch import Stage, Watch
-from zifio.doctor.signs import expert_keys, layers
-from zifio.loopback import AsciiJSON, Guard
+from zifio.doctor.signs import DEAD
+from zifio.loopback import AsciiJSON, Guard, add_page
+from zifio.record.stage import expert_keys, expert_layers
 
 PAGE = Path(__file__).parent / "page"
 _POINTS, _FEWEST_POINTS, _ALL_POINTS = 600, 60, 12_000  # of a curve; of all curves of a chart together
@@ -48,15 +47,11 @@ def make_app(watch: Watch, alone: bool, price_per_hour: float | None = None) -> 
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)
     app.add_middleware(Guard, alone=alone, what="board")
     _routes(app, watch, price_per_hour)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    add_page(app, PAGE)
     return app
 
 
 def _routes(app: FastAPI, watch: Watch, price_per_hour: float | None) -> None:
-    @app.get("/")
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
-
     @app.get("/api/runs")
     def runs() -> AsciiJSON:
         with watch.held():
@@ -85,7 +80,7 @@ def _routes(app: FastAPI, watch: Watch, price_per_hour: float | None) -> None:
                 {
                     **found.summary(),
                     "findings": found.findings,
-                    "experts": [_load(found, layer) for layer in layers(found)],
+                    "experts": [_load(found, layer) for layer in expert_layers(found.keys)],
                     "rollouts": _rollouts(found),
                     "reward_keys": [key for key in found.keys if key.startswith("rewards/")],
                 }
@@ -116,20 +111,20 @@ def _chart(watch: Watch, stage: str, keys: list[str], chosen: list[int]) -> dict
     return {"curves": curves, "bands": bands, "standings": standings}
 
 
-def _load(stage: Stage, layer: str) -> dict[str, Any]:
+def _load(stage: Stage, layer: int) -> dict[str, Any]:
     """How busy the experts of a layer were: shares at some steps, the largest violation, those that are idle."""
-    keys = expert_keys(stage, layer)
+    keys = expert_keys(stage.keys, layer)
     steps, _ = stage.series(keys[0])
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(_LOAD_STEPS, len(steps))).astype(np.int64))
     share_ES = np.stack([stage.series(key)[1][: len(steps)][chosen] for key in keys])
     _, most = stage.series(f"expert_load/{layer}/max_over_mean")
     late_E = np.stack([stage.series(key)[1][-max(1, len(steps) // 10) :].mean() for key in keys])
     return {
-        "layer": int(layer),
+        "layer": layer,
         "steps": steps[chosen].tolist(),
         "shares": [plain(share_S) for share_S in share_ES],
         "largest_violation": float(most[-1] - 1) if len(most) else None,
-        "dead": np.flatnonzero(late_E < 0.1 / len(keys)).tolist(),
+        "dead": np.flatnonzero(late_E < DEAD / len(keys)).tolist(),
     }
 
 

@@ -2,7 +2,7 @@
 
 Each stage's curves are read once and from then on only where they grow; who asks gets thinned curves.
 
-Try it alone: `pytest tests/board/test_watch.py`
+Try it alone: `pytest tests/board/test_board_app.py`
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from zifio.config import ConfigError
-from zifio.doctor.signs import diagnose, layers
-from zifio.record.stage import about, stages_of
+from zifio.doctor.signs import diagnose
+from zifio.record.stage import about, expert_layers, stages_of
 from zifio.record.tail import Columns, Rows
 
 _LOOKED_S = 1.0  # between two rounds over all runs
@@ -110,7 +110,7 @@ class Stage:
             "steps": self.settings.get("steps"),
             "version": self.version,
             "k": max((int(key.removeprefix(_PASS)) for key in self.keys if _is_pass(key)), default=None),
-            "layers": [int(layer) for layer in layers(self)],
+            "layers": expert_layers(self.keys),
             "findings": len(self.findings),
             "totals": totals,
         }

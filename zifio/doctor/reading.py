@@ -103,6 +103,11 @@ class Course:
         """Mean of the latest."""
         return float(self.values[-self.size :].mean())
 
+    def means(self, size: int = 0) -> np.ndarray:
+        """The mean of every stretch of so many steps, by default `size` of them; the i-th ends at step i + size - 1."""
+        size = size or self.size
+        return np.convolve(self.values, np.ones(size) / size, mode="valid")
+
     def tell(self, form: str = ".3g") -> str:
         """`entropy: 0.62 at steps 1 to 4, 0.01 at steps 17 to 20`."""
         if len(self) < 2 * self.size:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from zifio.doctor.reading import Finding, Reading, course
+from zifio.record.stage import expert_keys, expert_layers
 
 _NO_SIGNAL = 0.8  # of the groups; honest runs that are not yet right have had up to 0.7
 _SELDOM, _MOSTLY = 0.02, 0.9  # right
@@ -22,9 +23,12 @@ _LENGTH = 1.5
 _CUT = 0.3
 _GAP, _GAP_GROWTH, _GAP_AT_ALL = 0.02, 3.0, 0.2  # nats a token
 _ERRORS = 0.01  # of the checks
-_IDLE, _DEAD, _DEAD_SHARE = 0.6, 0.1, 0.25
+_IDLE, _DEAD_SHARE = 0.6, 0.25
 _WORSE = 1.3
 _FALLEN = 0.5
+
+DEAD = 0.1
+"""An expert with less than this part of an even share is dead."""
 
 
 def diverged(reading: Reading) -> Finding | None:
@@ -40,9 +44,9 @@ def diverged(reading: Reading) -> Finding | None:
             [_first_sentence(reading.ended["message"])], tries,
         )  # fmt: skip
     loss = course(reading, "loss") if reading.kind not in ("rl", "distill") else None
-    if loss is None or reading.kind == "distill":
+    if loss is None:
         return None
-    smooth = np.convolve(loss.values, np.ones(loss.size) / loss.size, mode="valid")
+    smooth = loss.means()
     best = int(smooth.argmin())
     if loss.latest > max(_WORSE * smooth[best], smooth[best] + 0.1):
         at = loss.steps[best + loss.size - 1]
@@ -96,7 +100,7 @@ def gap_growth(reading: Reading) -> Finding | None:
     gap = course(reading, "sampling/sampling_logp_difference/mean", fewest=3)
     if gap is None:
         return None
-    smooth = np.convolve(gap.values, np.ones(gap.size) / gap.size, mode="valid")
+    smooth = gap.means()
     worst = int(smooth.argmax())
     if smooth[worst] < _GAP_AT_ALL and gap.latest < max(_GAP, _GAP_GROWTH * gap.first):
         return None
@@ -115,15 +119,15 @@ def gap_growth(reading: Reading) -> Finding | None:
 def expert_collapse(reading: Reading) -> Finding | None:
     """A few experts do the work of all."""
     speed = _setting(reading, "balance", "bias_speed")
-    for layer in layers(reading):
-        keys = expert_keys(reading, layer)
+    for layer in expert_layers(reading.keys):
+        keys = expert_keys(reading.keys, layer)
         shares = [course(reading, key, fewest=3) for key in keys]
         if not shares or any(one is None for one in shares):
             continue
         share_SE = np.stack([one.values for one in shares if one is not None], axis=1)
         size = max(3, len(share_SE) // 5)
         late_E, busy = share_SE[-size:].mean(axis=0), float(np.median(_busy(share_SE[-size:])))
-        n, dead = len(keys), int((late_E < _DEAD / len(keys)).sum())
+        n, dead = len(keys), int((late_E < DEAD / len(keys)).sum())
         if busy >= _IDLE and dead < _DEAD_SHARE * n:
             continue
         first, last = shares[0].steps[[-size, -1]] if shares[0] is not None else (0, 0)
@@ -263,7 +267,7 @@ def fallen(reading: Reading) -> Finding | None:
     if right is None or reading.kind not in ("rl", "distill", "sft"):
         return None
     size = right.size if held is None else 2
-    smooth = np.convolve(right.values, np.ones(size) / size, mode="valid")
+    smooth = right.means(size)
     best, now = int(smooth.argmax()), float(smooth[-1])
     if now > _FALLEN * smooth[best] or smooth[best] - now < 0.1:
         return None
@@ -302,19 +306,6 @@ SIGNS: tuple[Callable[[Reading], Finding | None], ...] = (
 def diagnose(reading: Reading) -> list[Finding]:
     """All that is wrong with a stage, the likeliest cause first."""
     return [found for found in (sign(reading) for sign in SIGNS) if found is not None]
-
-
-def layers(reading: Reading) -> list[str]:
-    """The layers whose experts' load was logged."""
-    names = dict.fromkeys(key.split("/")[1] for key in reading.keys if key.startswith("expert_load/"))
-    return sorted(names, key=int)
-
-
-def expert_keys(reading: Reading, layer: str) -> list[str]:
-    """The metrics with the load of each expert of a layer, in order."""
-    prefix = f"expert_load/{layer}/"
-    names = [key.removeprefix(prefix) for key in reading.keys if key.startswith(prefix)]
-    return [prefix + name for name in sorted((name for name in names if name.isdecimal()), key=int)]
 
 
 def _busy(share_SE: np.ndarray) -> np.ndarray:

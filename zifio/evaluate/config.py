@@ -54,27 +54,25 @@ class EvalStage(Config):
                 f"ks={self.ks} asks for pass@{max(self.ks)} of n={self.n} replies. "
                 f"Set n to {max(self.ks)} or more, or leave {max(self.ks)} out of ks."
             )
-        keys = [report_key(model) for model in self.models]
-        bad = next((model for model, key in zip(self.models, keys, strict=True) if key in ("", ".", "..")), None)
-        if bad is not None:
-            raise ValueError(f"models: wanted a stage or a folder with a name, came {bad!r}. Write its whole path.")
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"models: wanted different names, came {twice!r} twice. Rename one of the folders.")
+        _check_names("models", self.models)
+        _check_names("prm", self._prms)
         return self
+
+    @property
+    def _prms(self) -> list[str]:
+        return [self.prm] if isinstance(self.prm, str) else self.prm or []
 
     @property
     def scorers(self) -> dict[str, str]:
         """The process reward models that it asks, by their key."""
         if isinstance(self.prm, str):
             return {"prm": self.prm}
-        return {f"prm[{place}]": name for place, name in enumerate(self.prm or [])}
+        return {f"prm[{place}]": name for place, name in enumerate(self._prms)}
 
     @property
     def named_prms(self) -> dict[str, str]:
         """Each process reward model's name in reports, and the stage or folder that it stands for."""
-        asked = [self.prm] if isinstance(self.prm, str) else self.prm or []
-        return {report_key(name): name for name in asked}
+        return {report_key(name): name for name in self._prms}
 
     @property
     def named_models(self) -> dict[str, str]:
@@ -167,6 +165,17 @@ class ExamConfig(Config):
         """The k of pass@k and its kin, rising."""
         powers = [2**i for i in range(self.n.bit_length()) if 2**i <= self.n]
         return sorted({*self.ks} or {*powers, self.n})
+
+
+def _check_names(key: str, models: list[str]) -> None:
+    """Raise ValueError for what reports could not call by different names."""
+    names = [report_key(model) for model in models]
+    bad = next((model for model, name in zip(models, names, strict=True) if name in ("", ".", "..")), None)
+    if bad is not None:
+        raise ValueError(f"{key}: wanted a stage or a folder with a name, came {bad!r}. Write its whole path.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{key}: wanted different names, came {twice!r} twice. Rename one of the folders.")
 
 
 def report_key(model: str) -> str:

@@ -34,7 +34,7 @@ from zifio.evaluate.drawing import (
     step_axis,
 )
 from zifio.evaluate.wording import flops_text, percent, seconds_text
-from zifio.record.stage import StageRecord
+from zifio.record.stage import StageRecord, expert_keys, expert_layers
 
 _N_SERIES = sum(name.startswith("series-") for name in THEME)
 _NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model
@@ -123,9 +123,7 @@ def _curves(stages: Sequence[StageRecord]) -> Figure | None:
         axes.set_ylabel("pass@k")
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        legend = axes.legend(loc="best")
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        _plain_legend(axes)
     return finish(
         canvas,
         "pass_at_k",
@@ -165,8 +163,10 @@ def _held_out(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
-def _together(stages: Sequence[StageRecord], key: str, step: str, value: str, scale: str = "linear") -> Canvas | None:
-    """One panel with a metric's curve of every stage that logged it; None where nobody did."""
+def _together(
+    stages: Sequence[StageRecord], key: str, step: str, value: str, scale: str = "linear", bottom: float | None = None
+) -> Canvas | None:
+    """One panel with a metric's curve of every stage that logged it, from `bottom` on; None where nobody did."""
     found, colours = [stage for stage in stages if stage.series(key)[0]], colour_of(stages)
     if not found:
         return None
@@ -177,8 +177,15 @@ def _together(stages: Sequence[StageRecord], key: str, step: str, value: str, sc
     step_axis(axes, step)
     axes.set_ylabel(value)
     axes.set_yscale(scale)
+    axes.set_ylim(bottom=bottom)
     axes.legend(loc="best")
     return canvas
+
+
+def _plain_legend(axes: Axes) -> None:
+    """A legend in which a name with dollars is no formula."""
+    for text in axes.legend(loc="best").get_texts():
+        text.set_parse_math(False)
 
 
 def _reward(stages: Sequence[StageRecord]) -> Figure | None:
@@ -264,18 +271,8 @@ def _tools(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 def _entropy(stages: Sequence[StageRecord]) -> Figure | None:
-    found, colours = [stage for stage in stages if stage.series("entropy")[0]], colour_of(stages)
-    if not found:
-        return None
-    canvas = Canvas(figsize=(WIDTH, 2.8))
-    axes = canvas.subplots()
-    for stage in found:
-        curve(axes, *stage.series("entropy"), LIGHT[colours[stage.name]], stage.name)
-    step_axis(axes, "reinforcement step of the stage")
-    axes.set_ylabel("entropy of a token (nats)")
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="best")
-    return finish(
+    canvas = _together(stages, "entropy", "reinforcement step of the stage", "entropy of a token (nats)", bottom=0)
+    return canvas and finish(
         canvas,
         "entropy",
         "How undecided the model is",
@@ -287,10 +284,10 @@ def _entropy(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 def _expert_map(stages: Sequence[StageRecord]) -> Figure | None:
-    stage = next((stage for stage in stages if _layers(stage)), None)
+    stage = next((stage for stage in stages if expert_layers(stage.keys)), None)
     if stage is None:
         return None
-    layers = _layers(stage)
+    layers = expert_layers(stage.keys)
     columns = min(len(layers), COLUMNS)
     rows = -(-len(layers) // columns)
     canvas = Canvas(figsize=(WIDTH, 0.75 + 1.75 * rows))
@@ -322,12 +319,12 @@ def _expert_map(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 def _expert_balance(stages: Sequence[StageRecord]) -> Figure | None:
-    found, colours = [stage for stage in stages if _layers(stage)], colour_of(stages)
-    layers = sorted({layer for stage in found for layer in _layers(stage)})
+    found, colours = [stage for stage in stages if expert_layers(stage.keys)], colour_of(stages)
+    layers = sorted({layer for stage in found for layer in expert_layers(stage.keys)})
     shades = dict(zip(layers, np.linspace(1.0, 0.35, max(len(layers), 1)), strict=False))
 
     def panel(axes: Axes, stage: StageRecord) -> None:
-        for layer in _layers(stage):
+        for layer in expert_layers(stage.keys):
             steps, values = stage.series(f"expert_load/{layer}/max_over_mean")
             colour = LIGHT[colours[stage.name]]
             axes.plot(steps, smooth(values), color=colour, alpha=shades[layer], label=f"layer {layer}", linewidth=1.4)
@@ -448,8 +445,7 @@ def _labels(stages: Sequence[StageRecord]) -> Figure | None:
     axes.set_xlabel("labelled solutions")
     axes.set_ylabel("over the majority's vote")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    for text in axes.legend(loc="best").get_texts():
-        text.set_parse_math(False)
+    _plain_legend(axes)
     k = max(line["k"] for _, _, lines in found for _, line in lines)
     return finish(
         canvas,
@@ -523,18 +519,11 @@ def _keys(row: dict[str, Any]) -> str:
     return " ".join(row) + " "
 
 
-def _layers(stage: StageRecord) -> list[int]:
-    """Layers whose expert load the stage has logged."""
-    found = {key.split("/")[1] for row in stage.metrics for key in row if key.endswith("/max_over_mean")}
-    return sorted(map(int, found))
-
-
 def _load(stage: StageRecord, layer: int) -> tuple[list[float | int], Any]:
     """Steps, and load of each expert over its even share, shape (experts, columns); long runs are averaged down."""
-    pattern = re.compile(rf"expert_load/{layer}/(\d+)")
     rows = [row for row in stage.metrics if f"expert_load/{layer}/max_over_mean" in row]
-    experts = sorted({int(hit.group(1)) for key in rows[0] if (hit := pattern.fullmatch(key))})
-    share_SE = np.array([[row[f"expert_load/{layer}/{expert}"] for expert in experts] for row in rows])
+    experts = expert_keys(rows[0], layer)
+    share_SE = np.array([[row[key] for key in experts] for row in rows])
     parts = np.array_split(share_SE, min(len(rows), 120))
     load_ES = np.stack([part.mean(axis=0) for part in parts], axis=1) * len(experts)
     return [row["step"] for row in rows], load_ES

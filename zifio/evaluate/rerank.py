@@ -9,7 +9,7 @@ Try it alone: `pytest tests/evaluate/test_rerank.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -64,12 +64,11 @@ def rerank(
         if row["outcome"] != "error":
             groups.setdefault(row["problem"], []).append(row)
     names = AGGREGATES if scorer.by_step else {"last": AGGREGATES["last"]}
-    table = [
-        _line(groups, k, name, seed)
-        for k in ks
-        if k > 1 and any(len(g) >= k for g in groups.values())
-        for name in names
-    ]
+    table = []
+    for k in ks:
+        large = [group for group in groups.values() if len(group) >= k]
+        if k > 1 and large:
+            table += _lines(large, k, names, seed)
     found = _located(task, rows) if scorer.by_step else None
     return {"table": table} | ({"localisation": found} if found else {}), flops
 
@@ -98,26 +97,28 @@ def score_rows(scorer: Scorer, rows: Sequence[Row]) -> float:
     return flops
 
 
-def _line(groups: dict[str, list[Row]], k: int, name: str, seed: int) -> dict[str, Any]:
-    """One line of the table: k replies, scores aggregated so."""
-    best_P, weighted_P, majority_P = [], [], []
-    for group in groups.values():
-        if len(group) < k:
-            continue
-        right = [row["outcome"] == "right" for row in group]
-        answers = [answer_of(split_thinking(row["response"]).rest) for row in group]
-        scores = [AGGREGATES[name](row["step_scores"]) for row in group]
-        best_P.append(best_of_k(scores, right, k))
-        lowest = min(0.0, *scores)  # those of a reward model may be negative, and weights may not
-        weighted_P.append(weighted_at_k(answers, [score - lowest for score in scores], right, k))
-        majority_P.append(majority_at_k(answers, right, k))
-    line: dict[str, Any] = {"k": k, "by": name, "n_problems": len(best_P), "majority": mean(majority_P)}
-    line["majority_interval"] = list(share_interval(majority_P, seed, "majority", k))
-    for way, share_P in (("best", best_P), ("weighted", weighted_P)):
-        gain = paired_difference(share_P, majority_P, seed, "rerank", way, name, k)
-        line |= {way: mean(share_P), f"{way}_interval": list(share_interval(share_P, seed, way, name, k))}
-        line[f"{way}_gain"] = {"mean": gain.mean, "interval": list(gain.interval)}
-    return line
+def _lines(groups: list[list[Row]], k: int, names: Iterable[str], seed: int) -> list[dict[str, Any]]:
+    """Lines of the table: k replies, scores aggregated in each way, beside the one majority."""
+    right_PG = [[row["outcome"] == "right" for row in group] for group in groups]
+    answers_PG = [[answer_of(split_thinking(row["response"]).rest) for row in group] for group in groups]
+    majority_P = [majority_at_k(answers, right, k) for answers, right in zip(answers_PG, right_PG, strict=True)]
+    same = {"n_problems": len(groups), "majority": mean(majority_P)}
+    same["majority_interval"] = list(share_interval(majority_P, seed, "majority", k))
+    lines = []
+    for name in names:
+        line: dict[str, Any] = {"k": k, "by": name, **same}
+        best_P, weighted_P = [], []
+        for group, answers, right in zip(groups, answers_PG, right_PG, strict=True):
+            scores = [AGGREGATES[name](row["step_scores"]) for row in group]
+            best_P.append(best_of_k(scores, right, k))
+            lowest = min(0.0, *scores)  # those of a reward model may be negative, and weights may not
+            weighted_P.append(weighted_at_k(answers, [score - lowest for score in scores], right, k))
+        for way, share_P in (("best", best_P), ("weighted", weighted_P)):
+            gain = paired_difference(share_P, majority_P, seed, "rerank", way, name, k)
+            line |= {way: mean(share_P), f"{way}_interval": list(share_interval(share_P, seed, way, name, k))}
+            line[f"{way}_gain"] = {"mean": gain.mean, "interval": list(gain.interval)}
+        lines.append(line)
+    return lines
 
 
 def _located(task: Task, rows: Sequence[Row]) -> dict[str, Any] | None:

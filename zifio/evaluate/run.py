@@ -261,7 +261,7 @@ def _questions(task: Task, problems: int, seed: int) -> list[Problem]:
     return [task.problem("held-out", index, seed) for index in range(problems)]
 
 
-def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prms: Iterable[Path] = ()) -> str:
+def _exam_digest(stage: EvalStage, seed: int, problems: list[Problem], prms: Iterable[Path]) -> str:
     """Names everything but the model that a result depends on. Which other models are measured is no part of it."""
     asked = [[problem.id, problem.prompt, problem.gold] for problem in problems]
     whole = [seed, stage.n, stage.ks, stage.sampling.digest(), asked, *map(model_digest, prms)]

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +22,7 @@ from zifio.label.desk import LONGEST_MS, MOST_AT_ONCE, Annotator, Desk, Phase, R
 from zifio.label.referee import Referee
 from zifio.label.store import Conflict
 from zifio.label.writer import Writer
-from zifio.loopback import AsciiJSON, Guard
+from zifio.loopback import AsciiJSON, Guard, add_page
 
 PAGE = Path(__file__).parent / "page"
 
@@ -88,16 +86,12 @@ def make_app(desk: Desk, alone: bool) -> FastAPI:
         )
 
     _routes(app, desk, referee, write)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    add_page(app, PAGE)
     return app
 
 
 def _routes(app: FastAPI, desk: Desk, referee: Referee, write: Callable[..., Any]) -> None:
     ours = [Depends(_from_our_page)]
-
-    @app.get("/")
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
     @app.post("/api/next", dependencies=ours)
     async def next_items(body: NextBody, request: Request) -> AsciiJSON:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,17 +67,30 @@ class StageRecord:
         return list(dict.fromkeys(key for row in self.metrics for key in row if key != "step"))
 
 
+def expert_layers(keys: Iterable[str]) -> list[int]:
+    """The layers whose experts' load was logged, in order."""
+    return sorted({int(key.split("/")[1]) for key in keys if key.startswith("expert_load/")})
+
+
+def expert_keys(keys: Iterable[str], layer: int) -> list[str]:
+    """The metrics with the load of each expert of a layer, in order."""
+    prefix = f"expert_load/{layer}/"
+    names = {key.removeprefix(prefix) for key in keys if key.startswith(prefix)}
+    return [prefix + name for name in sorted(filter(str.isdecimal, names), key=int)]
+
+
 def stages_of(folder: Path) -> list[tuple[str, str]]:
     """(name, kind) of the stages that a run folder has begun, in the recipe's order where it tells one.
 
     Raises ConfigError when it is no run folder.
     """
-    kinds = {path.parent.name: _kind(path) for path in folder.glob("*/stage.json")}
+    marks = [*folder.glob("*/stage.json")]
+    kinds = {path.parent.name: _kind(path) for path in marks}
     if not kinds:
         hint = f" It is a stage's own folder: give {folder.parent}." if (folder / "stage.json").exists() else ""
         raise ConfigError(f"{folder}: wanted a run folder, came one without any stage.{hint}")
     order = [stage["name"] for stage in read_json(folder / "recipe.json").get("stage", [])]
-    begun = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/stage.json")}
+    begun = {path.parent.name: path.stat().st_mtime_ns for path in marks}
     first = {name: place for place, name in enumerate(order)}
     names = sorted(kinds, key=lambda name: (first.get(name, len(order)), begun[name], name))
     return [(name, kinds[name]) for name in names]

@@ -3,7 +3,7 @@ r"""Expressions: sums, products, powers, functions, brackets and matrices, by re
 A whole number before a proper fraction is a mixed number; factors need no sign between them: 2\pi r. Nothing is
 evaluated and nothing is guessed: what does not fit raises Unreadable. Depth is bounded.
 
-Try it alone: `pytest tests/tasks/test_maths_grammar.py`
+Try it alone: `pytest tests/tasks/test_maths_equality.py`
 """
 
 from abc import ABC, abstractmethod

@@ -59,13 +59,13 @@ def open_sink(name: str, run: str, stage: str, folder: Path) -> Sink:
 
 
 @contextlib.contextmanager
-def mirrored(names: Sequence[str], run: str, stage: str, folder: Path) -> Generator[None, None, None]:
+def sending(names: Sequence[str], run: str, stage: str, folder: Path) -> Generator[None, None, None]:
     """Send on what a stage writes, until the block ends, and then the rest."""
     if not names:
         yield
         return
-    stop, mirror = threading.Event(), Mirror(names, run, stage, folder)
-    thread = threading.Thread(target=mirror.follow, args=(stop,), daemon=True)
+    stop, sender = threading.Event(), Sender(names, run, stage, folder)
+    thread = threading.Thread(target=sender.follow, args=(stop,), daemon=True)
     thread.start()
     try:
         yield
@@ -74,7 +74,7 @@ def mirrored(names: Sequence[str], run: str, stage: str, folder: Path) -> Genera
         thread.join(60)
 
 
-class Mirror:
+class Sender:
     """The sinks of one stage."""
 
     def __init__(self, names: Sequence[str], run: str, stage: str, folder: Path) -> None:

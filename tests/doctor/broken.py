@@ -1,6 +1,6 @@
 """Runs that are broken on purpose, one for each cause, and runs that go well: all really trained, in a moment each.
 
-python tests/doctor/runs.py FOLDER     # makes them all and says what the doctor finds
+python tests/doctor/broken.py FOLDER     # makes them all and says what the doctor finds
 """
 
 from __future__ import annotations
