@@ -28,6 +28,8 @@ from zifio.models.families import (
     Qwen3MoeConfig,
     Yarn,
 )
+from zifio.models.janus import Janus
+from zifio.models.janus_config import JanusConfig
 from zifio.models.weights import save_model
 from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
@@ -103,6 +105,40 @@ def qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
     fields = {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3], "num_experts": 8}
     fields |= {"num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 10}
     return Qwen3MoeConfig(**(GROUPED | fields | changes))
+
+
+def janus(text: AnyConfig | None = None, **changes: Any) -> JanusConfig:
+    """Pictures of 16 pixels a side as 16 patches; drawings of as many pixels as 16 of 24 codes."""
+    text = text or llama()
+    vision: dict[str, Any] = {
+        "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2.0, "image_size": 16,
+        "patch_size": 4, "num_image_tokens": 16, "projection_dim": text.hidden_size,
+    }  # fmt: skip
+    vq: dict[str, Any] = {
+        "embed_dim": 4, "num_embeddings": 24, "latent_channels": 8, "base_channels": 32, "num_patches": 4,
+        "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "projection_dim": text.hidden_size,
+        "image_token_embed_dim": text.hidden_size,
+    }  # fmt: skip
+    parts = {"vision_config": vision | changes.pop("vision", {}), "vq_config": vq | changes.pop("vq", {})}
+    return JanusConfig(**({"text_config": text, "image_token_id": 39} | parts | changes))
+
+
+def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
+    """A model that reads and draws, with random norms and biases."""
+    model = Janus(shape or janus(), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3, generator=generator)
+    return model
+
+
+def pixels_like(n: int, side: int = 16, seed: int = 4) -> Tensor:
+    """Random pictures, [n, 3, side, side], from -1 to 1."""
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 EVERY_FAMILY: dict[str, AnyConfig] = {
