@@ -212,6 +212,11 @@ class Decoder(nn.Module):
         """Tokens that may come: all below this number."""
         return self.config.vocab_size or 0
 
+    def pictures_of(self, tokens: list[int]) -> tuple[object, ...] | None:
+        """What must be held as long as these tokens may be asked about: pictures, in a model that reads some. None
+        where one of them was let go."""
+        return ()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, from hidden states of any leading shape."""
         return self.lm_head(hidden)

@@ -121,6 +121,16 @@ class Janus(Decoder):
             self._n_pictures += 1
         return pictures
 
+    def pictures_of(self, tokens: list[int]) -> tuple[Picture, ...] | None:
+        """The pictures that stand among these tokens; None where nobody holds one any more."""
+        n_patches = self.shape.vision_config.num_image_tokens
+        numbers = dict.fromkeys(
+            (token - self.first_patch) // n_patches for token in tokens if token >= self.first_patch
+        )
+        pictures = [self._pictures.get(number) for number in numbers]
+        known = tuple(picture for picture in pictures if picture is not None)
+        return known if len(known) == len(pictures) else None
+
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """What the decoder reads of tokens of all three kinds."""
         if tokens_BT.is_cuda and torch.cuda.is_current_stream_capturing():  # which steps of text alone are
