@@ -156,7 +156,7 @@ def test_files_that_are_none_or_too_long_are_named(tmp_path: Path) -> None:
         read_picture(tmp_path)
     with (tmp_path / "long.png").open("wb") as file:
         os.truncate(file.fileno(), pictures.MOST_BYTES + 1)
-    with pytest.raises(ConfigError, match="long.png: wanted a picture of at most"):
+    with pytest.raises(ConfigError, match=r"long\.png: wanted a picture of at most"):
         read_picture(tmp_path / "long.png")
 
 

@@ -1,4 +1,4 @@
-"""Drawings in the engine: every step equals a pass over the whole sequence, guided or not, whatever stands beside it."""
+"""Drawings in the engine: every step equals a pass over whole sequences, guided or not, whatever stands beside it."""
 
 from __future__ import annotations
 
