@@ -39,6 +39,7 @@ from zifio.train.distill import distill
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
 from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
+from zifio.train.picture_config import VqStage
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
 from zifio.train.prm import prm
@@ -46,6 +47,7 @@ from zifio.train.rl import rl
 from zifio.train.sample import sample
 from zifio.train.sft import sft
 from zifio.train.stage import Context
+from zifio.train.vq import vq
 
 KINDS = {
     "pretrain": (PretrainStage, pretrain),
@@ -57,6 +59,7 @@ KINDS = {
     "prm": (PrmStage, prm),
     "reward": (RewardStage, reward),
     "dpo": (DpoStage, dpo),
+    "vq": (VqStage, vq),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)
 ADAM, MUON = {"kind": "adamw", "lr": 3e-3}, {"kind": "muon", "lr": 3e-3}

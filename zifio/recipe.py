@@ -38,6 +38,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
+from zifio.train.picture_config import VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -53,6 +54,7 @@ AnyStage = Annotated[
     | PrmStage
     | RewardStage
     | DpoStage
+    | VqStage
     | EvalStage,
     Field(discriminator="kind"),
 ]
@@ -94,7 +96,7 @@ def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
     if isinstance(stage, EvalStage):
         return [*stage.models, *stage.scorers.values()]
-    keys = ("tokenizer", "from_", "data", "teacher", "people")
+    keys = ("tokenizer", "from_", "data", "held_out_data", "teacher", "people")
     values = [getattr(stage, key, None) for key in keys]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
@@ -124,7 +126,7 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
-    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies"}
+    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies", VqStage: "codes of pictures"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
@@ -147,7 +149,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -168,6 +170,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
+        looks = None if isinstance(stage, VqStage) else looks  # at pictures
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
@@ -346,6 +349,8 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.preference import reward as run
     elif isinstance(stage, DpoStage):
         from zifio.train.preference import dpo as run
+    elif isinstance(stage, VqStage):
+        from zifio.train.vq import vq as run
     else:
         from zifio.evaluate.run import eval_stage
 

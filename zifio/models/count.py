@@ -126,6 +126,39 @@ def _vq(vq: VqConfig) -> int:
     return total + vq.num_embeddings * vq.embed_dim + _linear(latent, vq.embed_dim) + _linear(vq.embed_dim, latent)
 
 
+def vq_flops(vq: VqConfig) -> float:
+    """FLOPs of a picture through encoder, codebook and decoder."""
+    first, latent = vq.base_channels, vq.latent_channels
+    widths = [first * times for times in vq.channel_multiplier]
+    last, side = widths[-1], vq.image_size
+    lowest = vq.n_tokens
+    middle = 2 * _convolved(last, last, lowest) + _looked(last, lowest)
+    weights = 27 * first * side**2 + 27 * widths[0] * side**2  # in, out
+    weights += 9 * last * latent * lowest * 2 + 2 * latent * vq.embed_dim * lowest
+    total = 2 * middle + 2.0 * weights + 2.0 * lowest * vq.num_embeddings * vq.embed_dim
+    for n_blocks, order in ((vq.num_res_blocks, widths), (vq.num_res_blocks + 1, widths[::-1])):
+        is_encoder, before = n_blocks == vq.num_res_blocks, first if n_blocks == vq.num_res_blocks else last
+        for place, width in enumerate(order):
+            level = place if is_encoder else len(order) - 1 - place
+            area = (side >> level) ** 2
+            total += _convolved(before, width, area) + (n_blocks - 1) * _convolved(width, width, area)
+            total += n_blocks * _looked(width, area) * (level == len(order) - 1)
+            moved = area // 4 if is_encoder else area * 4  # pixels of the next level
+            total += 18.0 * width * width * moved * (place < len(order) - 1)
+            before = width
+    return total
+
+
+def _convolved(d_in: int, d_out: int, area: int) -> float:
+    """FLOPs of a residual block."""
+    return 2.0 * area * (9 * d_in * d_out + 9 * d_out * d_out + d_in * d_out * (d_in != d_out))
+
+
+def _looked(channels: int, area: int) -> float:
+    """FLOPs of attention among pixels."""
+    return 8.0 * area * channels * channels + 4.0 * area * area * channels
+
+
 def _residual(d_in: int, d_out: int) -> int:
     shortcut = _linear(d_in, d_out) if d_in != d_out else 0
     return 2 * d_in + _linear(9 * d_in, d_out) + 2 * d_out + _linear(9 * d_out, d_out) + shortcut

@@ -208,6 +208,23 @@ def _part(kind: type[VisionConfig] | type[VqConfig], raw: dict[str, Any], path: 
     return build(kind, known, f"{path}: {name}")
 
 
+def read_vq_config(folder: str | Path) -> VqConfig:
+    """The shape of a tokenizer of pictures that stands by itself. Raises ConfigError where there is none."""
+    raw, path = read_json(folder)
+    if raw.get("model_type") != "janus_vqgan":
+        raise ConfigError(
+            f"{path}: model_type: wanted 'janus_vqgan', a tokenizer of pictures, came {raw.get('model_type')!r}. Name "
+            "the folder that a `vq` stage wrote."
+        )
+    return _part(VqConfig, {"vq_config": raw}, path)
+
+
+def write_vq_config(config: VqConfig, folder: str | Path, dtype: str = "float32") -> None:
+    """Write `folder/config.json` of a tokenizer of pictures by itself, as transformers' JanusVQVAE has it."""
+    raw = {"architectures": ["JanusVQVAE"], **config.model_dump(), **VqConfig.fixed, "torch_dtype": dtype}
+    Path(folder, "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
 def write_janus_config(shape: JanusConfig, folder: str | Path, dtype: str = "float32") -> None:
     """Write `folder/config.json` so that transformers and we open the folder; `dtype` is the weights'."""
     raw = {

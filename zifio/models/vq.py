@@ -210,6 +210,11 @@ class Vq(nn.Module):
             elif name.endswith(".bias"):
                 parameter.zero_()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.quantize.embedding.weight.device
+
     def latents(self, pixels_BUYX: Tensor) -> Tensor:
         """What the encoder makes of pixels from -1 to 1, L2-normalised, row by row, [B, T, U]."""
         return F.normalize(self.quant_conv(self.encoder(pixels_BUYX)).flatten(2).transpose(1, 2), dim=-1)

@@ -32,7 +32,19 @@ from zifio.log import say
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
-from zifio.models.janus_config import ARCHITECTURE, is_janus, read_janus_config, write_janus_config
+from zifio.models.janus_config import (
+    ARCHITECTURE,
+    VqConfig,
+    is_janus,
+    read_janus_config,
+    read_vq_config,
+    write_janus_config,
+    write_vq_config,
+)
+from zifio.models.vq import Vq
+
+AnyModel = Decoder | Vq
+"""What a folder may hold: a decoder, Janus among them, or a tokenizer of pictures."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
@@ -86,12 +98,15 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
     return {ours: tensor for name, tensor in out.items() if (ours := _inward(config, name)) is not None}
 
 
-def disk_state(model: Decoder) -> dict[str, Tensor]:
+def disk_state(model: AnyModel) -> dict[str, Tensor]:
     """A model's state under Hugging Face's names; the tensors share its memory.
 
-    Janus has the decoder's below `model.language_model` and its own parts beside it.
+    A tokenizer of pictures has the same names here and there. Janus has the decoder's below `model.language_model` and
+    its own parts beside it.
     """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if isinstance(model, Vq):
+        return state
     if not isinstance(model, Janus):
         return to_disk_names(model.config, state)
     own = {f"model.{name}": tensor for name, tensor in state.items() if name.startswith(_JANUS)}
@@ -99,8 +114,10 @@ def disk_state(model: Decoder) -> dict[str, Tensor]:
     return {re.sub(r"^model\.", "model.language_model.", name): tensor for name, tensor in text.items()} | own
 
 
-def _is_known(model: Decoder, name: str) -> bool:
+def _is_known(model: AnyModel, name: str) -> bool:
     """Whether a tensor on disk that we do not expect may be passed over."""
+    if isinstance(model, Vq):
+        return False
     if isinstance(model, Janus):
         if name.endswith("embeddings.position_ids"):
             return True
@@ -137,15 +154,17 @@ def _inward(config: AnyConfig, name: str) -> str | None:
 # Writing ---------------------------------------------------------------------------------------------------
 
 
-def save_model(model: Decoder, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+def save_model(model: AnyModel, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write `config.json` and the weights into `folder`, which must exist; weights that lie there are replaced.
 
     Up to `shard_bytes` they are one file, `model.safetensors`; beyond, shards of at most that size (or of one tensor
     that is larger) and `model.safetensors.index.json`.
     """
     folder = Path(folder)
-    disk, dtype = disk_state(model), str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    if isinstance(model, Janus):
+    disk, dtype = disk_state(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+    if isinstance(model, Vq):
+        write_vq_config(model.config, folder, dtype)
+    elif isinstance(model, Janus):
         write_janus_config(model.shape, folder, dtype)
     else:
         write_config(model.config, folder, dtype)
@@ -228,10 +247,17 @@ def load_janus(folder: str | Path, dtype: torch.dtype = torch.float32) -> Janus:
     return model
 
 
-_AnyDecoder = TypeVar("_AnyDecoder", bound=Decoder)
+def load_vq(folder: str | Path, dtype: torch.dtype = torch.float32) -> Vq:
+    """A tokenizer of pictures that stands by itself; raises what `load_model` raises."""
+    model = _allocate(partial(Vq, read_vq_config(folder)), dtype)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
 
 
-def _allocate(make: Callable[[], _AnyDecoder], dtype: torch.dtype) -> _AnyDecoder:
+_Model = TypeVar("_Model", Decoder, Janus, Vq)
+
+
+def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
     """A model with memory for its weights and no values in them: initialising would take longer than loading."""
     with torch.device("meta"):
         model = make()
@@ -312,7 +338,7 @@ def read_tensors(folder: str | Path) -> Mapping[str, Tensor]:
 
 @torch.no_grad()
 def load_state(
-    model: Decoder, disk: Mapping[str, Tensor], where: str, fp8_block: tuple[int, int] | None = None
+    model: AnyModel, disk: Mapping[str, Tensor], where: str, fp8_block: tuple[int, int] | None = None
 ) -> None:
     """Copy tensors under Hugging Face's names into the model, in its precision; every key must fit exactly.
 
@@ -321,9 +347,10 @@ def load_state(
     does not fit (some tensors are copied by then).
     """
     config, expected = model.config, disk_state(model)
+    is_tied = not isinstance(config, VqConfig) and config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
-    also = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    also = {"lm_head.weight"} if is_tied else set()
     if fp8_block:
         also |= {f"{name}_scale_inv" for name in expected if name.endswith(".weight")}
     others = sorted(disk.keys() - expected.keys() - also)
@@ -349,7 +376,9 @@ def load_state(
         target.copy_(tensor)
 
 
-def _architecture(model: Decoder) -> str:
+def _architecture(model: AnyModel) -> str:
+    if isinstance(model, Vq):
+        return "JanusVQVAE"
     return ARCHITECTURE if isinstance(model, Janus) else model.config.architecture
 
 

@@ -45,6 +45,9 @@ class Batch:
     """Experts that tokens are to go to (`Decoder.forward`), -1 where the router chooses; a shared prefix goes where the
     first of those behind it sends it. None when no sequence brought any."""
 
+    pixels_MUYX: Tensor | None = None
+    """Pictures, from -1 to 1; where a tokenizer of pictures learns, a row stands for the codes of each."""
+
     def column(self, name: str) -> Tensor | None:
         """A column, or None when no sequence brought it, so that its term need not be computed."""
         return self.columns.get(name)
@@ -58,6 +61,7 @@ class Batch:
             real_BT=self.real_BT.to(device),
             columns={name: column.to(device) for name, column in self.columns.items()},
             experts_BTLA=None if self.experts_BTLA is None else self.experts_BTLA.to(device),
+            pixels_MUYX=None if self.pixels_MUYX is None else self.pixels_MUYX.to(device),
         )
 
     @property

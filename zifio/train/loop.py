@@ -25,9 +25,11 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops, parameters
+from zifio.models.count import forward_flops, parameters, vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.lora import adapters, folded
+from zifio.models.vq import Vq
+from zifio.models.weights import AnyModel
 from zifio.train.batch import Batch
 from zifio.train.config import ModelStage
 from zifio.train.loss import LossResult, LossTerms, batch_loss
@@ -72,15 +74,15 @@ class Memory(Protocol):
         ...
 
 
-Look = Callable[[Decoder, int], tuple[dict[str, float], float]]
-"""Evaluate on held-out problems: (model, step) -> (metrics, FLOPs)."""
+Look = Callable[[Any, int], tuple[dict[str, float], float]]
+"""Evaluate on held-out problems: (the trained model, step) -> (metrics, FLOPs)."""
 
 
 @dataclass
 class Trainer:
     """One stage's training: its model, its settings and where it writes."""
 
-    model: Decoder
+    model: AnyModel
     stage: ModelStage
     terms: LossTerms
     folder: Path
@@ -95,7 +97,8 @@ class Trainer:
         Raises Diverged when the loss is not finite; the last checkpoint stays.
         """
         self.log = RunFolder(self.folder)
-        self.model.recompute = self.stage.rows.recompute
+        if isinstance(self.model, Decoder):
+            self.model.recompute = self.stage.rows.recompute
         self.optimizer = Optimizer(self.model, self.stage.optim)
         start, totals = self._resume()
         with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
@@ -153,7 +156,7 @@ class Trainer:
                 raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
             lr = self.optimizer.step(step, self.stage.steps)
             load_LE = _total_load(results)
-            if not adapters(self.model):  # a router's bias belongs to the base, which stays as it is
+            if isinstance(self.model, Decoder) and not adapters(self.model):  # else its base stays as it is
                 self.model.update_balance(load_LE, self.stage.balance.bias_speed)
             collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
             collected["train_flops"] += sum(map(self._flops, batches))
@@ -179,6 +182,8 @@ class Trainer:
 
     def _flops(self, batch: Batch) -> float:
         """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
+        if isinstance(self.model, Vq):
+            return 3 * vq_flops(self.model.config) * batch.n_sequences
         flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)
         n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
         if n_adapter:
@@ -205,7 +210,7 @@ class Trainer:
         if self.look is None or not every or (step % every and step != self.stage.steps):
             return
         began = time.perf_counter()
-        with folded(self.model):
+        with folded(self.model) if isinstance(self.model, Decoder) else contextlib.nullcontext():
             metrics, flops = self.look(self.model, step)
         totals["look_flops"] += flops
         self.log.metrics(step, {f"held_out/{key}": value for key, value in metrics.items()})
@@ -226,7 +231,7 @@ class Trainer:
         )
 
 
-def autocast(model: Decoder, stage: ModelStage) -> torch.autocast:
+def autocast(model: AnyModel, stage: ModelStage) -> torch.autocast:
     """Matrix products in bfloat16 where the stage asks for them; the weights stay in fp32."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16")
 
