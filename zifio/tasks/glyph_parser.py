@@ -178,5 +178,5 @@ def blurred(share: np.ndarray, deviation: float) -> np.ndarray:
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
     kernel /= kernel.sum()
     padded = np.pad(share, reach, mode="edge")
-    rows = np.apply_along_axis(np.convolve, 1, padded, kernel, "valid")
-    return np.apply_along_axis(np.convolve, 0, rows, kernel, "valid")
+    rows = np.stack([np.convolve(line, kernel, "valid") for line in padded])
+    return np.stack([np.convolve(line, kernel, "valid") for line in rows.T]).T

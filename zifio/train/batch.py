@@ -109,6 +109,7 @@ def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id:
         for row in places
     ]
     width = max(sum(len(sequence.tokens) - cut for sequence, cut in row) for row in rows)
+    rows, pixels_MUYX = _numbered(rows)
     names = {name for row in rows for sequence, _ in row for name in sequence.columns}
     assert names <= set(COLUMNS), f"unknown columns {sorted(names - set(COLUMNS))}"
     has_weight = any(any(sequence.weight) for row in rows for sequence, _ in row)
@@ -134,7 +135,28 @@ def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id:
         tuple(cut for _, cut in flat),
         tuple(i for row in places for bundle in row for i in bundle),
         _experts(rows, width),
+        pixels_MUYX,
     )
+
+
+_Rows = list[list[tuple[Sequence, int]]]
+"""Rows of sequences, each less its first so many tokens."""
+
+
+def _numbered(rows: _Rows) -> tuple[_Rows, Tensor | None]:
+    """The same sequences, whose tokens number the pictures of all of them, and those pictures."""
+    pictures: list[np.ndarray] = []
+
+    def number(sequence: Sequence) -> Sequence:
+        if sequence.pixels_MUYX is None:
+            return sequence
+        (first, n_patches), before = sequence.patches, len(pictures)
+        pictures.extend(sequence.pixels_MUYX)
+        tokens = [token + before * n_patches if token >= first else token for token in sequence.tokens]
+        return replace(sequence, tokens=tokens)
+
+    rows = [[(number(sequence), cut) for sequence, cut in row] for row in rows]
+    return rows, torch.from_numpy(np.stack(pictures)) if pictures else None
 
 
 def _experts(rows: list[list[tuple[Sequence, int]]], width: int) -> Tensor | None:

@@ -90,7 +90,7 @@ def batch_loss(model: AnyModel, batch: Batch, terms: LossTerms, share_of_step: f
     if isinstance(model, Vq):
         return picture_loss(model, batch, terms, share_of_step)
     with_mtp = terms.mtp_weight > 0
-    output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=batch.experts_BTLA)
+    output = _forward(model, batch, with_mtp)
     if model.config.num_labels is None:
         result = _of_tokens(model, output, batch, terms)
     else:
@@ -102,6 +102,13 @@ def batch_loss(model: AnyModel, batch: Batch, terms: LossTerms, share_of_step: f
         result.loss = result.loss + terms.balance_weight * share_of_step * balance_loss
         result.sums["balance_loss"] = share_of_step * balance_loss.item()
     return result
+
+
+def _forward(model: Decoder, batch: Batch, with_mtp: bool = False) -> Output:
+    """The model's pass over a micro-batch, with its pictures where it has some."""
+    pictures = {} if batch.pixels_MUYX is None else {"pixels_MUYX": batch.pixels_MUYX}
+    experts_BTLA = batch.experts_BTLA
+    return model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=experts_BTLA, **pictures)
 
 
 def picture_loss(model: Vq, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
@@ -144,7 +151,7 @@ def _of_tokens(model: Decoder, output: Output, batch: Batch, terms: LossTerms) -
 def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tensor, "B T"]:
     """Log-probs under `model` of the tokens that have a policy weight or are of a pair, 0 elsewhere; no gradient."""
     weight_BT = batch.columns["pair" if "pair" in batch.columns else "policy_weight"]
-    hidden_BTD = model(batch.tokens_BT, batch.positions_BT, experts_BTLA=batch.experts_BTLA).hidden_BTD
+    hidden_BTD = _forward(model, batch).hidden_BTD
     before_N = predecessors(batch.positions_BT)
     return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0, before_N)[0]
 
