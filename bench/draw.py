@@ -23,13 +23,12 @@ SYSTEMS = ("zifio", "transformers")
 BOS, EOS, PAD, BOI = 1, 2, 0, 3
 
 
-def make_model(folder: Path, smoke: bool) -> None:
-    """A random Janus that draws 64 codes of 256; its decoder has 6 layers of width 192 (smoke: 2 of 48)."""
+def make_model(folder: Path, width: int, layers: int) -> None:
+    """A random Janus that draws 64 codes of 256, with a decoder of so many layers of that width, a multiple of 24."""
     from zifio.models.janus import Janus
     from zifio.models.janus_config import JanusConfig
     from zifio.models.weights import save_model
 
-    width, layers = (48, 2) if smoke else (192, 6)
     text = {
         "model_type": "llama", "vocab_size": 256, "hidden_size": width, "num_hidden_layers": layers,
         "num_attention_heads": width // 24, "intermediate_size": 3 * width, "max_position_embeddings": 256,
@@ -60,7 +59,7 @@ def job(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Codes a second of each system, round by round; of one that fails, the reason is said and nothing is kept."""
-    make_model(folder, options.smoke)
+    make_model(folder, *((48, 2) if options.smoke else (options.width, options.layers)))
     workers: dict[str, Worker] = {}
     rates: dict[str, list[float]] = {}
     try:
@@ -88,6 +87,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--smoke", action="store_true", help="one small round, to try the machinery")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--group", type=int, default=4, help="drawings of each prompt")
     parser.add_argument("--scale", type=float, default=5.0, help="of guidance")

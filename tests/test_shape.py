@@ -62,6 +62,8 @@ FOREIGN = {
     "sink/tensorboard.py": "tensorboard",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
+IMPORTED_AS = {"pil": "pillow"}
+"""Names of modules that are not their project's."""
 LONGEST_ADAPTER = 100
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "types", "constants", "misc"}
 LONGEST_FILE, LONGEST_FUNCTION = 600, 80
@@ -144,6 +146,7 @@ def test_only_declared_libraries():
     """The package runs on the standard library and the dependencies of pyproject.toml alone."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[^\w-]", need)[0].replace("-", "_").lower() for need in project["dependencies"]}
+    declared |= {name for name, project in IMPORTED_AS.items() if project in declared}
     known = declared | set(sys.stdlib_module_names) | {"zifio", "pydantic_core", ""}
     fail_if(
         [
