@@ -55,6 +55,7 @@ TORCH_FREE_FILES = (
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
     "engine/scheduler.py", "engine/stops.py", "engine/guide.py",
+    "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",

@@ -254,7 +254,16 @@ price; of a recipe, seconds and memory of every stage on this machine. With a ta
         help="assumptions: hardware=h200 mfu=0.4 layout.data=8 rl.reply_tokens=8192 (an unknown key lists them all); "
         "of a recipe: changes to it",
     )
-    parser.add_argument("--figure", metavar="FILE.png", type=Path, help="draw it too")
+    parser.add_argument(
+        "--task", metavar="NAME[:key=value,...]", help="will RL on this task learn? drawn from the model"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="will this rl stage of the recipe learn?")
+    parser.add_argument("--samples", metavar="N", type=int, help="replies that tell (default: 300)")
+    parser.add_argument("--target", metavar="X", type=float, default=0.9, help="pass@1 to reach (default: %(default)s)")
+    parser.add_argument("--against", metavar="RUN", type=Path, help="a run of the recipe: how right is the forecast?")
+    parser.add_argument("--forecast", metavar="FILE", type=Path, help="one made before, as --json wrote it")
+    parser.add_argument("--figure", metavar="FILE.png", type=Path, help="draw the plan of a model too")
+    parser.add_argument("--probe", action="store_true", help="measure this machine, in at most a minute")
     parser.add_argument("--roads", action="store_true", help="efficiency against brute force, with sources")
     _json_argument(parser)
 

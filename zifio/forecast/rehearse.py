@@ -1,0 +1,344 @@
+"""The rehearsal of a recipe, in a process of its own: a few steps of every kind of work that it will do, timed.
+
+Models have the recipe's shapes and random weights, or are the checkpoints that it starts from. Sequences are the task's
+own documents, rewards are made up, so that every part of a step is done. Memory is what this process has held, stage
+after stage in the recipe's order, as a run's would.
+
+On one thread seconds are the processor's, so that others at work beside do not count; on more they are the clock's.
+
+It is started by `zifio plan RECIPE.toml`; alone: `python -m zifio.forecast.rehearse REQUEST.json RESULT.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zifio.checkpoint import save_checkpoint
+from zifio.config import ConfigError, Sampling, build
+from zifio.data import tokenizer as tokenizers
+from zifio.data.pack import Sequence as Row
+from zifio.data.template import ChatTokenizer
+from zifio.engine.policy import LocalPolicy, open_model
+from zifio.log import peak_rss_bytes
+from zifio.models.decoder import Decoder
+from zifio.models.lora import folded
+from zifio.plan.stages import Drawing, Lengths, Training
+from zifio.recipe import Recipe, Run
+from zifio.seed import stream_seed
+from zifio.tasks.catalog import make_task
+from zifio.tasks.environment import conversation, demonstration, tools_of
+from zifio.tasks.episode import Episode, Reply
+from zifio.tasks.runtime import judge_all
+from zifio.tasks.task import Problem, Task, Verdict, shows_working
+from zifio.train.batch import Batch, make_batches
+from zifio.train.config import DistillStage, ModelStage, PretrainStage, RlStage, TokenizerStage
+from zifio.train.loop import StepData, Trainer
+from zifio.train.loss import LossTerms
+from zifio.train.pretrain import task_at
+from zifio.train.rl import Rollouts, loss_terms
+from zifio.train.stage import Context, finish, mean_weighted, messages_sequence, new_model, prepare
+from zifio.train.vocabulary import tokenizer as make_tokenizer
+
+_PROBES = 8
+"""Steps of a stage, evenly over it, whose tokens are counted."""
+
+
+class Clock:
+    """Seconds that are this process's own, as far as that can be told."""
+
+    def __init__(self) -> None:
+        self.is_cpu = torch.get_num_threads() == 1
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def now(self) -> float:
+        """A moment."""
+        return time.process_time() if self.is_cpu else time.perf_counter()
+
+    def busy(self) -> float:
+        """Processor seconds per second and thread since the beginning: far below 1 where others had the machine."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return cpu / (wall * torch.get_num_threads())
+
+
+@dataclass
+class Rehearsal:
+    """What was measured, by stage."""
+
+    training: dict[str, dict[str, float]] = field(default_factory=dict)
+    step_tokens: dict[str, float] = field(default_factory=dict)
+    drawing: dict[str, dict[str, float]] = field(default_factory=dict)
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    once_s: dict[str, float] = field(default_factory=dict)
+    """Loading and saving a model."""
+    checkpoint_s: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, float] = field(default_factory=dict)
+
+
+class Rehearser:
+    """Goes through a recipe once, in a folder that is thrown away after."""
+
+    def __init__(self, recipe: Recipe, folder: Path, seconds: float) -> None:
+        """`seconds` is about what all of it may take."""
+        self.recipe, self.run, self.clock = recipe, Run(recipe, folder), Clock()
+        trained = {self._key(stage) for stage in recipe.stage if isinstance(stage, ModelStage)}
+        self.each_s = seconds / max(1, 2 * len(trained))
+        self.found = Rehearsal()
+        self.training: dict[str, Training] = {}
+        self.drawing: dict[str, Drawing] = {}
+        self.once: dict[str, tuple[float, float]] = {}
+
+    def rehearse(self) -> Rehearsal:
+        """All stages in order."""
+        for stage in self.recipe.stage:
+            began = self.clock.now()
+            if isinstance(stage, TokenizerStage):
+                make_tokenizer(stage, self._context(stage.name))
+                self.found.once_s[stage.name] = self.clock.now() - began
+            elif isinstance(stage, ModelStage):
+                self._train(stage)
+            elif stage.kind != "mark" and not getattr(stage, "is_remote", False):
+                self._draw_only(stage)
+            self.found.peak_bytes[stage.name] = peak_rss_bytes()
+        return self.found
+
+    def _context(self, name: str) -> Context:
+        folder = self.run.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def no_look(*_: Any) -> Any:
+            return None
+
+        return Context(folder, self.recipe.seed, self.recipe.task, self.run.model_of, self.run.data_of, no_look)
+
+    def _key(self, stage: Any) -> str:
+        """Names what a stage's speed depends on; stages of equal keys are rehearsed once."""
+        config = getattr(stage, "model", None) or self._shape_key(getattr(stage, "from_", None))
+        shape = config if isinstance(config, str) else config.model_dump_json()
+        rows, kind = stage.rows.model_dump_json(), stage.optim.kind
+        lora = getattr(stage, "lora", None)
+        mtp = isinstance(stage, PretrainStage) and stage.mtp_weight > 0
+        return f"{isinstance(stage, RlStage)} {shape} {rows} {kind} {lora} {mtp} {stage.precision} {stage.device}"
+
+    def _shape_key(self, name: str | None) -> str:
+        """The shape behind a stage's start, or the checkpoint's name."""
+        stage = self.recipe.named(name) if name else None
+        model = getattr(stage, "model", None)
+        if model is not None:
+            return model.model_dump_json()
+        start = getattr(stage, "from_", None)
+        return self._shape_key(start) if isinstance(start, str) else str(name)
+
+    # Training ----------------------------------------------------------------------------------------------
+
+    def _train(self, stage: ModelStage) -> None:
+        key, context = self._key(stage), self._context(stage.name)
+        task = make_task(getattr(stage, "task", None) or self.recipe.task)
+        began = self.clock.now()
+        model, tokenizer = self._open(stage, context)
+        opened = self.clock.now() - began
+        prepare(model, stage, context)
+        sampling_task = make_task(self.recipe.task) if not isinstance(stage, RlStage) else task
+        self._lengths(stage.name, sampling_task, tokenizer, stage.sampling)
+        if isinstance(stage, RlStage):
+            stage = stage.model_copy(update={"process": None, "reward_model": None, "guard": None, "gate": False})
+            batches, policy, terms = self._rollouts(stage, task, model, tokenizer, context.folder)
+        else:
+            batches = self._documents(stage, task, tokenizer)
+            policy, terms = None, LossTerms(
+                mtp_weight=stage.mtp_weight if isinstance(stage, PretrainStage) else 0.0,
+                balance_weight=stage.balance.loss_weight,
+            )  # fmt: skip
+        self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in batches for batch in step) / len(batches)
+        if key not in self.training:
+            self.training[key] = self._steps(stage, model, terms, context, max(batches, key=len))
+            began = self.clock.now()
+            finish(context, model, tokenizer)
+            self.once[key] = (opened + self.clock.now() - began, self._checkpoint_s)
+        else:
+            finish(context, model, tokenizer)
+        self.found.training[stage.name] = asdict(self.training[key])
+        self.found.once_s[stage.name], self.found.checkpoint_s[stage.name] = self.once[key]
+        draws = policy is not None or (isinstance(stage, DistillStage) and stage.draws) or stage.held_out.every
+        if draws:
+            policy = policy or LocalPolicy(model, tokenizer)
+            self._pace(stage.name, policy, sampling_task, stage.sampling, getattr(stage, "group", stage.held_out.n))
+
+    def _open(self, stage: Any, context: Context) -> tuple[Decoder, ChatTokenizer]:
+        """The model that a stage begins with."""
+        if getattr(stage, "from_", None) is not None:
+            return open_model(context.model_of(stage.from_))
+        tokenizer = tokenizers.load_tokenizer(
+            context.model_of(stage.tokenizer if isinstance(stage, PretrainStage) else stage.teacher)
+        )
+        return new_model(stage.model, tokenizer, stream_seed(context.seed, "rehearsal", stage.name)), tokenizer
+
+    def _documents(self, stage: ModelStage, task: Task, tokenizer: ChatTokenizer) -> list[list[Batch]]:
+        """Micro-batches of steps that read documents, a few of them over the stage."""
+        every: list[list[Batch]] = []
+        n = getattr(stage, "documents", None) if isinstance(stage, PretrainStage) else None
+        n = n or getattr(stage, "sequences", None) or 2 * getattr(stage, "pairs", 32)
+        p_cot = stage.p_cot if isinstance(stage, PretrainStage) else 1.0
+        for place in range(_PROBES):
+            step = place * stage.steps // _PROBES
+            now = task_at(stage, stage.task or self.recipe.task, step) if isinstance(stage, PretrainStage) else task
+            rows = []
+            for index in range(step * n, (step + 1) * n):
+                problem = now.problem("train", index, self.recipe.seed)
+                rows.append(_document(now, problem, tokenizer, shows_working(index, self.recipe.seed, p_cot)))
+            layout = stage.rows
+            packed = make_batches(mean_weighted(rows), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
+            every.append(packed)
+        return every
+
+    def _rollouts(
+        self, stage: RlStage, task: Task, model: Decoder, tokenizer: ChatTokenizer, folder: Path
+    ) -> tuple[list[list[Batch]], LocalPolicy, LossTerms]:
+        """Micro-batches of a step in which every group has a signal, and the policy that would draw it."""
+        rollouts = Rollouts(stage, self.recipe.seed, task, model, tokenizer, {}, folder)
+        episodes_P_G = []
+        for index in range(stage.prompts):
+            problem = task.problem("train", index, self.recipe.seed)
+            prompt = rollouts.policy.prompt(conversation(problem), rollouts.tools)
+            row = _document(task, problem, tokenizer, True)
+            tokens, own = row.tokens[len(prompt) :], [weight > 0 for weight in row.weight[len(prompt) :]]
+            room = stage.rows.row_tokens - len(prompt)
+            reply = Reply(tokens[:room], "", [-1.0] * len(tokens[:room]), sampled=own[:room])
+            verdicts = [Verdict("right" if g % 2 else "wrong", float(g % 2), {"format": 1.0}) for g in range(2)]
+            episodes_P_G.append([Episode(problem, reply, verdicts[g % 2]) for g in range(stage.group)])
+        updates, _, _ = rollouts.weighed(episodes_P_G)
+        return [[batch for update in updates for batch in update]], rollouts.policy, loss_terms(stage)
+
+    def _steps(
+        self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
+    ) -> Training:
+        """Three steps: of one micro-batch, cold; of one; and of as many as there is time for."""
+        stamps: list[float] = []
+        tokens: list[int] = []
+
+        def source(number: int) -> StepData:
+            stamps.append(self.clock.now())
+            n = 1
+            if number == 2:
+                lasted = max(stamps[2] - stamps[1], 1e-6)
+                n = int(min(max(2, (self.each_s - (stamps[2] - stamps[0])) / lasted), len(step)))
+            part = [step[place % len(step)] for place in range(max(n, 2 if number == 2 else 1))]
+            tokens.append(sum(batch.n_tokens for batch in part))
+            return StepData([part])
+
+        short = stage.model_copy(update={"steps": 3, "checkpoint_every": 10**9})
+        trainer = Trainer(model, short, terms, context.folder)
+        trainer.run(source)
+        stamps.append(self.clock.now())
+        save_checkpoint(context.folder / "checkpoints", 3, model, trainer.optimizer.state(), {})
+        self._checkpoint_s = self.clock.now() - stamps[-1]
+        one, several = stamps[2] - stamps[1], stamps[3] - stamps[2]
+        token_s = max(several - one, 0.1 * one) / max(tokens[2] - tokens[1], 1)
+        return Training(max(one - token_s * tokens[1], 0.0), token_s)
+
+    # Drawing -----------------------------------------------------------------------------------------------
+
+    def _draw_only(self, stage: Any) -> None:
+        """A stage that draws with models that are there."""
+        task = make_task(stage.task or self.recipe.task)
+        for name in stage.models if stage.kind == "eval" else [stage.from_]:
+            began = self.clock.now()
+            model, tokenizer = open_model(self.run.model_of(name))
+            opened = self.clock.now() - began
+            self.found.once_s[stage.name] = self.found.once_s.get(stage.name, 0.0) + opened
+            self._lengths(stage.name, task, tokenizer, stage.sampling)
+            policy = LocalPolicy(model, tokenizer, None, stage.engine)
+            self._pace(f"{stage.name}/{name}", policy, task, stage.sampling, stage.n)
+
+    def _lengths(self, name: str, task: Task, tokenizer: ChatTokenizer, sampling: Sampling) -> None:
+        problems = [task.problem("held-out", index, self.recipe.seed) for index in range(16)]
+        means = []
+        for worked in (False, True):
+            try:
+                rows = [_document(task, problem, tokenizer, worked) for problem in problems]
+            except (ConfigError, NotImplementedError):
+                rows = []
+            if not rows:
+                means.append(sampling.max_new_tokens / 2)
+                continue
+            means.append(sum(sum(weight > 0 for weight in row.weight) for row in rows) / len(rows))
+        tools = tools_of(task)
+        prompts = [tokenizer.encode_chat(conversation(p), generation_prompt=True, tools=tools)[0] for p in problems]
+        mean_prompt = sum(map(len, prompts)) / len(prompts)
+        self.found.lengths[name] = asdict(Lengths(mean_prompt, means[0], means[1], sampling.max_new_tokens))
+
+    def _pace(self, name: str, policy: LocalPolicy, task: Task, sampling: Sampling, group: int) -> None:
+        """Draw with all rows and with a quarter, whatever comes out, so that a step's two costs tell apart."""
+        model = policy.model
+        lengths = self.found.lengths[name.partition("/")[0]]
+        key = f"{model.config.model_dump_json()} {policy.engine.settings} {task.name}"
+        if key not in self.drawing:
+            policy.engine.eos_ids = frozenset()
+            problems = [task.problem("held-out", index, self.recipe.seed) for index in range(32)]
+            n_new = max(4, min(round(lengths["worked"]), sampling.max_new_tokens))
+            with folded(model):
+                self.drawing[key] = self._measured(policy, task, problems, group, n_new)
+        self.found.drawing[name] = asdict(self.drawing[key])
+
+    def _measured(self, policy: LocalPolicy, task: Task, problems: list[Problem], group: int, n_new: int) -> Drawing:
+        prompts = [policy.prompt(conversation(problem), tools_of(task)) for problem in problems]
+        room = policy.model.config.max_position_embeddings - max(map(len, prompts))
+        n_new = max(2, min(n_new, room))
+
+        def drawn(n: int, new: int) -> float:
+            seeds = [[stream_seed(0, "rehearsal", p, g) for g in range(group)] for p in range(n)]
+            began = self.clock.now()
+            policy.engine.generate(prompts[:n], seeds, Sampling(max_new_tokens=new))
+            return self.clock.now() - began
+
+        drawn(1, 1)  # packs the weights
+        few = max(1, len(prompts) // 8)
+        first = drawn(few, 2)
+        n = int(min(max(2 * few, few * self.each_s / max(first * n_new / 2, 1e-6)), len(prompts)))
+        n = min(n, max(2 * few, policy.engine.max_rows // group))
+        begun, begun_few = drawn(n, 1), drawn(few, 1)
+        step = (drawn(n, n_new) - begun) / (n_new - 1)
+        step_few = (drawn(few, n_new) - begun_few) / (n_new - 1)
+        row_s = max(step - step_few, 0.0) / ((n - few) * group)
+        policy.engine.release()
+        replies = [(problem, _said(task, problem)) for problem in problems]
+        began = self.clock.now()
+        judge_all(task, replies)
+        judge = (self.clock.now() - began) / len(replies)
+        return Drawing(begun / (n * group), max(step_few - row_s * few * group, 0.0), row_s, judge)
+
+
+def _document(task: Task, problem: Problem, tokenizer: ChatTokenizer, worked: bool) -> Row:
+    """A conversation to learn from, or as long as what is said to this problem."""
+    return messages_sequence(tokenizer, demonstration(task, problem, worked))
+
+
+def _said(task: Task, problem: Problem) -> str:
+    """Something to judge."""
+    try:
+        return str(demonstration(task, problem, True)[-1]["content"])
+    except (ConfigError, NotImplementedError):
+        return problem.gold
+
+
+def main(words: Sequence[str], started: Callable[[], float] = time.process_time) -> None:
+    """Read the request, rehearse, write what was measured."""
+    request = json.loads(Path(words[0]).read_text())
+    start_s = started()
+    recipe = build(Recipe, request["recipe"], "recipe")
+    rehearser = Rehearser(recipe, Path(request["folder"]), request["seconds"])
+    found = rehearser.rehearse()
+    busy, threads = rehearser.clock.busy(), torch.get_num_threads()
+    whole = {**asdict(found), "start_s": start_s, "busy": busy, "threads": threads}
+    Path(words[1]).write_text(json.dumps(whole, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
