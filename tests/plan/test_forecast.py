@@ -85,7 +85,7 @@ def test_every_stage_is_forecast(forecast: tuple[Path, dict[str, Any]]):
     names = ["tokenizer", "base", "zero", "traces", "student", "final"]
     assert [stage["name"] for stage in found["stages"]] == names and not found["left_out"]
     for stage in found["stages"]:
-        assert 0 < stage["seconds"] and stage["low_s"] <= stage["seconds"] <= stage["high_s"], stage["name"]
+        assert stage["seconds"] > 0 and stage["low_s"] <= stage["seconds"] <= stage["high_s"], stage["name"]
     peaks = [stage["peak_bytes"] for stage in found["stages"]]
     assert peaks == sorted(peaks) and peaks[0] > 50e6
     by_name = {stage["name"]: stage for stage in found["stages"]}
@@ -115,7 +115,7 @@ def test_a_run_is_scored(forecast: tuple[Path, dict[str, Any]], tmp_path: Path, 
     assert scored["happened_s"] == pytest.approx(sum(row["happened_s"] for row in scored["stages"]))
     assert scored["seconds_error"] == pytest.approx(scored["forecast_s"] / scored["happened_s"] - 1)
     done = json.loads((tmp_path / "run" / "base" / "done.json").read_text())
-    assert done["cores"] >= 1 and 0 < done["cpu_s"] and done["wall_s"] <= done["seconds"] + 1e-9
+    assert done["cores"] >= 1 and done["cpu_s"] > 0 and done["wall_s"] <= done["seconds"] + 1e-9
     assert f"{scored['seconds_error']:+.0%}" in capfd.readouterr().err
     # The same seconds twice as fast are scored as half.
     faster = {**found, "stages": [{**stage, "seconds": stage["seconds"] / 2} for stage in found["stages"]]}

@@ -59,7 +59,7 @@ def test_yes_and_how_long():
     ids=["never", "too-few", "cut", "shapeless", "mastered", "luck", "all-alike"],
 )
 def test_every_no_has_its_reason_and_its_fix(groups: list[list[Judged]], words: str, fix: str):
-    found = outlook(see(groups, 16, chance=0.12), SOUND, 32)
+    found = outlook(see(groups, 16, chance=0.13), SOUND, 32)
     assert found.answer in ("no", "unlikely") and found.steps is None
     assert words in found.reason and fix in found.fix
 

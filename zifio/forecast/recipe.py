@@ -112,7 +112,8 @@ def compose(recipe: Recipe, stage: AnyStage, measured: dict[str, Any]) -> StageF
         guess = None if start is None else EARLY * start + (1 - EARLY)
         worked = (start, guess, 1.0 if start is not None else None)
     elif isinstance(stage, ModelStage):
-        worked = (shows(recipe, name),) * 3
+        known = shows(recipe, name)
+        worked = (known, known, known)
     work = StageWork(
         **common,
         steps=getattr(stage, "steps", 0),

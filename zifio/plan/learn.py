@@ -231,17 +231,20 @@ def _model(seen: Seen, prompts: int, target: float) -> tuple[Answer, str, str] |
         return "no", words, "an easier mix of problems first; or a cold start on worked answers"
     if seen.pass_at_1 >= target:
         return "no", f"pass@1 is {seen.pass_at_1:.0%} already: nearly all groups are all right", "harder problems"
+    if prompts * seen.signal < _FEW_SIGNALS:
+        words = f"{seen.signal:.1%} of the groups have a signal: replies to one problem are right or wrong together"
+        return "unlikely", words, "a higher temperature or larger groups; else problems of middling difficulty"
     # Answers that fit other problems as well are guesses, whatever share of them is right.
-    is_luck = seen.chance is not None and seen.pass_at_1_interval[0] <= seen.chance + 0.02
-    if is_luck and seen.worked_at_1 < LOWEST:
+    is_luck = seen.chance is not None and seen.pass_at_1_interval[0] <= seen.chance
+    is_shown = seen.worked_at_1 >= LOWEST and seen.worked_at_1 != seen.pass_at_1  # of tasks that know workings
+    if is_luck and not is_shown:
         words = (
             f"pass@1 is {seen.pass_at_1:.1%}, and {seen.chance or 0.0:.1%} of the replies are right for another "
             "problem: right answers are guesses, and luck cannot be amplified"
         )
+        if seen.pass_at_1 > 1.25 * (seen.chance or 0.0):
+            return "unlikely", f"{words}, if so few replies tell", "more samples: --samples 1000"
         return "no", words, "a cold start on worked answers, so that there is a way of working to amplify"
-    if prompts * seen.signal < _FEW_SIGNALS:
-        words = f"{seen.signal:.1%} of the groups have a signal: replies to one problem are right or wrong together"
-        return "unlikely", words, "a higher temperature or larger groups; else problems of middling difficulty"
     if fault := fault_of_start(seen, target):
         words, _, advice = fault.partition(". ")
         return "unlikely", words, advice[:1].lower() + advice[1:].rstrip(".") or f"more than {k} replies a problem"
