@@ -94,6 +94,18 @@ def test_every_stage_is_forecast(forecast: tuple[Path, dict[str, Any]]):
     assert json.loads(json.dumps(found)) == found
 
 
+def test_models_and_memory_by_part(forecast: tuple[Path, dict[str, Any]]):
+    _, found = forecast
+    base, zero = (next(stage for stage in found["stages"] if stage["name"] == name) for name in ("base", "zero"))
+    n = base["model"]["total_params"]
+    assert n == zero["model"]["total_params"] > 2 * 3 * 32 * 64
+    parts = zero["memory_by_part"]
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * n, 4 * n, 8 * n)
+    assert parts["kv"] > 0 and base["memory_by_part"]["kv"] == 0
+    assert sum(parts.values()) < zero["peak_bytes"], "which holds Python and the libraries too"
+    assert base["training_flops"] > zero["training_flops"] > 0
+
+
 def test_twice_the_steps_take_twice_the_training(forecast: tuple[Path, dict[str, Any]]):
     from zifio.forecast.recipe import compose
     from zifio.recipe import load_recipe

@@ -63,7 +63,7 @@ def _best(work: Callable[[], object], device: torch.device) -> float:
     """The least seconds of one call."""
     best, until = float("inf"), time.perf_counter() + _SECONDS
     work()
-    while time.perf_counter() < until:
+    while best == float("inf") or time.perf_counter() < until:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         began = time.perf_counter()

@@ -13,15 +13,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from zifio.config import ConfigError
+from zifio.config import ConfigError, build
 from zifio.evaluate.config import EvalStage
-from zifio.evaluate.wording import bytes_text, seconds_text
+from zifio.evaluate.wording import bytes_text, count_text, flops_text, seconds_text
+from zifio.models.config import FAMILIES
+from zifio.models.count import forward_flops
+from zifio.plan.figures import figures
+from zifio.plan.memory import plain_memory
 from zifio.plan.stages import (
     EARLY,
     SIGNAL,
@@ -56,7 +60,7 @@ def forecast_recipe(path: Path, overrides: Sequence[str], seconds: float = REHEA
         "seconds": sum(one.seconds for one in stages),
         "interval_s": [sum(getattr(one, end) for one in stages) for end in ("low_s", "high_s")],
         "peak_bytes": max(one.peak_bytes for one in stages),
-        "stages": [one.to_json() for one in stages],
+        "stages": [one.to_json() | what_it_is(recipe, one.name, measured) for one in stages],
         "left_out": left_out,
         "measured": measured,
     }
@@ -196,6 +200,28 @@ def _of_models(
     )  # fmt: skip
 
 
+def what_it_is(recipe: Recipe, name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Of a stage that trains: its model's figures, its FLOPs of training, and memory by part, by formula (the measured
+    peak holds Python and the libraries too)."""
+    shape, stage = measured["shapes"].get(name), recipe.named(name)
+    if shape is None or not isinstance(stage, ModelStage):
+        return {}
+    config = build(FAMILIES[shape["config"]["model_type"]], shape["config"], name)
+    lengths, tokens = measured["lengths"][name], measured["step_tokens"][name]
+    whole = max(1, round(lengths["prompt"] + min(lengths["worked"], lengths["limit"])))
+    learning = tokens * _signal(stage)[1] * _readers(stage) * stage.steps
+    drawn = max((draws.replies for draws in _draws(recipe, stage, Lengths(**lengths))), default=0)
+    parts = plain_memory(
+        config, shape["trained"], shape["pass_tokens"], 2 if stage.optim.kind == "adamw" else 1, drawn * whole,
+        "block" if stage.rows.recompute else "none",
+    )  # fmt: skip
+    return {
+        "model": asdict(figures(config, whole, "fp32")),
+        "training_flops": 3 * forward_flops(config, [whole]) / whole * learning,
+        "memory_by_part": asdict(parts),
+    }
+
+
 def recipe_table(found: dict[str, Any]) -> Table:
     """The forecast for people."""
     low, high = (seconds_text(end) for end in found["interval_s"])
@@ -209,4 +235,22 @@ def recipe_table(found: dict[str, Any]) -> Table:
     for stage in found["stages"]:
         times = (stage["seconds"], stage["low_s"], stage["high_s"], *stage["parts"].values())
         table.add_row(stage["name"], stage["kind"], *map(seconds_text, times), bytes_text(stage["peak_bytes"]))
+    return table
+
+
+def models_table(found: dict[str, Any]) -> Table:
+    """What the stages that train hold, by formula."""
+    parts = ("weights", "gradients", "optimizer", "activations", "kv", "rollouts")
+    table = Table("by formula", title="models and memory by part", title_justify="left")
+    for column in ("parameters", "active", "FLOPs a token", "training FLOPs", *parts):
+        table.add_column(column, justify="right")
+    for stage in found["stages"]:
+        if "model" not in stage:
+            continue
+        model, memory = stage["model"], stage["memory_by_part"]
+        table.add_row(
+            stage["name"], count_text(model["total_params"]), count_text(model["active_params"]),
+            flops_text(model["train_flops_per_token"]), flops_text(stage["training_flops"]),
+            *(bytes_text(memory[part]) if memory[part] else "" for part in parts),
+        )  # fmt: skip
     return table

@@ -80,6 +80,8 @@ class Rehearsal:
     """Loading and saving a model."""
     checkpoint_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, float] = field(default_factory=dict)
+    shapes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of stages that train: the model's config, its weights that train, and the tokens of its largest pass."""
 
 
 class Rehearser:
@@ -145,6 +147,10 @@ class Rehearser:
         model, tokenizer = self._open(stage, context)
         opened = self.clock.now() - began
         prepare(model, stage, context)
+        self.found.shapes[stage.name] = {
+            "config": model.config.model_dump(mode="json"),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
         sampling_task = make_task(self.recipe.task) if not isinstance(stage, RlStage) else task
         self._lengths(stage.name, sampling_task, tokenizer, stage.sampling)
         if isinstance(stage, RlStage):
@@ -156,6 +162,8 @@ class Rehearser:
                 mtp_weight=stage.mtp_weight if isinstance(stage, PretrainStage) else 0.0,
                 balance_weight=stage.balance.loss_weight,
             )  # fmt: skip
+        longest = max(batch.tokens_BT.numel() for step in batches for batch in step)
+        self.found.shapes[stage.name]["pass_tokens"] = longest
         self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in batches for batch in step) / len(batches)
         if key not in self.training:
             self.training[key] = self._steps(stage, model, terms, context, max(batches, key=len))

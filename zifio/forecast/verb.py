@@ -23,9 +23,17 @@ from typing import Any
 
 from zifio.config import ConfigError, Sampling, build, override, suggestion
 from zifio.forecast.against import score, score_table
-from zifio.forecast.recipe import forecast_recipe, recipe_table
+from zifio.forecast.recipe import forecast_recipe, models_table, recipe_table
 from zifio.forecast.subject import shape_of
-from zifio.forecast.tables import memory_table, model_table, ratios_text, roads_table, serving_text, work_table
+from zifio.forecast.tables import (
+    memory_table,
+    model_table,
+    ratios_text,
+    roads_table,
+    serving_text,
+    usd_text,
+    work_table,
+)
 from zifio.log import say
 from zifio.plan.hardware import probe_file, write_probe
 from zifio.plan.plan import plan_model
@@ -50,6 +58,7 @@ def plan(
     target: float = TARGET,
     against: Path | None = None,
     forecast: Path | None = None,
+    price_per_hour: float | None = None,
     figure: Path | None = None,
     roads: bool = False,
     probe: bool = False,
@@ -67,7 +76,7 @@ def plan(
     elif stage is not None or samples is not None:
         found = _ask_stage(_recipe_path(subject), stage, overrides, samples or SAMPLES, target)
     elif subject.endswith(".toml"):
-        found = _plan_recipe(Path(subject), overrides, against, forecast)
+        found = _plan_recipe(Path(subject), overrides, against, forecast, price_per_hour)
     else:
         found = _plan_model(subject, overrides, figure)
     return found if as_json else None
@@ -89,10 +98,16 @@ def _plan_model(subject: str, overrides: Sequence[str], figure: Path | None) -> 
     return found
 
 
-def _plan_recipe(path: Path, overrides: Sequence[str], against: Path | None, forecast: Path | None) -> dict[str, Any]:
+def _plan_recipe(
+    path: Path, overrides: Sequence[str], against: Path | None, forecast: Path | None, price: float | None
+) -> dict[str, Any]:
     """A recipe's forecast, rehearsed now or read, and beside it a run."""
     found = forecast_recipe(path, overrides) if forecast is None else _read(forecast)
     say(recipe_table(found))
+    say(models_table(found))
+    if price is not None:
+        found |= {"usd_per_hour": price, "usd": price * found["seconds"] / 3600}
+        say(f"price: {usd_text(found['usd'])} at {usd_text(price)} an hour")
     if found["busy"] < _QUIET:
         say(
             f"others were at work: the rehearsal had {found['busy']:.0%} of its processors. On more threads "

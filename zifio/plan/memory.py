@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 from zifio.config import ConfigError
 from zifio.models.config import AnyConfig
-from zifio.models.count import cached_numbers, layer_parameters
+from zifio.models.count import cached_numbers, layer_parameters, parameters
 from zifio.models.families import LatentConfig
 from zifio.plan.hardware import BYTES, Precision
 from zifio.plan.settings import Layout, PlanConfig, Recompute
@@ -161,6 +161,24 @@ def kept_in_layer(config: AnyConfig, layer: int, is_cheap: bool = False) -> floa
         return kept + inner * config.intermediate_size
     visited = moe.n_active * (inner * moe.d_expert + 2 * d) + inner * moe.n_shared * moe.d_expert
     return kept + visited + moe.n_experts
+
+
+def plain_memory(
+    config: AnyConfig, trained: int, pass_tokens: int, moments: int, rows_tokens: float, recompute: Recompute = "none"
+) -> Memory:
+    """One process in fp32 as this package trains: `moments` numbers of the optimizer for each weight that trains, one
+    pass of so many tokens, and a cache of so many, drawn with packed copies of the weights."""
+    total = parameters(config).total
+    logits = 2.0 * min(LOGIT_TOKENS, pass_tokens) * (config.vocab_size or 0)
+    activations = pass_tokens * kept_numbers(config, config.num_hidden_layers, recompute) + logits
+    return Memory(
+        weights=4.0 * total,
+        gradients=4.0 * trained,
+        optimizer=4.0 * moments * trained,
+        activations=4.0 * activations,
+        kv=4.0 * cached_numbers(config) * rows_tokens,
+        rollouts=4.0 * total if rows_tokens else 0.0,
+    )
 
 
 def serving_weights(config: AnyConfig, layout: Layout, precision: Precision) -> float:
