@@ -263,7 +263,7 @@ price; of a recipe, seconds and memory of every stage on this machine. With a ta
     parser.add_argument("--against", metavar="RUN", type=Path, help="a run of the recipe: how right is the forecast?")
     parser.add_argument("--forecast", metavar="FILE", type=Path, help="one made before, as --json wrote it")
     parser.add_argument("--price-per-hour", metavar="X", type=float, help="of this machine, for a recipe")
-    parser.add_argument("--figure", metavar="FILE.png", type=Path, help="draw the plan of a model too")
+    parser.add_argument("--figure", metavar="FILE.png", type=Path, help="draw it too")
     parser.add_argument("--probe", action="store_true", help="measure this machine, in at most a minute")
     parser.add_argument("--roads", action="store_true", help="efficiency against brute force, with sources")
     _json_argument(parser)

@@ -30,6 +30,34 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
     write_whole(path, picture.png)
 
 
+def draw_recipe(found: dict[str, Any], path: Path) -> None:
+    """Write the picture of a recipe's forecast: seconds of every stage with their interval, by what takes them; where a
+    run is scored, what happened."""
+    stages = found["stages"]
+    happened = {row["name"]: row["happened_s"] for row in found.get("against", {}).get("stages", [])}
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(figsize=(WIDTH, 1.4 + 0.34 * len(stages)), layout="constrained")
+        axes = canvas.subplots()
+        left = [0.0] * len(stages)
+        for place, part in enumerate(("training", "drawing", "rest")):
+            values = [stage["parts"][part] for stage in stages]
+            axes.barh(range(len(stages)), values, left=left, color=LIGHT[f"series-{place + 1}"], label=part, height=0.6)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        for y, stage in enumerate(stages):
+            axes.plot([stage["low_s"], stage["high_s"]], [y, y], color=LIGHT["ink"], linewidth=1.2)
+            if stage["name"] in happened:
+                axes.scatter(happened[stage["name"]], y, color=LIGHT["wrong"], s=26, zorder=3)
+        axes.set_yticks(range(len(stages)), [stage["name"] for stage in stages], parse_math=False)
+        axes.invert_yaxis()
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("seconds; line: interval" + ("; dot: what happened" if happened else ""))
+        axes.legend(ncols=3, fontsize=8, frameon=False)
+        canvas.suptitle(f"{found['recipe']}, {found['threads']} threads", x=0.02, ha="left", fontweight="bold")
+        picture = finish(canvas, "forecast", found["recipe"], "Seconds of every stage.", "")
+    write_whole(path, picture.png)
+
+
 def _memory(axes: Any, plan: dict[str, Any]) -> None:
     kinds = plan["memory_by_device"]
     left = [0.0] * len(kinds)

@@ -76,7 +76,7 @@ def plan(
     elif stage is not None or samples is not None:
         found = _ask_stage(_recipe_path(subject), stage, overrides, samples or SAMPLES, target)
     elif subject.endswith(".toml"):
-        found = _plan_recipe(Path(subject), overrides, against, forecast, price_per_hour)
+        found = _plan_recipe(Path(subject), overrides, against, forecast, price_per_hour, figure)
     else:
         found = _plan_model(subject, overrides, figure)
     return found if as_json else None
@@ -99,7 +99,12 @@ def _plan_model(subject: str, overrides: Sequence[str], figure: Path | None) -> 
 
 
 def _plan_recipe(
-    path: Path, overrides: Sequence[str], against: Path | None, forecast: Path | None, price: float | None
+    path: Path,
+    overrides: Sequence[str],
+    against: Path | None,
+    forecast: Path | None,
+    price: float | None,
+    figure: Path | None,
 ) -> dict[str, Any]:
     """A recipe's forecast, rehearsed now or read, and beside it a run."""
     found = forecast_recipe(path, overrides) if forecast is None else _read(forecast)
@@ -110,18 +115,22 @@ def _plan_recipe(
         say(f"price: {usd_text(found['usd'])} at {usd_text(price)} an hour")
     if found["busy"] < _QUIET:
         say(
-            f"others were at work: the rehearsal had {found['busy']:.0%} of its processors. On more threads "
-            "than one its seconds are too long by that; ask again on a quiet machine."
+            f"others were at work: the rehearsal had {found['busy']:.0%} of its processors. On more threads than one its "
+            "seconds are too long by that; ask again on a quiet machine."
         )
     if found["left_out"]:
         say(f"not forecast: {', '.join(found['left_out'])}")
-    if against is None:
-        return found
-    scored = score(found, against)
-    say(score_table(scored))
-    if "warning" in scored:
-        say(scored["warning"])
-    return {**found, "against": scored}
+    if against is not None:
+        found["against"] = score(found, against)
+        say(score_table(found["against"]))
+        if "warning" in found["against"]:
+            say(found["against"]["warning"])
+    if figure is not None:
+        from zifio.forecast.figure import draw_recipe
+
+        draw_recipe(found, figure)
+        say(f"figure: {figure}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:
