@@ -227,7 +227,8 @@ class Rehearser:
     def _steps(
         self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
     ) -> Training:
-        """Three steps: of one micro-batch, cold; of one; and of as many as there is time for."""
+        """Two steps of one micro-batch, the first of them cold, and one of as many as there is time for; where one
+        takes long there is none, and what a step costs besides is taken for small."""
         stamps: list[float] = []
         tokens: list[int] = []
 
@@ -235,11 +236,11 @@ class Rehearser:
             stamps.append(self.clock.now())
             n = 1
             if number == 2:
-                lasted = max(stamps[2] - stamps[1], 1e-6)
-                n = int(min(max(2, (self.each_s - (stamps[2] - stamps[0])) / lasted), len(step)))
-            part = [step[place % len(step)] for place in range(max(n, 2 if number == 2 else 1))]
+                room = (self.each_s - (stamps[2] - stamps[0])) / max(stamps[2] - stamps[1], 1e-6)
+                n = 0 if room < 1 else max(2, min(int(room), len(step)))
+            part = [step[place % len(step)] for place in range(n)]
             tokens.append(sum(batch.n_tokens for batch in part))
-            return StepData([part])
+            return StepData([part] if part else [])
 
         short = stage.model_copy(update={"steps": 3, "checkpoint_every": 10**9})
         trainer = Trainer(model, short, terms, context.folder)
@@ -248,6 +249,8 @@ class Rehearser:
         save_checkpoint(context.folder / "checkpoints", 3, model, trainer.optimizer.state(), {})
         self._checkpoint_s = self.clock.now() - stamps[-1]
         one, several = stamps[2] - stamps[1], stamps[3] - stamps[2]
+        if not tokens[2]:
+            return Training(0.0, one / tokens[1])
         token_s = max(several - one, 0.1 * one) / max(tokens[2] - tokens[1], 1)
         return Training(max(one - token_s * tokens[1], 0.0), token_s)
 
@@ -311,6 +314,8 @@ class Rehearser:
         first = drawn(few, 2)
         n = int(min(max(2 * few, few * self.each_s / max(first * n_new / 2, 1e-6)), len(prompts)))
         n = min(n, max(2 * few, policy.engine.max_rows // group))
+        if first * n_new * n / few > 4 * self.each_s:  # slow beyond its share of time: fewer tokens tell too
+            n_new = max(4, n_new // 3)
         begun, begun_few = drawn(n, 1), drawn(few, 1)
         step = (drawn(n, n_new) - begun) / (n_new - 1)
         step_few = (drawn(few, n_new) - begun_few) / (n_new - 1)

@@ -115,8 +115,8 @@ def _plan_recipe(
         say(f"price: {usd_text(found['usd'])} at {usd_text(price)} an hour")
     if found["busy"] < _QUIET:
         say(
-            f"others were at work: the rehearsal had {found['busy']:.0%} of its processors. On more threads than one its "
-            "seconds are too long by that; ask again on a quiet machine."
+            f"others were at work: the rehearsal had {found['busy']:.0%} of its processors. On more than "
+            "one thread its seconds are too long by that; ask again on a quiet machine."
         )
     if found["left_out"]:
         say(f"not forecast: {', '.join(found['left_out'])}")
