@@ -161,8 +161,9 @@ def _draws(recipe: Recipe, stage: AnyStage, lengths: Lengths) -> tuple[Draws, ..
     if isinstance(stage, RlStage):
         rows = stage.prompts * stage.group
         side = stage.engine.max_rows if "max_rows" in stage.engine.model_fields_set else rows
-        rounds = 1.0 if stage.max_rounds is None else min(1 / SIGNAL[1], stage.max_rounds)
-        out.append(Draws(rows, side, lengths, stage.steps * rounds))
+        most = float(stage.max_rounds or 1)  # a round more than on average, half of the time
+        rounds = (1.0, min(1 / SIGNAL[1] + 0.5, most), most)
+        out.append(Draws(rows, side, lengths, stage.steps, rounds))
         if stage.gate and stage.accuracy_weight:
             out.append(Draws(1024, side, lengths))
         if stage.guard is not None:

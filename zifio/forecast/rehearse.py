@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -39,16 +41,21 @@ from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.runtime import judge_all
 from zifio.tasks.task import Problem, Task, Verdict, shows_working
 from zifio.train.batch import Batch, make_batches
-from zifio.train.config import DistillStage, ModelStage, PretrainStage, RlStage, TokenizerStage
+from zifio.train.config import Conversations, DistillStage, ModelStage, PretrainStage, RlStage, TokenizerStage
 from zifio.train.loop import StepData, Trainer
 from zifio.train.loss import LossTerms
 from zifio.train.pretrain import task_at
 from zifio.train.rl import Rollouts, loss_terms
+from zifio.train.sft import choose
 from zifio.train.stage import Context, finish, mean_weighted, messages_sequence, new_model, prepare
 from zifio.train.vocabulary import tokenizer as make_tokenizer
 
 _PROBES = 8
 """Steps of a stage, evenly over it, whose tokens are counted."""
+_POOL = 512
+"""Conversations that stand for a stage's data."""
+_PAIRS = 6
+"""Most steps of each kind that are timed."""
 
 
 class Clock:
@@ -190,21 +197,35 @@ class Rehearser:
 
     def _documents(self, stage: ModelStage, task: Task, tokenizer: ChatTokenizer) -> list[list[Batch]]:
         """Micro-batches of steps that read documents, a few of them over the stage."""
+        pool: list[Row] = []
+        if not isinstance(stage, PretrainStage):
+            source = self.recipe.named(getattr(stage, "data", None) or "")
+            drawn_from = getattr(source, "task", None)
+            of = task if drawn_from is None else make_task(drawn_from)
+            problems = [of.problem("train", index, self.recipe.seed) for index in range(_POOL)]
+            pool = sorted((_document(of, one, tokenizer, True) for one in problems), key=lambda row: len(row.tokens))
         every: list[list[Batch]] = []
-        n = getattr(stage, "documents", None) if isinstance(stage, PretrainStage) else None
-        n = n or getattr(stage, "sequences", None) or 2 * getattr(stage, "pairs", 32)
-        p_cot = stage.p_cot if isinstance(stage, PretrainStage) else 1.0
         for place in range(_PROBES):
             step = place * stage.steps // _PROBES
-            now = task_at(stage, stage.task or self.recipe.task, step) if isinstance(stage, PretrainStage) else task
-            rows = []
-            for index in range(step * n, (step + 1) * n):
-                problem = now.problem("train", index, self.recipe.seed)
-                rows.append(_document(now, problem, tokenizer, shows_working(index, self.recipe.seed, p_cot)))
+            if isinstance(stage, PretrainStage):
+                rows = self._texts(stage, tokenizer, step)
+            elif isinstance(stage, Conversations):
+                rows = choose(pool, stage, self.recipe.seed, step, stage.sequences)
+            else:
+                n = getattr(stage, "sequences", 0) or 2 * getattr(stage, "pairs", 32)
+                rows = [pool[(step * n + index) % _POOL] for index in range(n)]
             layout = stage.rows
-            packed = make_batches(mean_weighted(rows), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id)
-            every.append(packed)
+            every.append(make_batches(mean_weighted(rows), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id))
         return every
+
+    def _texts(self, stage: PretrainStage, tokenizer: ChatTokenizer, step: int) -> list[Row]:
+        """What a step of pretraining reads."""
+        now, seed = task_at(stage, stage.task or self.recipe.task, step), self.recipe.seed
+        numbers = range(step * stage.documents, (step + 1) * stage.documents)
+        return [
+            _document(now, now.problem("train", index, seed), tokenizer, shows_working(index, seed, stage.p_cot))
+            for index in numbers
+        ]
 
     def _rollouts(
         self, stage: RlStage, task: Task, model: Decoder, tokenizer: ChatTokenizer, folder: Path
@@ -227,31 +248,37 @@ class Rehearser:
     def _steps(
         self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
     ) -> Training:
-        """Two steps of one micro-batch, the first of them cold, and one of as many as there is time for; where one
-        takes long there is none, and what a step costs besides is taken for small."""
+        """A cold step, then in turns steps of one micro-batch and of several, as often as there is time; medians count.
+        Where one takes long there are none of several, and what a step costs besides is taken for small."""
         stamps: list[float] = []
         tokens: list[int] = []
+        several = 0
 
         def source(number: int) -> StepData:
+            nonlocal several
             stamps.append(self.clock.now())
-            n = 1
+            spent = stamps[-1] - stamps[min(1, number)]
             if number == 2:
-                room = (self.each_s - (stamps[2] - stamps[0])) / max(stamps[2] - stamps[1], 1e-6)
-                n = 0 if room < 1 else max(2, min(int(room), len(step)))
+                room = (self.each_s - spent) / max(spent, 1e-6)
+                several = 0 if room < 1 else max(2, min(int(room / 3), len(step)))
+            if number >= 2 and (not several or (number % 2 == 1 and spent > self.each_s)):
+                return StepData([], is_last=True)
+            n = 1 if number % 2 or not number else several
             part = [step[place % len(step)] for place in range(n)]
             tokens.append(sum(batch.n_tokens for batch in part))
-            return StepData([part] if part else [])
+            return StepData([part])
 
-        short = stage.model_copy(update={"steps": 3, "checkpoint_every": 10**9})
+        short = stage.model_copy(update={"steps": 2 + 2 * _PAIRS, "checkpoint_every": 10**9})
         trainer = Trainer(model, short, terms, context.folder)
         trainer.run(source)
         stamps.append(self.clock.now())
-        save_checkpoint(context.folder / "checkpoints", 3, model, trainer.optimizer.state(), {})
+        save_checkpoint(context.folder / "checkpoints", 1, model, trainer.optimizer.state(), {})
         self._checkpoint_s = self.clock.now() - stamps[-1]
-        one, several = stamps[2] - stamps[1], stamps[3] - stamps[2]
-        if not tokens[2]:
+        lasted = [after - before for before, after in pairwise(stamps)][: len(tokens)]
+        one, many = (median(lasted[first::2]) if lasted[first::2] else 0.0 for first in (1, 2))
+        if not several:
             return Training(0.0, one / tokens[1])
-        token_s = max(several - one, 0.1 * one) / max(tokens[2] - tokens[1], 1)
+        token_s = max(many - one, 0.1 * one) / (tokens[2] - tokens[1])
         return Training(max(one - token_s * tokens[1], 0.0), token_s)
 
     # Drawing -----------------------------------------------------------------------------------------------
@@ -316,9 +343,11 @@ class Rehearser:
         n = min(n, max(2 * few, policy.engine.max_rows // group))
         if first * n_new * n / few > 4 * self.each_s:  # slow beyond its share of time: fewer tokens tell too
             n_new = max(4, n_new // 3)
-        begun, begun_few = drawn(n, 1), drawn(few, 1)
-        step = (drawn(n, n_new) - begun) / (n_new - 1)
-        step_few = (drawn(few, n_new) - begun_few) / (n_new - 1)
+        times = 1 if first * n_new > self.each_s else 3
+        begun, begun_few, all_n, all_few = (
+            median(drawn(rows, new) for _ in range(times)) for rows, new in ((n, 1), (few, 1), (n, n_new), (few, n_new))
+        )
+        step, step_few = (all_n - begun) / (n_new - 1), (all_few - begun_few) / (n_new - 1)
         row_s = max(step - step_few, 0.0) / ((n - few) * group)
         policy.engine.release()
         replies = [(problem, _said(task, problem)) for problem in problems]

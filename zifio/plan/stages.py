@@ -76,6 +76,8 @@ class Draws:
     lengths: Lengths
     times: float = 1.0
     """How often."""
+    spread: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Times that, for the least seconds, the guess, the most: rounds of dynamic sampling."""
 
 
 @dataclass(frozen=True)
@@ -134,5 +136,6 @@ def _parts(work: StageWork, training: Training | None, drawing: Drawing | None, 
         for draws in work.draws:
             mean = draws.lengths.mean(work.share_worked[place])
             longest = min(4 * mean, draws.lengths.limit)
-            out["drawing"] += draws.times * drawing.seconds(draws.replies, mean, longest, draws.side_by_side)
+            times = draws.times * draws.spread[place]
+            out["drawing"] += times * drawing.seconds(draws.replies, mean, longest, draws.side_by_side)
     return out
