@@ -29,6 +29,7 @@ from zifio.data import tokenizer as tokenizers
 from zifio.data.pack import Sequence as Row
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, open_model
+from zifio.kernels import operators as kernels
 from zifio.log import peak_rss_bytes
 from zifio.models.decoder import Decoder
 from zifio.models.lora import folded
@@ -96,6 +97,7 @@ class Rehearser:
 
     def __init__(self, recipe: Recipe, folder: Path, seconds: float) -> None:
         """`seconds` is about what all of it may take."""
+        kernels.native(torch.zeros(1))  # compiles them on a machine that has not
         self.recipe, self.run, self.clock = recipe, Run(recipe, folder), Clock()
         trained = {self._key(stage) for stage in recipe.stage if isinstance(stage, ModelStage)}
         self.each_s = seconds / max(1, 2 * len(trained))
@@ -249,21 +251,24 @@ class Rehearser:
         self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
     ) -> Training:
         """A cold step, then in turns steps of one micro-batch and of several, as often as there is time; medians count.
-        Where one takes long there are none of several, and what a step costs besides is taken for small."""
+        Where one takes long there is one more step, of two, for memory is held longest in the second; what a step costs
+        besides is then taken for small."""
         stamps: list[float] = []
         tokens: list[int] = []
-        several = 0
+        several, is_slow = 0, False
 
         def source(number: int) -> StepData:
-            nonlocal several
+            nonlocal several, is_slow
             stamps.append(self.clock.now())
             spent = stamps[-1] - stamps[min(1, number)]
+            if number == 1:
+                is_slow = stamps[1] - stamps[0] > self.each_s / 2
             if number == 2:
                 room = (self.each_s - spent) / max(spent, 1e-6)
-                several = 0 if room < 1 else max(2, min(int(room / 3), len(step)))
-            if number >= 2 and (not several or (number % 2 == 1 and spent > self.each_s)):
+                several = max(2, min(int(room / 3), len(step)))
+            if number >= 2 and (is_slow or (number % 2 == 1 and spent > self.each_s)):
                 return StepData([], is_last=True)
-            n = 1 if number % 2 or not number else several
+            n = (min(2, len(step)) if is_slow else 1) if number % 2 or not number else several
             part = [step[place % len(step)] for place in range(n)]
             tokens.append(sum(batch.n_tokens for batch in part))
             return StepData([part])
@@ -276,7 +281,7 @@ class Rehearser:
         self._checkpoint_s = self.clock.now() - stamps[-1]
         lasted = [after - before for before, after in pairwise(stamps)][: len(tokens)]
         one, many = (median(lasted[first::2]) if lasted[first::2] else 0.0 for first in (1, 2))
-        if not several:
+        if is_slow:
             return Training(0.0, one / tokens[1])
         token_s = max(many - one, 0.1 * one) / (tokens[2] - tokens[1])
         return Training(max(one - token_s * tokens[1], 0.0), token_s)
