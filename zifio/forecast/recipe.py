@@ -241,9 +241,9 @@ def recipe_table(found: dict[str, Any]) -> Table:
 
 def models_table(found: dict[str, Any]) -> Table:
     """What the stages that train hold, by formula."""
-    parts = ("weights", "gradients", "optimizer", "activations", "kv", "rollouts")
+    groups = (("weights", "gradients", "optimizer"), ("activations",), ("kv", "rollouts"))
     table = Table("by formula", title="models and memory by part", title_justify="left")
-    for column in ("parameters", "active", "FLOPs a token", "training FLOPs", *parts):
+    for column in ("parameters", "active", "training", *(", ".join(group) for group in groups)):
         table.add_column(column, justify="right")
     for stage in found["stages"]:
         if "model" not in stage:
@@ -251,7 +251,7 @@ def models_table(found: dict[str, Any]) -> Table:
         model, memory = stage["model"], stage["memory_by_part"]
         table.add_row(
             stage["name"], count_text(model["total_params"]), count_text(model["active_params"]),
-            flops_text(model["train_flops_per_token"]), flops_text(stage["training_flops"]),
-            *(bytes_text(memory[part]) if memory[part] else "" for part in parts),
+            flops_text(stage["training_flops"]),
+            *(" + ".join(bytes_text(memory[part]) for part in group if memory[part]) for group in groups),
         )  # fmt: skip
     return table

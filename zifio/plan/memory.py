@@ -168,7 +168,7 @@ def plain_memory(
 ) -> Memory:
     """One process in fp32 as this package trains: `moments` numbers of the optimizer for each weight that trains, one
     pass of so many tokens, and a cache of so many, drawn with packed copies of the weights."""
-    total = parameters(config).total
+    total = parameters(config, with_mtp=True).total
     logits = 2.0 * min(LOGIT_TOKENS, pass_tokens) * (config.vocab_size or 0)
     activations = pass_tokens * kept_numbers(config, config.num_hidden_layers, recompute) + logits
     return Memory(
