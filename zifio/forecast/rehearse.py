@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -55,6 +56,8 @@ _PROBES = 8
 """Steps of a stage, evenly over it, whose tokens are counted."""
 _POOL = 512
 """Conversations that stand for a stage's data."""
+_DRAWN = 32
+"""Problems that are drawn from."""
 _PAIRS = 6
 """Most steps of each kind that are timed."""
 
@@ -173,20 +176,26 @@ class Rehearser:
             )  # fmt: skip
         longest = max(batch.tokens_BT.numel() for step in batches for batch in step)
         self.found.shapes[stage.name]["pass_tokens"] = longest
-        self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in batches for batch in step) / len(batches)
+        counted = batches[:1] if isinstance(stage, RlStage) else batches
+        self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in counted for batch in step) / len(counted)
         if key not in self.training:
             self.training[key] = self._steps(stage, model, terms, context, max(batches, key=len))
-            began = self.clock.now()
-            finish(context, model, tokenizer)
-            self.once[key] = (opened + self.clock.now() - began, self._checkpoint_s)
-        else:
-            finish(context, model, tokenizer)
         self.found.training[stage.name] = asdict(self.training[key])
-        self.found.once_s[stage.name], self.found.checkpoint_s[stage.name] = self.once[key]
         draws = policy is not None or (isinstance(stage, DistillStage) and stage.draws) or stage.held_out.every
+        group, between = getattr(stage, "group", stage.held_out.n), None
         if draws:
             policy = policy or LocalPolicy(model, tokenizer)
-            self._pace(stage.name, policy, sampling_task, stage.sampling, getattr(stage, "group", stage.held_out.n))
+            self._pace(stage.name, policy, sampling_task, stage.sampling, group)
+            problems = [sampling_task.problem("train", index, self.recipe.seed) for index in range(_DRAWN)]
+            most = round(self.found.lengths[stage.name]["worked"])
+            between = partial(self._draw_between, policy, sampling_task, problems, group, most)
+        rl_draws = between if isinstance(stage, RlStage) else None
+        self._held(stage, model, terms, context, batches, self.training[key], rl_draws)
+        began = self.clock.now()
+        finish(context, model, tokenizer)
+        if key not in self.once:
+            self.once[key] = (opened + self.clock.now() - began, self._checkpoint_s)
+        self.found.once_s[stage.name], self.found.checkpoint_s[stage.name] = self.once[key]
 
     def _open(self, stage: Any, context: Context) -> tuple[Decoder, ChatTokenizer]:
         """The model that a stage begins with."""
@@ -232,7 +241,8 @@ class Rehearser:
     def _rollouts(
         self, stage: RlStage, task: Task, model: Decoder, tokenizer: ChatTokenizer, folder: Path
     ) -> tuple[list[list[Batch]], LocalPolicy, LossTerms]:
-        """Micro-batches of a step in which every group has a signal, and the policy that would draw it."""
+        """Micro-batches of a step in which every group has a signal, of some in which fewer have one, and the policy
+        that would draw them."""
         rollouts = Rollouts(stage, self.recipe.seed, task, model, tokenizer, {}, folder)
         episodes_P_G = []
         for index in range(stage.prompts):
@@ -244,8 +254,11 @@ class Rehearser:
             reply = Reply(tokens[:room], "", [-1.0] * len(tokens[:room]), sampled=own[:room])
             verdicts = [Verdict("right" if g % 2 else "wrong", float(g % 2), {"format": 1.0}) for g in range(2)]
             episodes_P_G.append([Episode(problem, reply, verdicts[g % 2]) for g in range(stage.group)])
-        updates, _, _ = rollouts.weighed(episodes_P_G)
-        return [[batch for update in updates for batch in update]], rollouts.policy, loss_terms(stage)
+        steps = []
+        for share in (4, 3, 2, 1):  # of the groups has a signal
+            updates, _, _ = rollouts.weighed(episodes_P_G[: max(1, share * stage.prompts // 4)])
+            steps.append([batch for update in updates for batch in update])
+        return steps, rollouts.policy, loss_terms(stage)
 
     def _steps(
         self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
@@ -286,6 +299,32 @@ class Rehearser:
         token_s = max(many - one, 0.1 * one) / (tokens[2] - tokens[1])
         return Training(max(one - token_s * tokens[1], 0.0), token_s)
 
+    def _held(
+        self,
+        stage: ModelStage,
+        model: Decoder,
+        terms: LossTerms,
+        context: Context,
+        steps: list[list[Batch]],
+        known: Training,
+        draw: Callable[[int], object] | None,
+    ) -> None:
+        """Steps of all sizes, between them draws where the stage draws, for the memory that such a changing load comes
+        to hold; where there is time."""
+        began = self.clock.now()
+        lasts = known.fixed_s + known.token_s * sum(batch.n_tokens for batch in max(steps, key=len))
+
+        def source(number: int) -> StepData:
+            if self.clock.now() - began + lasts > self.each_s:
+                return StepData([], is_last=True)
+            if draw is not None:
+                draw(number)
+            return StepData([steps[number % len(steps)]])
+
+        if lasts < self.each_s / 4:
+            short = stage.model_copy(update={"steps": 2 * _PROBES, "checkpoint_every": 10**9})
+            Trainer(model, short, terms, context.folder / "held").run(source)
+
     # Drawing -----------------------------------------------------------------------------------------------
 
     def _draw_only(self, stage: Any) -> None:
@@ -322,29 +361,27 @@ class Rehearser:
         model = policy.model
         lengths = self.found.lengths[name.partition("/")[0]]
         key = f"{model.config.model_dump_json()} {policy.engine.settings} {task.name}"
-        if key not in self.drawing:
-            policy.engine.eos_ids = frozenset()
-            problems = [task.problem("held-out", index, self.recipe.seed) for index in range(32)]
-            n_new = max(4, min(round(lengths["worked"]), sampling.max_new_tokens))
-            with folded(model):
+        policy.engine.eos_ids = frozenset()
+        problems = [task.problem("held-out", index, self.recipe.seed) for index in range(_DRAWN)]
+        n_new = max(4, min(round(lengths["worked"]), sampling.max_new_tokens))
+        with folded(model):
+            if key not in self.drawing:
                 self.drawing[key] = self._measured(policy, task, problems, group, n_new)
+            elif self.drawing[key].seconds(_DRAWN * group, n_new, n_new, _DRAWN * group) < self.each_s / 2:
+                self._draw(policy, task, problems, group, n_new)  # for the memory that it takes
         self.found.drawing[name] = asdict(self.drawing[key])
 
     def _measured(self, policy: LocalPolicy, task: Task, problems: list[Problem], group: int, n_new: int) -> Drawing:
-        prompts = [policy.prompt(conversation(problem), tools_of(task)) for problem in problems]
-        room = policy.model.config.max_position_embeddings - max(map(len, prompts))
-        n_new = max(2, min(n_new, room))
+        longest = max(len(policy.prompt(conversation(problem), tools_of(task))) for problem in problems)
+        n_new = max(2, min(n_new, policy.model.config.max_position_embeddings - longest))
 
         def drawn(n: int, new: int) -> float:
-            seeds = [[stream_seed(0, "rehearsal", p, g) for g in range(group)] for p in range(n)]
-            began = self.clock.now()
-            policy.engine.generate(prompts[:n], seeds, Sampling(max_new_tokens=new))
-            return self.clock.now() - began
+            return self._draw(policy, task, problems[:n], group, new)
 
         drawn(1, 1)  # packs the weights
-        few = max(1, len(prompts) // 8)
+        few = max(1, len(problems) // 8)
         first = drawn(few, 2)
-        n = int(min(max(2 * few, few * self.each_s / max(first * n_new / 2, 1e-6)), len(prompts)))
+        n = int(min(max(2 * few, few * self.each_s / max(first * n_new / 2, 1e-6)), len(problems)))
         n = min(n, max(2 * few, policy.engine.max_rows // group))
         if first * n_new * n / few > 4 * self.each_s:  # slow beyond its share of time: fewer tokens tell too
             n_new = max(4, n_new // 3)
@@ -354,12 +391,28 @@ class Rehearser:
         )
         step, step_few = (all_n - begun) / (n_new - 1), (all_few - begun_few) / (n_new - 1)
         row_s = max(step - step_few, 0.0) / ((n - few) * group)
-        policy.engine.release()
         replies = [(problem, _said(task, problem)) for problem in problems]
         began = self.clock.now()
         judge_all(task, replies)
         judge = (self.clock.now() - began) / len(replies)
         return Drawing(begun / (n * group), max(step_few - row_s * few * group, 0.0), row_s, judge)
+
+    def _draw_between(
+        self, policy: LocalPolicy, task: Task, problems: list[Problem], group: int, most: int, number: int
+    ) -> None:
+        """Replies that are longer from step to step, as they are while RL learns."""
+        with folded(policy.model):
+            self._draw(policy, task, problems, group, max(2, most * (1 + number % 4) // 4))
+
+    def _draw(self, policy: LocalPolicy, task: Task, problems: list[Problem], group: int, n_new: int) -> float:
+        """Seconds of drawing so many tokens for each of a group's replies to every problem."""
+        prompts = [policy.prompt(conversation(problem), tools_of(task)) for problem in problems]
+        room = policy.model.config.max_position_embeddings - max(map(len, prompts))
+        seeds = [[stream_seed(0, "rehearsal", p, g) for g in range(group)] for p in range(len(prompts))]
+        began = self.clock.now()
+        policy.engine.generate(prompts, seeds, Sampling(max_new_tokens=max(1, min(n_new, room))))
+        policy.engine.release()
+        return self.clock.now() - began
 
 
 def _document(task: Task, problem: Problem, tokenizer: ChatTokenizer, worked: bool) -> Row:
