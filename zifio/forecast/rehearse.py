@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -180,7 +180,8 @@ class Rehearser:
         self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in counted for batch in step) / len(counted)
         if key not in self.training:
             self.training[key] = self._steps(stage, model, terms, context, max(batches, key=len))
-        self.found.training[stage.name] = asdict(self.training[key])
+        known = self.training[key]
+        self.found.training[stage.name] = asdict(replace(known, fixed_s=known.fixed_s + self._prepare_s))
         draws = policy is not None or (isinstance(stage, DistillStage) and stage.draws) or stage.held_out.every
         group, between = getattr(stage, "group", stage.held_out.n), None
         if draws:
@@ -216,6 +217,7 @@ class Rehearser:
             problems = [of.problem("train", index, self.recipe.seed) for index in range(_POOL)]
             pool = sorted((_document(of, one, tokenizer, True) for one in problems), key=lambda row: len(row.tokens))
         every: list[list[Batch]] = []
+        began = self.clock.now()
         for place in range(_PROBES):
             step = place * stage.steps // _PROBES
             if isinstance(stage, PretrainStage):
@@ -227,6 +229,7 @@ class Rehearser:
                 rows = [pool[(step * n + index) % _POOL] for index in range(n)]
             layout = stage.rows
             every.append(make_batches(mean_weighted(rows), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id))
+        self._prepare_s = (self.clock.now() - began) / _PROBES
         return every
 
     def _texts(self, stage: PretrainStage, tokenizer: ChatTokenizer, step: int) -> list[Row]:
@@ -254,10 +257,12 @@ class Rehearser:
             reply = Reply(tokens[:room], "", [-1.0] * len(tokens[:room]), sampled=own[:room])
             verdicts = [Verdict("right" if g % 2 else "wrong", float(g % 2), {"format": 1.0}) for g in range(2)]
             episodes_P_G.append([Episode(problem, reply, verdicts[g % 2]) for g in range(stage.group)])
-        steps = []
-        for share in (4, 3, 2, 1):  # of the groups has a signal
+        steps, shares = [], (4, 3, 2, 1)  # quarters of the groups that have a signal
+        began = self.clock.now()
+        for share in shares:
             updates, _, _ = rollouts.weighed(episodes_P_G[: max(1, share * stage.prompts // 4)])
             steps.append([batch for update in updates for batch in update])
+        self._prepare_s = (self.clock.now() - began) / len(shares)
         return steps, rollouts.policy, loss_terms(stage)
 
     def _steps(
