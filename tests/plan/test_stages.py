@@ -39,6 +39,14 @@ def test_what_is_unknown_makes_the_interval():
     assert found.parts["training"] == pytest.approx(10 * (0.1 + 1.0))
 
 
+def test_rl_may_find_that_length_pays():
+    draws = (Draws(512, 512, LENGTHS, 10),)
+    plain, free = (StageWork("rl", "rl", draws=draws, to_limit=free) for free in (False, True))
+    one, two = forecast_stage(plain, None, PACE), forecast_stage(free, None, PACE)
+    assert two.high_s == pytest.approx(10 * PACE.seconds(512, 64.0, 64.0, 512)) and one.high_s == one.seconds
+    assert one.seconds == two.seconds
+
+
 def test_lengths_lie_between_bare_and_worked_and_below_the_limit():
     assert LENGTHS.mean(0.0) == 10 and LENGTHS.mean(1.0) == 40 and LENGTHS.mean(0.5) == 25
     assert Lengths(20.0, 10.0, 400.0, 64).mean(1.0) == 64

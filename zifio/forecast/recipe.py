@@ -126,6 +126,7 @@ def compose(recipe: Recipe, stage: AnyStage, measured: dict[str, Any]) -> StageF
         more_per_token=_readers(stage),
         draws=draws,
         share_worked=worked,
+        to_limit=isinstance(stage, RlStage),
         once_s=once,
     )
     return forecast_stage(work, training, drawing)

@@ -314,8 +314,8 @@ class Rehearser:
         known: Training,
         draw: Callable[[int], object] | None,
     ) -> None:
-        """Steps of all sizes, between them draws where the stage draws, for the memory that such a changing load comes
-        to hold; where there is time."""
+        """Steps of all sizes, checkpoints, between them draws where the stage draws, for the memory that such a
+        changing load comes to hold; where there is time."""
         began = self.clock.now()
         lasts = known.fixed_s + known.token_s * sum(batch.n_tokens for batch in max(steps, key=len))
 
@@ -327,7 +327,7 @@ class Rehearser:
             return StepData([steps[number % len(steps)]])
 
         if lasts < self.each_s / 4:
-            short = stage.model_copy(update={"steps": 2 * _PROBES, "checkpoint_every": 10**9})
+            short = stage.model_copy(update={"steps": 2 * _PROBES, "checkpoint_every": 2})
             Trainer(model, short, terms, context.folder / "held").run(source)
 
     # Drawing -----------------------------------------------------------------------------------------------

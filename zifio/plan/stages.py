@@ -96,6 +96,8 @@ class StageWork:
     draws: tuple[Draws, ...] = ()
     share_worked: tuple[float | None, float | None, float | None] = (1.0, 1.0, 1.0)
     """How often replies show their working: for the least seconds, the guess, the most."""
+    to_limit: bool = False
+    """Whether replies may grow to the limit of tokens, in the end that takes most: RL finds what pays."""
     once_s: float = 0.0
     """Loading, saving, checkpoints."""
     peak_bytes: float = 0.0
@@ -135,6 +137,8 @@ def _parts(work: StageWork, training: Training | None, drawing: Drawing | None, 
     if drawing is not None:
         for draws in work.draws:
             mean = draws.lengths.mean(work.share_worked[place])
+            if work.to_limit and place == 2:
+                mean = float(draws.lengths.limit)
             longest = min(4 * mean, draws.lengths.limit)
             times = draws.times * draws.spread[place]
             out["drawing"] += times * drawing.seconds(draws.replies, mean, longest, draws.side_by_side)
