@@ -31,7 +31,7 @@ from rich.table import Table
 
 from zifio.config import Config, ConfigError, build, is_url, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
-from zifio.log import RunFolder, peak_rss_bytes, say
+from zifio.log import RunFolder, cores, peak_rss_bytes, say
 from zifio.models.hub import is_name, resolve
 from zifio.sink.send import check_sinks, sending
 from zifio.tasks.catalog import TaskConfig, make_task
@@ -271,15 +271,18 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
         (folder / "ended.json").unlink(missing_ok=True)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         try:
             with sending(self.recipe.sinks, self.recipe.name, stage.name, folder):
                 totals = _runner(stage)(stage, self._context(folder))
         except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
             _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
             raise
-        seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
+        wall, cpu = time.perf_counter() - began, time.process_time() - worked
+        seconds = max(wall, totals.get("seconds", 0.0))
         done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+        # What tells a slow stage from a machine that others had too; of a stage that was resumed, its last stretch.
+        done |= {"wall_s": wall, "cpu_s": cpu, "cores": cores()}
         _write_json(folder / "done.json", done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
         return done

@@ -26,12 +26,12 @@ from zifio.evaluate.config import EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.rerank import rerank_by_each
-from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
 from zifio.record.stage import write_whole
+from zifio.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.form import split_thinking
