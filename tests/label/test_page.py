@@ -172,7 +172,7 @@ def test_two_label_thirty_items_by_keyboard_and_a_third_settles(
 
 
 SOURCES = """async text => {
-  const { fill } = await import('/page/maths.js');
+  const { fill } = await import('/shared/maths.js');
   const shown = fill(document.createElement('div'), text);
   return [...shown.querySelectorAll('.formula annotation')].map(one => one.textContent);
 }"""

@@ -9,17 +9,19 @@ from collections.abc import Generator, Mapping
 from typing import Any
 
 import httpx2
-import uvicorn
+import torch
 from openai import OpenAI
-from tiny import lively, llama
+from tiny import lively, llama, made
 
 from zifio.config import build
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, train_tokenizer
+from zifio.engine.engine import Engine
 from zifio.engine.policy import LocalPolicy
 from zifio.loopback import listen
 from zifio.serve.app import make_app
-from zifio.serve.model import Served
+from zifio.serve.connection import Server
+from zifio.serve.model import Served, here
 from zifio.serve.settings import ServeConfig
 
 
@@ -35,18 +37,39 @@ def policy(push: float = 0.5, context: int = 512) -> LocalPolicy:
     return LocalPolicy(lively(config, words.eos_id, push=push), words)
 
 
+def endless(seed: int = 1, context: int = 8192) -> LocalPolicy:
+    """An untrained model that never ends a reply unless it has to: one width of every position speaks against it."""
+    words = tokenizer()
+    model = made(llama(vocab_size=words.vocab_size, max_position_embeddings=context), seed)
+    with torch.no_grad():
+        model.embed_tokens.weight[:, 0] = 4.0
+        model.lm_head.weight[:, 0] = 0.0
+        model.lm_head.weight[words.eos_id] = 0.0
+        model.lm_head.weight[words.eos_id, 0] = -100.0
+    return LocalPolicy(model, words)
+
+
 class Here:
     """A server that runs."""
 
-    def __init__(self, url: str, served: Served) -> None:
-        self.url, self.served = url, served
-        self.engine = served.worker.engine
+    def __init__(self, url: str, served: Served, made: LocalPolicy, server: Server) -> None:
+        self.url, self.served, self.policy, self._server = url, served, made, server
         self.http = httpx2.Client(base_url=url, timeout=60)
         self.openai = OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=60)
 
     def post(self, path: str, **body: Any) -> httpx2.Response:
         """A request as raw as it gets."""
         return self.http.post(path, json={"model": "tiny", **body})
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of now: behind a failure it is another."""
+        return self.served.worker.engine
+
+    @property
+    def n_connections(self) -> int:
+        """Clients that are connected."""
+        return len(self._server.server_state.connections)
 
     def is_idle(self, within_s: float) -> bool:
         """Whether the engine has nothing left within so many seconds."""
@@ -61,21 +84,25 @@ class Here:
 
 @contextlib.contextmanager
 def serving(
-    settings: dict[str, Any] | None = None, keys: Mapping[str, str] | None = None, made: LocalPolicy | None = None
+    settings: dict[str, Any] | None = None,
+    keys: Mapping[str, str] | None = None,
+    made: LocalPolicy | None = None,
+    beside: Mapping[str, LocalPolicy] = {},
 ) -> Generator[Here, None, None]:
-    """The server until the block ends."""
-    served = Served("tiny", made or policy())
-    app = make_app({"tiny": served}, build(ServeConfig, settings or {}, "test"), keys)
+    """The server until the block ends; `beside`: more models than `tiny`."""
+    made, config = made or policy(), build(ServeConfig, settings or {}, "test")
+    served = here("tiny", made)
+    app = make_app({"tiny": served} | {name: here(name, one) for name, one in beside.items()}, config, keys)
     socket, url = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    server = Server(app, config.drain_s, app.state.end)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
-    here = Here(url, served)
+    one = Here(url, served, made, server)
     try:
-        yield here
+        yield one
     finally:
-        here.http.close()
-        here.openai.close()
+        one.http.close()
+        one.openai.close()
         server.should_exit = True
         thread.join(20)
         socket.close()

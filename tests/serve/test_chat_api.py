@@ -25,7 +25,7 @@ def here() -> Generator[Here, None, None]:
 
 def engines_own(here: Here, n_new: int, messages: list[dict[str, str]] = ASK) -> tuple[str, list[float]]:
     """What the bare engine says, greedily."""
-    policy = here.served.policy
+    policy = here.policy
     engine = Engine(policy.model, policy.engine.eos_ids, text_of=policy.tokenizer.decode)
     [[done]] = engine.generate([policy.prompt(messages)], [[0]], Sampling(temperature=0, max_new_tokens=n_new))
     return policy.tokenizer.decode(done.tokens), done.logps
@@ -181,7 +181,7 @@ def test_a_prefix_is_continued(here: Here):
     reply = here.post("/beta/chat/completions", messages=messages, temperature=0, max_tokens=4).json()
     tokenizer = here.served.tokenizer
     prompt = tokenizer.render(ASK, generation_prompt=True) + head
-    engine = Engine(here.served.policy.model, tokenizer.eos_id)
+    engine = Engine(here.policy.model, tokenizer.eos_id)
     [[done]] = engine.generate([tokenizer.encode(prompt)], [[0]], Sampling(temperature=0, max_new_tokens=4))
     assert reply["choices"][0]["message"]["content"] == tokenizer.decode(done.tokens)
 

@@ -47,6 +47,7 @@ def test_hermes_calls_are_held_to_the_tool(arguments: str, is_right: bool):
     assert fits(words, grammars, forced, call) == is_right
     assert fits(words, grammars, forced, f"{call}\n{call}") == is_right
     assert not fits(words, grammars, grammars.calls([TOOL], is_forced=True, parallel=False), f"{call}\n{call}")
+    assert not fits(words, grammars, forced, "\n".join([call] * 9))
     assert not fits(words, grammars, forced, f"So: {call}") and not fits(words, grammars, forced, "So.")
 
 

@@ -1,8 +1,9 @@
 // The desk: which item is before you, what the keys do, what is sent. Everything that matters is in localStorage until the
 // desk has it: the draft of an item, and the outbox.
 
-import { ItemForm, letter, make, told } from "./item.js";
-import { fit } from "./maths.js";
+import { make, themed } from "/shared/make.js";
+import { fit } from "/shared/maths.js";
+import { ItemForm, letter, told } from "./item.js";
 import { call, freshKey, takeToken, useToken } from "./net.js";
 import { Outbox } from "./outbox.js";
 
@@ -26,7 +27,7 @@ const say = (text) => { $("say").textContent = text; };
 
 async function start() {
   takeToken();
-  theme(localStorage.getItem("zifio-desk/theme") ?? "auto");
+  themed($("theme"), "zifio-desk/theme");
   try {
     state.me = await call("/api/me");
   } catch (error) {
@@ -310,17 +311,6 @@ function single(event) {
 
 // Looks --------------------------------------------------------------------------------------------------------------
 
-function theme(name) {
-  if (name === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
-  $("theme").textContent = `Theme: ${name}`;
-  localStorage.setItem("zifio-desk/theme", name);
-}
-
-$("theme").addEventListener("click", () => {
-  const names = ["auto", "light", "dark"];
-  theme(names[(names.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]);
-});
 $("undo").addEventListener("click", undo);
 $("open-help").addEventListener("click", () => $("help").showModal());
 $("mode").addEventListener("click", () => {
