@@ -242,6 +242,12 @@ def test_torch_free():
     assert done.returncode == 0, done.stderr
 
 
+def test_test_files_have_names_of_their_own():
+    """pytest knows a file without a package around it by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len({*names}), sorted(name for name in {*names} if names.count(name) > 1)
+
+
 def test_no_folder_of_ours():
     """No committed text names a folder of one developer's machine."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)

@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 
 class Verb(NamedTuple):
@@ -524,8 +524,11 @@ def _explained(error: Exception) -> int:
 def _complain(text: str) -> int:
     """Write to stderr, if anyone reads it; 2 comes back."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            _forsake(sys.stderr)
     return 2
 
 
@@ -535,8 +538,14 @@ def _write(text: str) -> int:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forsake(sys.stdout)
     return 0
+
+
+def _forsake(stream: IO[str]) -> None:
+    """Nobody reads it: what is still in its buffer must not fail at exit, as code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ between blocks and inside, each number once, scores never (attention and softmax
 
 A device of a layout holds a pipeline stage's share; the fullest device is the one that must fit.
 
-Try it: `pytest tests/plan/test_memory.py`
+Try it: `pytest tests/plan/test_plan_memory.py`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Connections and the server around them: heads that never end, clients that never read, and an orderly end.
 
-Try it alone: `pytest tests/serve/test_hostile.py tests/serve/test_verb.py`
+Try it alone: `pytest tests/serve/test_hostile_requests.py tests/serve/test_verb.py`
 """
 
 from __future__ import annotations
