@@ -22,8 +22,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bench.environments import CannotMake, Torch, own_torch
 from conformance.clients import CLIENTS, Client
-from conformance.environments import FOLDER, CannotMake, command, version
+from conformance.environments import FOLDER, command, version
 from conformance.page import Result, is_good, machine, page
 from conformance.server import TEXT, THINKS, Server
 from zifio.log import say
@@ -39,6 +40,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="clients by the beginnings of their names, separated by commas")
     parser.add_argument("--model", default="runs/quickstart/r1/model", help="a model that thinks in sums")
+    parser.add_argument("--torch", default="", help="lm-eval's torch (default: the one that zifio runs with)")
+    parser.add_argument("--torch-index", default="", help="where pip takes it from")
     parser.add_argument("--list", action="store_true", help="list the clients")
     options = parser.parse_args()
     if options.list:
@@ -48,7 +51,7 @@ def main() -> int:
     if not chosen:
         say(f"--only: wanted some of {'; '.join(client.name for client in CLIENTS)}, came {options.only!r}.")
         return 2
-    return _tried(chosen, options.model)
+    return _tried(chosen, options.model, Torch(options.torch or own_torch(), options.torch_index))
 
 
 def _is_named(client: Client, only: str) -> bool:
@@ -58,7 +61,7 @@ def _is_named(client: Client, only: str) -> bool:
     return any(mine == name or (name not in every and mine.startswith(name)) for name in names)
 
 
-def _tried(chosen: list[Client], model: str) -> int:
+def _tried(chosen: list[Client], model: str, torch: Torch) -> int:
     folders = {TEXT: _english(), THINKS: str(Path(model).resolve())}
     for name in ("logs", "results", "scratch"):
         (FOLDER / name).mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def _tried(chosen: list[Client], model: str) -> int:
     begin = time.monotonic()
     try:
         for place, client in enumerate(chosen):
-            result = _one(client, server, folders)
+            result = _one(client, server, folders, torch)
             _stored(client).write_text(json.dumps(result))
             red = [cell["check"] for cell in result["cells"] if cell["status"] == "red"]
             passed = sum(cell["status"] == "pass" for cell in result["cells"])
@@ -87,7 +90,7 @@ def _tried(chosen: list[Client], model: str) -> int:
     return 1 if bad else 0
 
 
-def _one(client: Client, server: Server, folders: dict[str, str]) -> Result:
+def _one(client: Client, server: Server, folders: dict[str, str], torch: Torch) -> Result:
     """What became of a client's checks."""
     slug = _stored(client).stem
     out, log, scratch = FOLDER / "results" / f"{slug}.lines", FOLDER / "logs" / f"{slug}.log", FOLDER / "scratch" / slug
@@ -98,7 +101,7 @@ def _one(client: Client, server: Server, folders: dict[str, str]) -> Result:
         "date": date.today().isoformat(), "machine": machine(), "version": "", "cells": [], "absent": "", "seconds": 0.0
     }  # fmt: skip
     try:
-        words, folder = command(client.environment, CHECKS / client.script)
+        words, folder = command(client.environment, CHECKS / client.script, torch)
     except CannotMake as error:
         return {**result, "absent": f"cannot be installed here: {error}"}
     result["version"] = version(client.environment, client.package)
