@@ -113,7 +113,7 @@ def made(folder: Path, wish: Environment, torch: Torch) -> Path:
 
 @contextlib.contextmanager
 def standing(folder: Path, wished: Mapping[str, Any]) -> Generator[bool, None, None]:
-    """Whether an environment is there as it is wished. If not, its folder is away, and it counts once the block is done."""
+    """Whether an environment is there as it is wished. If not, its folder is away, and the block must make it."""
     wished, told = json.loads(json.dumps(wished)), folder / "made.json"
     is_made = told.is_file() and json.loads(told.read_text()) == wished
     if not is_made:

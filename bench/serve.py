@@ -16,7 +16,6 @@ import contextlib
 import importlib.metadata
 import json
 import os
-import platform
 import random
 import re
 import signal
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import CannotMake, Torch, make, own_torch
+from bench.run import machine, version_of
 from zifio.log import say
 
 HERE = Path(__file__).resolve().parent
@@ -48,30 +48,27 @@ class System:
     environment: str | None
     command: tuple[str, ...]
     variables: tuple[tuple[str, str], ...] = ()
-    names_folder: bool = True
-    package: str = ""
 
 
 SYSTEMS = {
     "zifio": System(
         None, ("-m", "zifio.cli", "serve", "{model}", "--port", "{port}", "key_requests=100000", "waiting=100000",
-        "engine.max_rows={rows}"), names_folder=False, package="zifio",
+        "engine.max_rows={rows}"),
     ),
     "transformers": System(
         "transformers-serve", ("transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu"),
-        package="transformers",
     ),
     "transformers continuous": System(
         "transformers-serve", ("transformers", "serve", "{model}", "--port", "{port}", "--device", "cpu",
-        "--continuous-batching"), package="transformers",
+        "--continuous-batching"),
     ),
     "vllm": System(
         "vllm", ("vllm", "serve", "{model}", "--port", "{port}", "--dtype", "float32", "--max-num-seqs", "{rows}"),
         (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_NO_USAGE_STATS", "1")),
-        package="vllm",
     ),
 }  # fmt: skip
 """vLLM's first variable is GiB of cache; as in the peers' worker, its own choice of cores leaves half of two idle."""
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class Absent(Exception):
@@ -121,7 +118,7 @@ def running(system: str, options: argparse.Namespace) -> Generator[Running, None
     wanted = SYSTEMS[system]
     try:
         python = Path(sys.executable) if wanted.environment is None else make(wanted.environment, options.torch)
-        version = _version(python, wanted.package)
+        version = version_of(system.partition(" ")[0], python)
     except (CannotMake, OSError, subprocess.SubprocessError) as error:
         raise Absent(f"could not be installed: {error}") from None
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -134,7 +131,7 @@ def running(system: str, options: argparse.Namespace) -> Generator[Running, None
             cwd=HERE.parent,
         )  # fmt: skip
         try:
-            name = _answering(process, log, port, options.model if wanted.names_folder else None)
+            name = _answering(process, log, port, options.model if wanted.environment else None)
             yield Running(process, version, name, port)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -143,11 +140,6 @@ def running(system: str, options: argparse.Namespace) -> Generator[Running, None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _version(python: Path, package: str) -> str:
-    code = f"import importlib.metadata as m; print(m.version('{'vllm-cpu' if package == 'vllm' else package}'))"
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _answering(process: subprocess.Popen[bytes], log: Any, port: int, name: str | None, most_s: float = 300) -> str:
@@ -189,8 +181,7 @@ def questions(n: int, options: argparse.Namespace, **more: Any) -> list[dict[str
 def streams(options: argparse.Namespace) -> dict[str, Any]:
     """a: the load, and what it leaves behind."""
     chance = random.Random(1)
-    usage = {"stream": True, "stream_options": {"include_usage": True}}
-    bodies = [{**body, "max_tokens": chance.randrange(8, 90)} for body in questions(2000, options, **usage)]
+    bodies = [{**body, "max_tokens": chance.randrange(8, 90)} for body in questions(2000, options, **STREAMED)]
     job = {"bodies": bodies, "at_once": options.streams, "seconds": options.seconds, "dropped": 0.1}
     with running("zifio", options) as server:
         server.call({**job, "seconds": 0, "bodies": bodies[:400]})  # what is loaded at first use
@@ -221,8 +212,7 @@ def streams(options: argparse.Namespace) -> dict[str, Any]:
 def batch(options: argparse.Namespace) -> dict[str, Any]:
     """b: requests of a batch through the server, and the bare engine on the same, in turns."""
     job = {"at_once": options.requests, "bodies": questions(options.requests, options)}
-    usage = {"stream": True, "stream_options": {"include_usage": True}}
-    streamed = {**job, "bodies": questions(options.requests, options, **usage)}
+    streamed = {**job, "bodies": questions(options.requests, options, **STREAMED)}
     rates: dict[str, list[float]] = {"bare": [], "whole": [], "streamed": []}
     with running("zifio", options) as server, bare_engine(options) as engine:
         for round_ in range(1 + options.rounds):
@@ -331,24 +321,16 @@ def main() -> None:
         bare(options)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server stays behind
-    told: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "machine": f"{os.cpu_count()} cores, {platform.processor() or _cpu()}",
-        "python": platform.python_version(), "model": options.model,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "uvicorn", "fastapi")},
+    here = {
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(os.cpu_count() or 1, []), "model": options.model,
+        "versions": {name: importlib.metadata.version(name) for name in ("uvicorn", "fastapi")},
     }  # fmt: skip
+    told = json.loads(options.out.read_text()) if options.out.exists() else {}
     for letter, measure in (("a", streams), ("b", batch), ("c", peers)):
         if letter in options.only:
-            told[letter] = measure(options)
-    options.out.write_text(json.dumps(told, indent=1) + "\n")
+            told[letter] = here | measure(options)
+            options.out.write_text(json.dumps(told, indent=1) + "\n")
     sys.stdout.write(json.dumps(told, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(": ")[2]
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -121,15 +121,15 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listening, f"http://{shown}:{listening.getsockname()[1]}"
 
 
-def serve_until_stopped(app: ASGIApp, listening: socket.socket, drain_s: float = 5) -> None:
-    """Answer until Ctrl-C or SIGTERM, and then for at most `drain_s` what has been asked already."""
+def serve_until_stopped(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer until Ctrl-C or SIGTERM, and then for at most 5 s what has been asked already."""
     import uvicorn
 
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_graceful_shutdown=5,
         timeout_keep_alive=30,  # clients keep a connection for longer than uvicorn's 5 s, and would meet a closed one
     )
     with listening:

@@ -23,6 +23,19 @@ from zifio.serve.app import make_app
 from zifio.serve.connection import Server
 from zifio.serve.model import Served, here
 from zifio.serve.settings import ServeConfig
+from zifio.serve.thread import EngineThread
+
+ASK = [{"role": "user", "content": "How deep?"}]
+FAST = {
+    "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"], "additionalProperties": False,
+}  # fmt: skip
+"""What a dive needs to know."""
+DIVE = {"name": "dive", "parameters": FAST}
+STRICT_DIVE = {"type": "function", "function": {"name": "dive", "strict": True, "parameters": FAST}}
+WHALE = {
+    "type": "object", "properties": {"deep": {"type": "boolean"}, "kind": {"enum": ["whale", "seal"]}},
+    "required": ["deep", "kind"], "additionalProperties": False,
+}  # fmt: skip
 
 
 def tokenizer() -> ChatTokenizer:
@@ -57,6 +70,11 @@ class Here:
         self.http = httpx2.Client(base_url=url, timeout=60)
         self.openai = OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, timeout=60)
 
+    @property
+    def never_ends(self) -> dict[str, int]:
+        """Biases under which a reply does not end by itself."""
+        return {str(self.served.tokenizer.eos_id): -100}
+
     def post(self, path: str, **body: Any) -> httpx2.Response:
         """A request as raw as it gets."""
         return self.http.post(path, json={"model": "tiny", **body})
@@ -64,7 +82,9 @@ class Here:
     @property
     def engine(self) -> Engine:
         """The engine of now: behind a failure it is another."""
-        return self.served.worker.engine
+        far = self.served.worker.far
+        assert isinstance(far, EngineThread) and far.engine is not None
+        return far.engine
 
     @property
     def n_connections(self) -> int:

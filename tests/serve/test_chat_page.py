@@ -15,20 +15,9 @@ from typing import Any
 import pytest
 from browser import violations
 from playwright.sync_api import Browser, BrowserContext, Locator
-from served import Here, endless, serving
+from served import DIVE, WHALE, Here, endless, serving
 
 WAIT_MS = 60_000
-DIVE = {
-    "name": "dive",
-    "parameters": {
-        "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-        "additionalProperties": False,
-    },
-}  # fmt: skip
-SCHEMA = {
-    "type": "object", "properties": {"deep": {"type": "boolean"}, "kind": {"enum": ["whale", "seal"]}},
-    "required": ["deep", "kind"], "additionalProperties": False,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +25,6 @@ def here() -> Generator[Here, None, None]:
     """Two models that never end a reply by themselves."""
     with serving(made=endless(), beside={"other": endless(2)}) as server:
         yield server
-
-
-@pytest.fixture
-def context(browser: Browser) -> Generator[BrowserContext, None, None]:
-    one = browser.new_context()
-    yield one
-    one.close()
 
 
 class Talker:
@@ -284,7 +266,7 @@ def test_a_schema_holds_the_reply(here: Here, context: BrowserContext):
     who.say("How deep?")
     assert "Schema: " in who.page.locator("#say").inner_text() and not who.asked
     assert who.page.locator("#text").input_value() == "How deep?"
-    who.set(schema=json.dumps(SCHEMA))
+    who.set(schema=json.dumps(WHALE))
     assert not who.page.locator("#schema-wrong").text_content()
     who.page.locator("#send").press("Enter")
     who.settle()

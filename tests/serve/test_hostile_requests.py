@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import Here, policy, serving
+from served import ASK, Here, policy, serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
@@ -23,7 +23,6 @@ from zifio.loopback import listen
 from zifio.serve.answer import Answer
 from zifio.serve.connection import Connection, Server
 
-ASK = [{"role": "user", "content": "How deep?"}]
 JUNK: list[Any] = [
     None, True, 0, -1, 10**30, -(10**30), 1.5, 1e308, -1e308, "", "x", "\ud800", "\0", "é" * 50, [], [[]], [None],
     ["x"], [1], [-1], [10**30], [{}], {}, {"type": "x"}, {"x": {"y": []}}, {"": None}, {"type": []},
@@ -307,7 +306,7 @@ def test_slow_writers_are_told(here: Here, monkeypatch: pytest.MonkeyPatch):
     assert raw(here, b"POST /v1/comp", b"letions HT", b"TP/1.1\r\nHo", b"st: ", wait_s=0.2).startswith(b"HTTP/1.1 408")
     assert raw(here).startswith(b"HTTP/1.1 408")
     assert b"HTTP/1.1 408" in raw(here, good[:-3])
-    answer = raw(here, good[:-3], b"".join([good[-3:-1]]), good[-1:], wait_s=0.2)
+    answer = raw(here, good[:-3], good[-3:-1], good[-1:], wait_s=0.2)
     assert answer.startswith(b"HTTP/1.1 200")
     assert is_well(here)
 
@@ -318,7 +317,7 @@ def test_a_client_that_never_reads_is_hung_up_on(monkeypatch: pytest.MonkeyPatch
         pytest.skip("wants TCP_USER_TIMEOUT, which Linux has")
     monkeypatch.setattr(Connection, "PATIENCE_S", 0.5)
     with serving(made=policy(context=4096)) as here:
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         more = {"logprobs": 20, "n": 2, "stream": True}
         body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 4000, "logit_bias": never, **more}).encode()
         place = urlsplit(here.url)

@@ -31,7 +31,7 @@ def test_keys_open_and_bound(capfd: pytest.CaptureFixture[str]):
         assert wrong.status_code == 401 and "key-of-eve" not in wrong.text
         assert ask("key-of-ann").status_code == 200
         assert here.http.post("/v1/completions", json=BODY, headers={"x-api-key": "key-of-bob"}).status_code == 200
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         long = {**BODY, "max_tokens": 8000, "logit_bias": never, "stream": True}
         with here.http.stream(
             "POST", "/v1/completions", json=long, headers={"authorization": "Bearer key-of-ann"}
@@ -84,7 +84,7 @@ def test_long_and_slow_requests_and_strange_names_are_refused():
 
 def test_a_reply_that_takes_too_long_is_ended():
     with serving({"request_s": 0.3}, made=policy(context=8192)) as here:
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         answer = here.post("/v1/completions", prompt="x", max_tokens=8000, logit_bias=never)
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         assert here.is_idle(2.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from served import Here, policy, serving
+from served import FAST, Here, policy, serving
 
 from zifio.serve.messages_in import UNREADABLE
 from zifio.serve.messages_out import table
@@ -17,10 +17,7 @@ ASK: list[Any] = [{"role": "user", "content": "How deep does the whale dive? üê
 THINK: dict[str, Any] = {"type": "enabled", "budget_tokens": 6}
 DIVE: dict[str, Any] = {
     "name": "dive", "description": "Goes down.",
-    "input_schema": {
-        "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-        "additionalProperties": False,
-    },
+    "input_schema": FAST,
 }  # fmt: skip
 
 
@@ -186,7 +183,7 @@ def test_systems_prefills_and_schemas(client: anthropic.Anthropic):
 def test_a_reply_that_the_context_ends_says_so(here: Here, client: anthropic.Anthropic):
     """Where the server fits max_tokens."""
     long: list[Any] = [{"role": "user", "content": "x" * 480}]
-    never = {"logit_bias": {str(here.served.tokenizer.eos_id): -100}}
+    never = {"logit_bias": here.never_ends}
     message = client.messages.create(**asked(messages=long, max_tokens=9000, extra_body=never))
     assert message.stop_reason == "model_context_window_exceeded"
     assert message.usage.input_tokens + message.usage.output_tokens == 512
@@ -241,7 +238,7 @@ def test_keys_names_and_models(client: anthropic.Anthropic, here: Here):
 
 def test_a_long_reply_is_kept_alive_and_ended_and_whoever_leaves_frees_the_engine():
     with serving({"keep_alive_s": 0.001, "request_s": 1.0}, made=policy(context=8192)) as here:
-        long = {"max_tokens": 8000, "logit_bias": {str(here.served.tokenizer.eos_id): -100}}
+        long = {"max_tokens": 8000, "logit_bias": here.never_ends}
         told = [name for name, _ in events(here, **long)]
         assert "ping" in told and told[-1] == "error"
         with anthropic.Anthropic(base_url=here.url, api_key="x", max_retries=0) as client:

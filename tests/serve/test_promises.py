@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Here, policy, serving
+from served import ASK, STRICT_DIVE, Here, policy, serving
 from tiny import lively, llama
 
 from zifio.config import ConfigError, build
@@ -25,17 +25,6 @@ from zifio.serve.settings import ServeConfig, read_keys
 from zifio.serve.thread import EngineThread
 
 CHAT = "/v1/chat/completions"
-ASK = [{"role": "user", "content": "How deep?"}]
-TOOL = {
-    "type": "function",
-    "function": {
-        "name": "dive", "strict": True,
-        "parameters": {
-            "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-            "additionalProperties": False,
-        },
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +48,6 @@ def figure(here: Here, finish: str) -> float:
         here.http.get("/metrics").text, re.MULTILINE,
     )  # fmt: skip
     return float(found[1]) if found else 0.0
-
-
-def never_ends(here: Here) -> dict[str, int]:
-    """Biases that leave no end token."""
-    return {str(here.served.tokenizer.eos_id): -100}
 
 
 def test_who_waits_hears_that_we_are_there(here: Here):
@@ -90,7 +74,7 @@ def test_a_full_server_says_so(here: Here):
 
 
 def test_what_is_too_long_is_fitted_where_wanted(here: Here):
-    reply = here.post(CHAT, messages=ASK, max_tokens=10**6, logit_bias=never_ends(here)).json()
+    reply = here.post(CHAT, messages=ASK, max_tokens=10**6, logit_bias=here.never_ends).json()
     assert reply["usage"]["total_tokens"] == 512 and reply["choices"][0]["finish_reason"] == "length"
     too_long = here.post(CHAT, messages=[{"role": "user", "content": "deep " * 3000}], max_tokens=5)
     assert too_long.status_code == 400 and "Shorten" in too_long.json()["error"]["message"]
@@ -98,14 +82,14 @@ def test_what_is_too_long_is_fitted_where_wanted(here: Here):
 
 def test_figures_tell_how_replies_ended(here: Here):
     before = [figure(here, finish) for finish in ("stop", "length")]
-    assert here.post(CHAT, messages=ASK, max_tokens=3, n=2, logit_bias=never_ends(here)).status_code == 200
+    assert here.post(CHAT, messages=ASK, max_tokens=3, n=2, logit_bias=here.never_ends).status_code == 200
     assert here.post(CHAT, messages=ASK, logit_bias={str(here.served.tokenizer.eos_id): 100}).status_code == 200
     assert [figure(here, finish) for finish in ("stop", "length")] == [before[0] + 1, before[1] + 2]
     assert 'zifio:num_requests_running{model_name="tiny"} 0.0' in here.http.get("/metrics").text
 
 
 def test_as_many_replies_as_asked(here: Here):
-    asked: dict[str, Any] = {"messages": ASK, "n": 6, "max_tokens": 5, "seed": 1, "logit_bias": never_ends(here)}
+    asked: dict[str, Any] = {"messages": ASK, "n": 6, "max_tokens": 5, "seed": 1, "logit_bias": here.never_ends}
     reply = here.post(CHAT, **asked).json()
     texts = [choice["message"]["content"] for choice in reply["choices"]]
     assert [choice["index"] for choice in reply["choices"]] == list(range(6)) and len(set(texts)) > 3
@@ -121,7 +105,7 @@ def test_as_many_replies_as_asked(here: Here):
 def test_a_call_of_free_will_fits_a_strict_tool(here: Here):
     """`tool_choice=auto`: the model may write text; when it calls, the arguments are the schema's."""
     begin = here.served.tokenizer.tokenizer.token_to_id(CALLS_BEGIN)
-    asked = {"messages": ASK, "tools": [TOOL], "max_tokens": 200, "thinking": {"type": "disabled"}, "seed": 2}
+    asked = {"messages": ASK, "tools": [STRICT_DIVE], "max_tokens": 200, "thinking": {"type": "disabled"}, "seed": 2}
     choice = here.post(CHAT, **asked, logit_bias={str(begin): 100}).json()["choices"][0]
     calls = choice["message"]["tool_calls"]
     assert choice["finish_reason"] == "tool_calls" and calls
@@ -138,7 +122,7 @@ def test_calls_in_hermes_form():
     words = chat_tokenizer(train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), ["the whale dives"]))
     model = lively(llama(vocab_size=words.vocab_size, max_position_embeddings=1024), words.eos_id, push=0.5)
     with serving(made=LocalPolicy(model, words)) as here:
-        asked = {"messages": ASK, "tools": [TOOL], "tool_choice": "required", "max_tokens": 200, "seed": 1}
+        asked = {"messages": ASK, "tools": [STRICT_DIVE], "tool_choice": "required", "max_tokens": 200, "seed": 1}
         asked |= {"parallel_tool_calls": False, "thinking": {"type": "disabled"}}
         choice = here.post(CHAT, **asked).json()["choices"][0]
         (call,) = choice["message"]["tool_calls"]
@@ -163,7 +147,7 @@ def test_thinking_that_is_not_passed_back(here: Here):
 def test_greedy_replies_do_not_depend_on_the_others(here: Here):
     """To the last bit of every log-prob, whoever else is in the batch."""
     body = {"model": "tiny", "messages": ASK, "temperature": 0, "max_tokens": 40, "logprobs": True}
-    body["logit_bias"] = never_ends(here)
+    body["logit_bias"] = here.never_ends
 
     def ask(number: int) -> Any:
         if number % 2:

@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from served import Here, policy, serving
+from served import FAST, Here, policy, serving
 
 ASK = "How deep does the whale dive? 🐋"
 AS_CHAT = [{"role": "user", "content": ASK}]
 DIVE: dict[str, Any] = {
     "type": "function", "name": "dive", "description": "Goes down.",
-    "parameters": {
-        "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-        "additionalProperties": False,
-    },
+    "parameters": FAST,
 }  # fmt: skip
 CHAT_DIVE = {"type": "function", "function": {key: value for key, value in DIVE.items() if key != "type"}}
 
@@ -224,7 +221,7 @@ def test_what_cannot_be_answered_is_refused_in_words(here: Here, body: dict[str,
 
 def test_a_reply_that_takes_too_long_fails_as_an_event_and_whoever_leaves_frees_the_engine():
     with serving({"keep_alive_s": 0.001, "request_s": 1.0}, made=policy(context=8192)) as here:
-        never = {"logit_bias": {str(here.served.tokenizer.eos_id): -100}}
+        never = {"logit_bias": here.never_ends}
         whole = here.post("/v1/responses", input=ASK, **never)  # its status has gone out before
         assert whole.status_code == 200 and "longer than 1 s" in whole.json()["error"]["message"]
         last = list(here.openai.responses.create(model="tiny", input=ASK, extra_body=never, stream=True))[-1]

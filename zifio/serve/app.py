@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from zifio.config import ConfigError
 from zifio.log import say
-from zifio.loopback import add_page, to_json
+from zifio.loopback import AsciiJSON, add_page, to_json
 from zifio.serve.answer import QUIET, Answer, Writer
 from zifio.serve.asked import Asked, ask_chat
 from zifio.serve.chat import ChatAnswer
@@ -212,7 +212,7 @@ def _routes(server: Server) -> APIRouter:
     @router.post("/messages/count_tokens")
     async def count_tokens(body: MessageCount, request: Request) -> Response:
         """How many tokens a prompt has."""
-        return _json({"input_tokens": await server.count(body, request)})
+        return AsciiJSON({"input_tokens": await server.count(body, request)})
 
     @router.get("/models")
     async def models(request: Request) -> Response:
@@ -220,24 +220,20 @@ def _routes(server: Server) -> APIRouter:
         server.gate.who(request.headers)
         every = server.listed()
         ends = {"first_id": every[0]["id"], "last_id": every[-1]["id"], "has_more": False}
-        return _json({"object": "list", "data": every, **ends})
+        return AsciiJSON({"object": "list", "data": every, **ends})
 
     @router.get("/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
         """One model."""
         server.gate.who(request.headers)
         server.find(name)
-        return _json(next(one for one in server.listed() if one["id"] == name))
+        return AsciiJSON(next(one for one in server.listed() if one["id"] == name))
 
     return router
 
 
 def _moment(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat()
-
-
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, "application/json")
 
 
 async def _explained(request: Request, error: Exception) -> Response:
@@ -249,4 +245,4 @@ async def _explained(request: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         error = Refused(error.status_code, str(error.detail))
     assert isinstance(error, Refused)
-    return _json(error.body(form_of(request.url.path)), error.status, error.headers())
+    return AsciiJSON(error.body(form_of(request.url.path)), error.status, error.headers())

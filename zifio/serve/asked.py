@@ -6,11 +6,10 @@ Try it alone: `pytest tests/serve/test_chat_api.py`
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from zifio.config import ConfigError, Sampling
+from zifio.config import Sampling
 from zifio.engine.engine import Request
 from zifio.seed import stream_seed
 from zifio.serve.model import Served
@@ -21,7 +20,6 @@ from zifio.serve.request import Body, ChatRequest, Drawing
 from zifio.serve.settings import ServeConfig, Thinks
 from zifio.serve.split import Phase
 from zifio.serve.steer import Steering
-from zifio.tasks.form import THOUGHT
 
 _EVERY = 1 << 30  # as many tokens as no vocabulary has
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
@@ -33,12 +31,12 @@ class Asked:
 
     request: Request
     voices: list[Voice]
-    steering: Sequence[Steering] = ()
     warning: str = ""
-    n_prompt: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.n_prompt = len(self.request.prompt)
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
 
 
 def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: Thinks = "default") -> list[Asked]:
@@ -60,7 +58,7 @@ def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: T
         Voice(place, tokenizer.decode, tokenizer.eos_id, prompt.phase, body.stops(), has_tools, parallel)
         for place in range(n)
     ]
-    return [Asked(request, voices, steering, prompt.warning)]
+    return [Asked(request, voices, prompt.warning)]
 
 
 def chat_tokens(
@@ -224,7 +222,7 @@ def _steering(
             served.tokenizer.eos_id,
             phase,
             served.think,
-            _closing(served),
+            served.closing,
             budget,
             grammar,
             static,
@@ -233,13 +231,3 @@ def _steering(
         )
         for _ in range(n)
     ]
-
-
-def _closing(served: Served) -> tuple[int, ...]:
-    """The tokens that close the thinking; none where the vocabulary cannot spell it, and no model of it thinks."""
-    if served.thought is not None:
-        return (served.thought,)
-    try:
-        return tuple(served.tokenizer.encode(THOUGHT))
-    except ConfigError:
-        return ()

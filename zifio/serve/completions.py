@@ -18,6 +18,7 @@ from zifio.serve.answer import BLANK, KEEP_ALIVE, events, sent
 from zifio.serve.asked import Asked, logit_bias, n_replies, room, sampling_of, seeds
 from zifio.serve.chat import DONE, usage
 from zifio.serve.model import Served
+from zifio.serve.prompt import is_sound
 from zifio.serve.refused import Refused
 from zifio.serve.request import CompletionRequest
 from zifio.serve.settings import ServeConfig, Thinks
@@ -47,7 +48,7 @@ def prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
     for prompt in given:
         if isinstance(prompt, str):
             text = _around_hole(served, prompt, body.suffix) if body.suffix else prompt
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not is_sound(text):
                 raise Refused(400, "prompt: wanted sound Unicode, came half of a surrogate pair.", "prompt")
             out.append(served.tokenizer.encode(text) or [served.tokenizer.bos_id])
         else:
@@ -88,7 +89,7 @@ def ask_completion(served: Served, body: CompletionRequest, config: ServeConfig,
         request = Request(
             tokens, sampling_of(body, n_new, body.stops()), seeds(body, n), tuple(steering), body.logprobs or 0, scores
         )
-        asked.append(Asked(request, [], steering))
+        asked.append(Asked(request, []))
     return asked
 
 

@@ -9,8 +9,8 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zifio.loopback import LOOPBACK_NAME, closed, to_json
-from zifio.serve.refused import Form, Refused, form_of
+from zifio.loopback import LOOPBACK_NAME, AsciiJSON, closed
+from zifio.serve.refused import Refused, form_of
 from zifio.serve.settings import ServeConfig
 
 
@@ -33,7 +33,8 @@ class Guard:
                 raise Refused(403, "This server answers to localhost only.")
             body = await self._body(headers.get(b"content-length", ""), receive)
         except Refused as refused:
-            await _refuse(refused, form_of(scope["path"]), send)
+            headers = {"connection": "close", **refused.headers()}
+            await AsciiJSON(refused.body(form_of(scope["path"])), refused.status, headers)(scope, receive, send)
             return
         if body is None:
             return
@@ -67,10 +68,3 @@ class Guard:
                         return bytes(body)
         except TimeoutError:
             raise Refused(408, f"Wanted the whole request within {self._config.body_s:g} s.") from None
-
-
-async def _refuse(refused: Refused, form: Form, send: Send) -> None:
-    named = {"content-type": "application/json", "connection": "close", **refused.headers()}
-    headers = [(name.lower().encode(), value.encode()) for name, value in named.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": to_json(refused.body(form))})

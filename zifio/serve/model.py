@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zifio.config import ConfigError
 from zifio.data.spelling import token_bytes
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
@@ -35,8 +36,10 @@ class Served:
         self.created = int(time.time())
         self.worker = Worker(start)
         find = tokenizer.tokenizer.token_to_id
-        self.think: int | None = find(THINK) if find(THOUGHT) is not None else None
-        self.thought: int | None = find(THOUGHT) if self.think is not None else None
+        thought = find(THOUGHT)
+        self.think: int | None = find(THINK) if thought is not None else None
+        self.closing = (thought,) if thought is not None and self.think is not None else _spelled(tokenizer, THOUGHT)
+        """The tokens that close the thinking; none where the vocabulary cannot spell it, and no model of it thinks."""
 
     @property
     def context(self) -> int:
@@ -64,6 +67,13 @@ class Served:
         from zifio.serve.grammar import Grammars
 
         return Grammars(self.tokenizer)
+
+
+def _spelled(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text))
+    except ConfigError:
+        return ()
 
 
 def here(name: str, policy: LocalPolicy) -> Served:

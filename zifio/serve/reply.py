@@ -5,6 +5,7 @@ Try it alone: `pytest tests/serve/test_chat_api.py`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -76,7 +77,6 @@ class Voice:
         self.n_tokens = self.n_reasoning = self.n_calls = 0
         self.n_cached = 0
         self.finish: str | None = None
-        self.reason = ""
 
     @property
     def stop(self) -> str | None:
@@ -96,21 +96,25 @@ class Voice:
             self._add(delta, [*self._splitter.feed(self._text.end()), *self._splitter.end()])
             delta.drawn["content"] += self._undecided
             self._undecided = []
-            self.n_cached, self.reason = event.completion.n_cached, event.completion.reason
+            self.n_cached = event.completion.n_cached
             called = self.n_calls and event.completion.finish == "stop"
             self.finish = delta.finish = "tool_calls" if called else event.completion.finish
         return delta
 
-    def _runs(self, event: Event) -> list[list[Drawn]]:
+    def _runs(self, event: Event) -> Iterator[list[Drawn]]:
         """The event's tokens, together where no thinking can begin or end between them, else one by one."""
         tops = event.tops or [[] for _ in event.tokens]
         every = zip(event.tokens, event.logps, tops, strict=True)
         drawn = [Drawn(*one) for one in every if one[0] != self._end]
-        phase = self._splitter.phase
-        is_one = phase == "content" or (
-            phase == "thinking" and THOUGHT[-1] not in self._text_of([one.token for one in drawn])
-        )
-        return [drawn] if is_one and drawn else [[one] for one in drawn]
+        is_thinking = self._splitter.phase == "thinking" and len(drawn) > 1
+        if is_thinking and THOUGHT[-1] not in self._text_of([one.token for one in drawn]):
+            yield drawn
+            return
+        for place, one in enumerate(drawn):
+            if self._splitter.phase == "content":  # as the run before has left it
+                yield drawn[place:]
+                return
+            yield [one]
 
     def _file(self, delta: Delta, run: list[Drawn], before: Phase) -> None:
         """A token belongs to the thinking when that goes on before or behind it."""

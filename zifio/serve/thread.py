@@ -49,14 +49,14 @@ class Note(NamedTuple):
     fault: Fault | None = None
 
     def merged(self, later: Note) -> Note:
-        """Both as one; the lists of this one grow."""
-        if later.event is None or self.event is None:
-            return self if later.event is None and self.event is None else later
+        """Both as one, with the later's fault; the lists of this one grow."""
+        if self.event is None or later.event is None:
+            return later
         one, two = self.event, later.event
         one.tokens.extend(two.tokens)
         one.logps.extend(two.logps)
         one.tops.extend(two.tops)  # type: ignore[attr-defined]
-        return self._replace(event=one._replace(completion=two.completion))
+        return later._replace(event=one._replace(completion=two.completion))
 
 
 class State(NamedTuple):

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from zifio.config import ConfigError, build, override, read_toml
 from zifio.log import say
 from zifio.loopback import is_loopback, listen
-from zifio.models.hub import resolve
 from zifio.serve.settings import ServeConfig, read_keys
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def serve(
     with listening:
         models = {}
         for name, folder in folders.items():
-            models[name] = load(name, resolve(folder), settings.engine, device)
+            models[name] = load(name, folder, settings.engine, device)
             say(f"{name}: {folder}, up to {models[name].longest} tokens")
         say(f"serving: {address}/v1")
         if not alone:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from zifio.engine.engine import Engine, Load, Request
+from zifio.engine.engine import Load, Request
 from zifio.engine.scheduler import Stats
 from zifio.serve.thread import EVERYBODY, About, Fault, News, Note, State, Tell
 
@@ -69,7 +69,7 @@ class Ticket:
     def hear(self, note: Note) -> None:
         """Take something new."""
         before = self._notes.get(note.place)
-        self._notes[note.place] = note if before is None else before.merged(note)._replace(fault=note.fault)
+        self._notes[note.place] = note if before is None else before.merged(note)
         if note.event is not None and note.event.completion is not None:
             self.left -= 1
             self.finishes.append(note.event.completion.finish)
@@ -94,13 +94,6 @@ class Worker:
         self._keys = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.far = start(self._tell)
-
-    @property
-    def engine(self) -> Engine:
-        """The engine, where it is in this process and well."""
-        engine = getattr(self.far, "engine", None)
-        assert isinstance(engine, Engine)
-        return engine
 
     def ask(self, request: Request, is_stream: bool = True) -> Ticket:
         """Queue a request, from the event loop; its tokens are told as they come, or all together."""
