@@ -32,6 +32,7 @@ from rich.table import Table
 from zifio.config import Config, ConfigError, build, is_url, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
 from zifio.log import RunFolder, cores, peak_rss_bytes, say
+from zifio.models.config import AnyConfig
 from zifio.models.hub import is_name, resolve
 from zifio.sink.send import check_sinks, sending
 from zifio.tasks.catalog import TaskConfig, make_task
@@ -176,11 +177,17 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
 
 def _context_length(recipe: Recipe, name: str) -> int | None:
     """Tokens that the model of a stage can hold, where the recipe itself says so."""
+    shape = beginning(recipe, name)
+    return None if isinstance(shape, str) else shape.max_position_embeddings
+
+
+def beginning(recipe: Recipe, name: str) -> AnyConfig | str:
+    """The shape that the recipe gives for the model of a stage, or the checkpoint that it goes back to."""
     stage = recipe.named(name)
     model, start = getattr(stage, "model", None), getattr(stage, "from_", None)
     if model is not None:
-        return model.max_position_embeddings
-    return _context_length(recipe, start) if start is not None and start != name else None
+        return model
+    return beginning(recipe, start) if isinstance(start, str) and start != name else name
 
 
 class Run:
@@ -409,7 +416,7 @@ def run_stage(
     Overrides are the stage's own keys (and the recipe's `seed`). Stages that it starts from are looked for in the run
     folder, then in the recipe's own `runs/NAME`.
     """
-    name = _choose(kind, path, stage)
+    name = choose_stage(kind, path, stage)
     prefixed = [word if word.startswith("seed=") else f"stage.{name}.{word}" for word in overrides]
     recipe = load_recipe(path, prefixed)
     chosen = recipe.named(name)
@@ -429,8 +436,8 @@ def run_stage(
     return {"stage": name, "path": str(run.folder / name), **done} if as_json else None
 
 
-def _choose(kind: str, path: Path, stage: str | None) -> str:
-    """Name of the stage that a verb means."""
+def choose_stage(kind: str, path: Path, stage: str | None) -> str:
+    """Name of the stage that a verb means. Raises ConfigError where that is not one."""
     raw = read_toml(path).get("stage", [])
     tables = [table for table in raw if isinstance(table, dict)] if isinstance(raw, list) else []
     names = [str(table.get("name")) for table in tables if table.get("kind") == kind]

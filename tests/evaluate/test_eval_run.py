@@ -142,7 +142,7 @@ def test_equal_weights_get_equal_marks(models):
 
 def test_chunks_change_no_reply(models, monkeypatch):
     measured(exam(), models, "whole")
-    monkeypatch.setattr(run, "_CHUNK", 2)
+    monkeypatch.setattr(run, "CHUNK", 2)
     measured(exam(), models, "chunks")
     for key in ("one", "two"):
         whole, chunks = (read_jsonl(models / folder / f"records-{key}.jsonl") for folder in ("whole", "chunks"))

@@ -84,6 +84,6 @@ def test_a_verifier_that_breaks():
 
 def test_the_gate_and_the_plan_differ_in_what_is_too_good_alone():
     good = see([replies(r) for r in (10, 12, 14, 8, 13, 13)], 16, chance=0.05)
-    assert "above 0.6" in fault_of_start(good, HIGHEST_BASE)
+    assert "above 0.6" in str(fault_of_start(good, HIGHEST_BASE))
     assert outlook(good, SOUND, 32).answer in ("yes", "unlikely")
-    assert fault_of_start(see([replies(5)] * 9, 16), HIGHEST_BASE) == ""
+    assert fault_of_start(see([replies(5)] * 9, 16), HIGHEST_BASE) is None

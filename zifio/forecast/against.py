@@ -15,7 +15,7 @@ from rich.table import Table
 
 from zifio.config import ConfigError
 from zifio.evaluate.wording import bytes_text, seconds_text
-from zifio.record.stage import StageRecord, read_stage, stages_of
+from zifio.record.stage import StageRecord, about, stages_of
 
 WALL_WITHIN, MEMORY_WITHIN = 0.25, 0.15
 """How near a forecast is to be."""
@@ -26,7 +26,7 @@ def score(found: dict[str, Any], run: Path) -> dict[str, Any]:
 
     Raises ConfigError when there are none.
     """
-    happened = {name: read_stage(run / name, name, kind) for name, kind in stages_of(run)}
+    happened = {name: StageRecord(name, kind, **about(run / name)) for name, kind in stages_of(run)}
     rows = []
     for stage in found["stages"]:
         record = happened.get(stage["name"])

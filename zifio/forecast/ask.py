@@ -60,7 +60,7 @@ def ask(
     found = see([[judged(one) for one in episodes] for episodes in episodes_P_G], group, chance(task, episodes_P_G))
     health = check_health(task, problems)
     what = outlook(found, health, prompts, target)
-    return {**asdict(found), "headroom": found.headroom, "verifier": asdict(health), "outlook": what.to_json()}
+    return {**asdict(found), "headroom": found.headroom, "verifier": asdict(health), "outlook": asdict(what)}
 
 
 def chance(task: Task, episodes_P_G: list[list[Episode]]) -> float | None:

@@ -20,11 +20,12 @@ from typing import Any
 from rich.table import Table
 
 from zifio.config import ConfigError, build
-from zifio.evaluate.config import EvalStage
+from zifio.engine.config import EngineConfig
+from zifio.evaluate.config import CHUNK, EvalStage
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, seconds_text
 from zifio.models.config import FAMILIES
-from zifio.models.count import forward_flops
 from zifio.plan.figures import figures
+from zifio.plan.learn import GATE_PROBLEMS, GATE_SAMPLES
 from zifio.plan.memory import plain_memory
 from zifio.plan.stages import (
     EARLY,
@@ -39,8 +40,9 @@ from zifio.plan.stages import (
 )
 from zifio.recipe import AnyStage, Recipe, load_recipe
 from zifio.train.config import DistillStage, ModelStage, PretrainStage, RlStage
-from zifio.train.feedback import SampleStage
+from zifio.train.feedback import PART_REPLIES, SampleStage
 
+MAX_ROWS = EngineConfig().max_rows
 REHEARSAL_S = 50.0
 """About what a rehearsal may take."""
 _TEACHER = 1 / 3  # a forward pass beside a forward and a backward one
@@ -60,7 +62,7 @@ def forecast_recipe(path: Path, overrides: Sequence[str], seconds: float = REHEA
         "seconds": sum(one.seconds for one in stages),
         "interval_s": [sum(getattr(one, end) for one in stages) for end in ("low_s", "high_s")],
         "peak_bytes": max(one.peak_bytes for one in stages),
-        "stages": [one.to_json() | what_it_is(recipe, one.name, measured) for one in stages],
+        "stages": [asdict(one) | what_it_is(recipe, one.name, measured) for one in stages],
         "left_out": left_out,
         "measured": measured,
     }
@@ -166,20 +168,21 @@ def _draws(recipe: Recipe, stage: AnyStage, lengths: Lengths) -> tuple[Draws, ..
         rounds = (1.0, min(1 / SIGNAL[1] + 0.5, most), most)
         out.append(Draws(rows, side, lengths, stage.steps, rounds))
         if stage.gate and stage.accuracy_weight:
-            out.append(Draws(1024, side, lengths))
+            out.append(Draws(GATE_PROBLEMS * GATE_SAMPLES, side, lengths))
         if stage.guard is not None:
             n = stage.guard.problems * stage.guard.n
             out.append(Draws(n, side, lengths, 1 + stage.steps // stage.guard.every))
     if isinstance(stage, DistillStage) and stage.draws:
         share = 1.0 if stage.method == "hints" else stage.student_share
-        out.append(Draws(round(share * stage.sequences), 512, lengths, stage.steps))
+        out.append(Draws(round(share * stage.sequences), MAX_ROWS, lengths, stage.steps))
     if isinstance(stage, SampleStage):
-        side = stage.engine.max_rows
-        out.append(Draws(min(1024, stage.problems * stage.n), side, lengths, stage.problems * stage.n / 1024))
+        total = stage.problems * stage.n
+        part = min(PART_REPLIES, total)
+        out.append(Draws(part, stage.engine.max_rows, lengths, total / part))
     if isinstance(stage, ModelStage) and stage.held_out.every:
         held = stage.held_out
         looks = 1 + -(-stage.steps // held.every)
-        out.append(Draws(held.problems * held.n, 512, lengths, looks))
+        out.append(Draws(held.problems * held.n, MAX_ROWS, lengths, looks))
     return tuple(out)
 
 
@@ -190,7 +193,7 @@ def _of_models(
     lengths = Lengths(**measured["lengths"][stage.name])
     parts: list[StageForecast] = []
     for model in stage.models:
-        problems = min(64, stage.problems)
+        problems = min(CHUNK, stage.problems)
         draws = Draws(problems * stage.n, stage.engine.max_rows, lengths, stage.problems / problems)
         worked = shows(recipe, model)
         work = StageWork(**common, draws=(draws,), share_worked=(0.0 if worked is None else worked, worked, 1.0))
@@ -217,9 +220,10 @@ def what_it_is(recipe: Recipe, name: str, measured: dict[str, Any]) -> dict[str,
         config, shape["trained"], shape["pass_tokens"], 2 if stage.optim.kind == "adamw" else 1, drawn * whole,
         "block" if stage.rows.recompute else "none",
     )  # fmt: skip
+    model = figures(config, whole, "fp32")
     return {
-        "model": asdict(figures(config, whole, "fp32")),
-        "training_flops": 3 * forward_flops(config, [whole]) / whole * learning,
+        "model": asdict(model),
+        "training_flops": model.train_flops_per_token * learning,
         "memory_by_part": asdict(parts),
     }
 

@@ -35,18 +35,18 @@ from zifio.log import peak_rss_bytes
 from zifio.models.decoder import Decoder
 from zifio.models.lora import folded
 from zifio.plan.stages import Drawing, Lengths, Training
-from zifio.recipe import Recipe, Run
+from zifio.recipe import Recipe, Run, beginning
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import conversation, demonstration, tools_of
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.runtime import judge_all
-from zifio.tasks.task import Problem, Task, Verdict, shows_working
+from zifio.tasks.task import Problem, Task, Verdict
 from zifio.train.batch import Batch, make_batches
 from zifio.train.config import Conversations, DistillStage, ModelStage, PretrainStage, RlStage, TokenizerStage
 from zifio.train.loop import StepData, Trainer
 from zifio.train.loss import LossTerms
-from zifio.train.pretrain import task_at
+from zifio.train.pretrain import documents
 from zifio.train.rl import Rollouts, loss_terms
 from zifio.train.sft import choose
 from zifio.train.stage import Context, finish, mean_weighted, messages_sequence, new_model, prepare
@@ -105,7 +105,7 @@ class Rehearser:
         trained = {self._key(stage) for stage in recipe.stage if isinstance(stage, ModelStage)}
         self.each_s = seconds / max(1, 2 * len(trained))
         self.found = Rehearsal()
-        self.training: dict[str, Training] = {}
+        self.training: dict[str, tuple[Training, float]] = {}
         self.drawing: dict[str, Drawing] = {}
         self.once: dict[str, tuple[float, float]] = {}
 
@@ -134,21 +134,12 @@ class Rehearser:
 
     def _key(self, stage: Any) -> str:
         """Names what a stage's speed depends on; stages of equal keys are rehearsed once."""
-        config = getattr(stage, "model", None) or self._shape_key(getattr(stage, "from_", None))
-        shape = config if isinstance(config, str) else config.model_dump_json()
+        begun = beginning(self.recipe, stage.name)
+        shape = begun if isinstance(begun, str) else begun.model_dump_json()
         rows, kind = stage.rows.model_dump_json(), stage.optim.kind
         lora = getattr(stage, "lora", None)
         mtp = isinstance(stage, PretrainStage) and stage.mtp_weight > 0
         return f"{isinstance(stage, RlStage)} {shape} {rows} {kind} {lora} {mtp} {stage.precision} {stage.device}"
-
-    def _shape_key(self, name: str | None) -> str:
-        """The shape behind a stage's start, or the checkpoint's name."""
-        stage = self.recipe.named(name) if name else None
-        model = getattr(stage, "model", None)
-        if model is not None:
-            return model.model_dump_json()
-        start = getattr(stage, "from_", None)
-        return self._shape_key(start) if isinstance(start, str) else str(name)
 
     # Training ----------------------------------------------------------------------------------------------
 
@@ -166,10 +157,10 @@ class Rehearser:
         sampling_task = make_task(self.recipe.task) if not isinstance(stage, RlStage) else task
         self._lengths(stage.name, sampling_task, tokenizer, stage.sampling)
         if isinstance(stage, RlStage):
-            stage = stage.model_copy(update={"process": None, "reward_model": None, "guard": None, "gate": False})
-            batches, policy, terms = self._rollouts(stage, task, model, tokenizer, context.folder)
+            stage = stage.model_copy(update={"process": None, "reward_model": None, "guard": None})
+            batches, policy, terms, prepare_s = self._rollouts(stage, task, model, tokenizer, context.folder)
         else:
-            batches = self._documents(stage, task, tokenizer)
+            batches, prepare_s = self._documents(stage, task, tokenizer)
             policy, terms = None, LossTerms(
                 mtp_weight=stage.mtp_weight if isinstance(stage, PretrainStage) else 0.0,
                 balance_weight=stage.balance.loss_weight,
@@ -180,8 +171,8 @@ class Rehearser:
         self.found.step_tokens[stage.name] = sum(batch.n_tokens for step in counted for batch in step) / len(counted)
         if key not in self.training:
             self.training[key] = self._steps(stage, model, terms, context, max(batches, key=len))
-        known = self.training[key]
-        self.found.training[stage.name] = asdict(replace(known, fixed_s=known.fixed_s + self._prepare_s))
+        known, checkpoint_s = self.training[key]
+        self.found.training[stage.name] = asdict(replace(known, fixed_s=known.fixed_s + prepare_s))
         draws = policy is not None or (isinstance(stage, DistillStage) and stage.draws) or stage.held_out.every
         group, between = getattr(stage, "group", stage.held_out.n), None
         if draws:
@@ -191,11 +182,11 @@ class Rehearser:
             most = round(self.found.lengths[stage.name]["worked"])
             between = partial(self._draw_between, policy, sampling_task, problems, group, most)
         rl_draws = between if isinstance(stage, RlStage) else None
-        self._held(stage, model, terms, context, batches, self.training[key], rl_draws)
+        self._held(stage, model, terms, context, batches, known, rl_draws)
         began = self.clock.now()
         finish(context, model, tokenizer)
         if key not in self.once:
-            self.once[key] = (opened + self.clock.now() - began, self._checkpoint_s)
+            self.once[key] = (opened + self.clock.now() - began, checkpoint_s)
         self.found.once_s[stage.name], self.found.checkpoint_s[stage.name] = self.once[key]
 
     def _open(self, stage: Any, context: Context) -> tuple[Decoder, ChatTokenizer]:
@@ -207,8 +198,8 @@ class Rehearser:
         )
         return new_model(stage.model, tokenizer, stream_seed(context.seed, "rehearsal", stage.name)), tokenizer
 
-    def _documents(self, stage: ModelStage, task: Task, tokenizer: ChatTokenizer) -> list[list[Batch]]:
-        """Micro-batches of steps that read documents, a few of them over the stage."""
+    def _documents(self, stage: ModelStage, task: Task, tokenizer: ChatTokenizer) -> tuple[list[list[Batch]], float]:
+        """(micro-batches of steps that read documents, a few of them over the stage; seconds to prepare a step)."""
         pool: list[Row] = []
         if not isinstance(stage, PretrainStage):
             source = self.recipe.named(getattr(stage, "data", None) or "")
@@ -221,7 +212,7 @@ class Rehearser:
         for place in range(_PROBES):
             step = place * stage.steps // _PROBES
             if isinstance(stage, PretrainStage):
-                rows = self._texts(stage, tokenizer, step)
+                rows = documents(stage, stage.task or self.recipe.task, tokenizer, self.recipe.seed, step)
             elif isinstance(stage, Conversations):
                 rows = choose(pool, stage, self.recipe.seed, step, stage.sequences)
             else:
@@ -229,23 +220,13 @@ class Rehearser:
                 rows = [pool[(step * n + index) % _POOL] for index in range(n)]
             layout = stage.rows
             every.append(make_batches(mean_weighted(rows), layout.row_tokens, layout.micro_tokens, tokenizer.pad_id))
-        self._prepare_s = (self.clock.now() - began) / _PROBES
-        return every
-
-    def _texts(self, stage: PretrainStage, tokenizer: ChatTokenizer, step: int) -> list[Row]:
-        """What a step of pretraining reads."""
-        now, seed = task_at(stage, stage.task or self.recipe.task, step), self.recipe.seed
-        numbers = range(step * stage.documents, (step + 1) * stage.documents)
-        return [
-            _document(now, now.problem("train", index, seed), tokenizer, shows_working(index, seed, stage.p_cot))
-            for index in numbers
-        ]
+        return every, (self.clock.now() - began) / _PROBES
 
     def _rollouts(
         self, stage: RlStage, task: Task, model: Decoder, tokenizer: ChatTokenizer, folder: Path
-    ) -> tuple[list[list[Batch]], LocalPolicy, LossTerms]:
-        """Micro-batches of a step in which every group has a signal, of some in which fewer have one, and the policy
-        that would draw them."""
+    ) -> tuple[list[list[Batch]], LocalPolicy, LossTerms, float]:
+        """(micro-batches of a step in which every group has a signal and of some in which fewer have one, the policy
+        that would draw them, the loss, seconds to prepare a step)."""
         rollouts = Rollouts(stage, self.recipe.seed, task, model, tokenizer, {}, folder)
         episodes_P_G = []
         for index in range(stage.prompts):
@@ -262,15 +243,17 @@ class Rehearser:
         for share in shares:
             updates, _, _ = rollouts.weighed(episodes_P_G[: max(1, share * stage.prompts // 4)])
             steps.append([batch for update in updates for batch in update])
-        self._prepare_s = (self.clock.now() - began) / len(shares)
-        return steps, rollouts.policy, loss_terms(stage)
+        return steps, rollouts.policy, loss_terms(stage), (self.clock.now() - began) / len(shares)
 
     def _steps(
         self, stage: ModelStage, model: Decoder, terms: LossTerms, context: Context, step: list[Batch]
-    ) -> Training:
-        """A cold step, then in turns steps of one micro-batch and of several, as often as there is time; medians count.
+    ) -> tuple[Training, float]:
+        """(what steps take, seconds of a checkpoint).
+
+        A cold step, then in turns steps of one micro-batch and of several, as often as there is time; medians count.
         Where one takes long there is one more step, of two, for memory is held longest in the second; what a step costs
-        besides is then taken for small."""
+        besides is then taken for small.
+        """
         stamps: list[float] = []
         tokens: list[int] = []
         several, is_slow = 0, False
@@ -296,13 +279,13 @@ class Rehearser:
         trainer.run(source)
         stamps.append(self.clock.now())
         save_checkpoint(context.folder / "checkpoints", 1, model, trainer.optimizer.state(), {})
-        self._checkpoint_s = self.clock.now() - stamps[-1]
+        checkpoint_s = self.clock.now() - stamps[-1]
         lasted = [after - before for before, after in pairwise(stamps)][: len(tokens)]
         one, many = (median(lasted[first::2]) if lasted[first::2] else 0.0 for first in (1, 2))
         if is_slow:
-            return Training(0.0, one / tokens[1])
+            return Training(0.0, one / tokens[1]), checkpoint_s
         token_s = max(many - one, 0.1 * one) / (tokens[2] - tokens[1])
-        return Training(max(one - token_s * tokens[1], 0.0), token_s)
+        return Training(max(one - token_s * tokens[1], 0.0), token_s), checkpoint_s
 
     def _held(
         self,
@@ -433,10 +416,10 @@ def _said(task: Task, problem: Problem) -> str:
         return problem.gold
 
 
-def main(words: Sequence[str], started: Callable[[], float] = time.process_time) -> None:
+def main(words: Sequence[str]) -> None:
     """Read the request, rehearse, write what was measured."""
     request = json.loads(Path(words[0]).read_text())
-    start_s = started()
+    start_s = time.process_time()
     recipe = build(Recipe, request["recipe"], "recipe")
     rehearser = Rehearser(recipe, Path(request["folder"]), request["seconds"])
     found = rehearser.rehearse()

@@ -21,9 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zifio.config import ConfigError, Sampling, build, override, suggestion
+from zifio.config import ConfigError, Sampling, build, override
 from zifio.forecast.against import score, score_table
-from zifio.forecast.recipe import forecast_recipe, models_table, recipe_table
 from zifio.forecast.subject import shape_of
 from zifio.forecast.tables import (
     memory_table,
@@ -39,9 +38,6 @@ from zifio.plan.hardware import probe_file, write_probe
 from zifio.plan.plan import plan_model
 from zifio.plan.roads import compare, pairs
 from zifio.plan.settings import PlanConfig
-from zifio.recipe import Run, load_recipe
-from zifio.tasks.catalog import make_task, named_task
-from zifio.train.config import RlStage
 
 SAMPLES, GROUP, PROMPTS, TARGET = 300, 16, 32, 0.9
 """Replies that are drawn, and RL's groups and problems a step (DeepSeek-R1), where no stage says otherwise."""
@@ -107,6 +103,8 @@ def _plan_recipe(
     figure: Path | None,
 ) -> dict[str, Any]:
     """A recipe's forecast, rehearsed now or read, and beside it a run."""
+    from zifio.forecast.recipe import forecast_recipe, models_table, recipe_table
+
     found = forecast_recipe(path, overrides) if forecast is None else _read(forecast)
     say(recipe_table(found))
     say(models_table(found))
@@ -155,6 +153,7 @@ def _recipe_path(subject: str) -> Path:
 def _ask(subject: str, task: str, overrides: Sequence[str], samples: int, target: float) -> dict[str, Any]:
     """Will RL from this model learn this task?"""
     from zifio.forecast.ask import outlook_text, will_it_learn
+    from zifio.tasks.catalog import named_task
 
     sampling = build(Sampling, override({}, overrides), "command line")
     found = will_it_learn(subject, named_task(task), samples, GROUP, PROMPTS, sampling, target)
@@ -165,15 +164,13 @@ def _ask(subject: str, task: str, overrides: Sequence[str], samples: int, target
 def _ask_stage(path: Path, name: str | None, overrides: Sequence[str], samples: int, target: float) -> dict[str, Any]:
     """Will this stage of a recipe learn, from the model that it starts from?"""
     from zifio.forecast.ask import outlook_text, will_it_learn
+    from zifio.recipe import Run, choose_stage, load_recipe
+    from zifio.tasks.catalog import make_task
+    from zifio.train.config import RlStage
 
     recipe = load_recipe(path, overrides)
-    stages = {stage.name: stage for stage in recipe.stage if isinstance(stage, RlStage)}
-    if name is None and len(stages) == 1:
-        name = next(iter(stages))
-    if name not in stages:
-        hint = suggestion(name or "", stages) or f"Stages of kind rl: {', '.join(stages) or 'none'}."
-        raise ConfigError(f"{path}: --stage: wanted a stage of kind rl, came {name!r}. {hint}")
-    stage = stages[name]
+    stage = recipe.named(choose_stage("rl", path, name))
+    assert isinstance(stage, RlStage)
     model = Run(recipe, Path("runs") / recipe.name).model_of(stage.from_)
     task = make_task(stage.task or recipe.task)
     found = will_it_learn(model, task, samples, stage.group, stage.prompts, stage.sampling, target)

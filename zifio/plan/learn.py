@@ -19,12 +19,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, log
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from zifio.stats import Interval, mean, pass_at_k, share_interval, wilson_interval
 
 LOWEST, HEADROOM = 0.02, 0.2
 """A pass@1 below the first gives hardly any signal; below the second right answers are mostly guesses."""
+GATE_PROBLEMS, GATE_SAMPLES = 32, 32
+"""What the gate looks at before RL: problems, and replies to each."""
 HIGHEST_BASE = 0.6
 """Above this pass@1 RL from a base would show little; what the gate asks."""
 SPEED = (0.05, 0.16, 0.5)
@@ -135,28 +137,41 @@ def _signal(n: int, right: int, group: int) -> float:
     return 1 - (comb(n - right, group) + comb(right, group)) / comb(n, group)
 
 
-def fault_of_start(seen: Seen, highest: float) -> str:
-    """Why RL from this model would not work, and what to change; empty when it should.
+class Fault(NamedTuple):
+    """Why RL from a model would not work, and what to change."""
+
+    words: str
+    advice: str
+    is_too_easy: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.words}. {self.advice[0].upper()}{self.advice[1:]}."
+
+
+def fault_of_start(seen: Seen, highest: float) -> Fault | None:
+    """Why RL from this model would not work; None when it should.
 
     Where more than `highest` is right there is nothing to show.
     """
     if seen.pass_at_1 < LOWEST:
-        return (
-            f"pass@1 is {seen.pass_at_1:.3f}, below {LOWEST}: nearly every group is all wrong and gives no signal. "
-            "Pretrain longer, raise p_cot, or use easier problems."
+        return Fault(
+            f"pass@1 is {seen.pass_at_1:.3f}, below {LOWEST}: nearly every group is all wrong and gives no signal",
+            "pretrain longer, raise p_cot, or use easier problems",
         )
     if seen.pass_at_1 > highest:
-        return (
-            f"pass@1 is {seen.pass_at_1:.3f}, above {highest}: RL would show little. Use harder problems or a lower "
-            "p_cot."
+        return Fault(
+            f"pass@1 is {seen.pass_at_1:.3f}, above {highest}: RL would show little",
+            "use harder problems or a lower p_cot",
+            is_too_easy=True,
         )
     if seen.headroom < HEADROOM:
-        return (
+        return Fault(
             f"replies with a true working come {seen.worked_at_1:.3f} of the time and at least once in {seen.k} tries "
             f"on {seen.worked_at_k:.3f} of the problems: the headroom is below {HEADROOM}, so right answers are mostly "
-            "guesses. Raise p_cot or pretrain until workings are right more often."
+            "guesses",
+            "raise p_cot or pretrain until workings are right more often",
         )
-    return ""
+    return None
 
 
 @dataclass(frozen=True)
@@ -171,10 +186,6 @@ class Outlook:
     """Expected until the target; None where the answer is not yes."""
     steps_interval: tuple[int, int] | None
     target: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dict(self.__dict__)
 
 
 def outlook(seen: Seen, health: Health, prompts: int, target: float = 0.9) -> Outlook:
@@ -215,7 +226,7 @@ def _verifier(seen: Seen, health: Health) -> tuple[Answer, str, str] | None:
 
 def _model(seen: Seen, prompts: int, target: float) -> tuple[Answer, str, str] | None:
     """Why the model would not learn; None where it should."""
-    k, limit = seen.k, seen.none_right_limit
+    limit = seen.none_right_limit
     if limit is not None:
         words = f"not one of {seen.replies} replies is right, so pass@1 is below {limit:.1%} and groups are all wrong"
         if seen.cut > 0.5:
@@ -246,6 +257,5 @@ def _model(seen: Seen, prompts: int, target: float) -> tuple[Answer, str, str] |
             return "unlikely", f"{words}, if so few replies tell", "more samples: --samples 1000"
         return "no", words, "a cold start on worked answers, so that there is a way of working to amplify"
     if fault := fault_of_start(seen, target):
-        words, _, advice = fault.partition(". ")
-        return "unlikely", words, advice[:1].lower() + advice[1:].rstrip(".") or f"more than {k} replies a problem"
+        return "unlikely", fault.words, fault.advice
     return None

@@ -13,7 +13,6 @@ Try it: `pytest tests/plan/test_stages.py`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 SIGNAL = (0.1, 0.5, 0.9)
 """Share of an RL stage's groups whose rewards differ and are trained on: least, guess, most. It begins high and falls
@@ -116,10 +115,6 @@ class StageForecast:
     peak_bytes: float
     parts: dict[str, float] = field(default_factory=dict)
     """Seconds of training, of drawing, and of the rest."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return dict(self.__dict__)
 
 
 def forecast_stage(work: StageWork, training: Training | None, drawing: Drawing | None) -> StageForecast:

@@ -255,18 +255,17 @@ def drawing(setting: Setting, prompt_tokens: int, reply_tokens: int, most_rows: 
 
 def serving(setting: Setting) -> dict[str, Any]:
     """Pace, memory and the price of a million tokens drawn."""
-    plan, serve = setting.plan, setting.plan.serve
+    serve = setting.plan.serve
     pace = drawing(setting, serve.prompt_tokens, serve.reply_tokens)
-    seconds = 1e6 / pace.tokens_per_s  # of a device, for a million tokens
-    price = setting.usd_per_hour
+    cost = setting.cost("serving", 1e6 / pace.tokens_per_s / 3600)  # of a device, for a million tokens
     return {
         "tokens_per_s_per_device": pace.tokens_per_s,
         "tokens_per_s_per_reply": 1 / pace.step_s,
         "rows_per_device": pace.rows,
         "bound_by": pace.bound_by,
         "layout": pace.layout.model_dump(),
-        "usd_per_million_tokens": None if price is None else price * seconds / 3600,
-        "kwh_per_million_tokens": setting.device.watts * plan.power_use * plan.pue * seconds / 3.6e6,
+        "usd_per_million_tokens": cost.usd,
+        "kwh_per_million_tokens": cost.kwh,
         "fits": pace.fits,
     }
 

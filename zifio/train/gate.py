@@ -11,14 +11,12 @@ from pathlib import Path
 
 from zifio.config import ConfigError
 from zifio.log import say
-from zifio.plan.learn import HIGHEST_BASE, Judged, fault_of_start, see
+from zifio.plan.learn import GATE_PROBLEMS, GATE_SAMPLES, HIGHEST_BASE, Judged, fault_of_start, see
 from zifio.seed import stream_seed
 from zifio.tasks.episode import Episode, Policy, play
 from zifio.tasks.task import Task
 from zifio.train.config import RlStage
 from zifio.train.draw import VerifierBroke
-
-_PROBLEMS, _SAMPLES = 32, 32
 
 
 class TooHard(ConfigError):
@@ -35,9 +33,9 @@ def check_gate(stage: RlStage, policy: Policy, task: Task, seed: int, folder: Pa
     Raises TooHard or TooEasy with the reason when RL cannot work, and VerifierBroke.
     """
     seed = stream_seed(seed, "gate", stage.name)
-    problems = [task.problem("train", index, seed) for index in range(_PROBLEMS)]
-    episodes_P_G = play(policy, task, problems, _SAMPLES, stage.sampling, seed, "gate")
-    seen = see([[judged(episode) for episode in group] for group in episodes_P_G], _SAMPLES)
+    problems = [task.problem("train", index, seed) for index in range(GATE_PROBLEMS)]
+    episodes_P_G = play(policy, task, problems, GATE_SAMPLES, stage.sampling, seed, "gate")
+    seen = see([[judged(episode) for episode in group] for group in episodes_P_G], GATE_SAMPLES)
     if seen.broken > stage.most_errors * seen.replies or seen.broken == seen.replies:
         raise VerifierBroke(
             f"{stage.name}: the verifier of {task.name} broke on {seen.broken} of {seen.replies} replies at "
@@ -46,19 +44,19 @@ def check_gate(stage: RlStage, policy: Policy, task: Task, seed: int, folder: Pa
     found = {
         "pass_at_1": seen.pass_at_1,
         "process_pass_at_1": seen.worked_at_1,
-        f"process_pass_at_{_SAMPLES}": seen.worked_at_k,
+        f"process_pass_at_{GATE_SAMPLES}": seen.worked_at_k,
         "headroom": seen.headroom,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gate.json").write_text(json.dumps(found, indent=1) + "\n")
     if fault := fault_of_start(seen, HIGHEST_BASE):
-        kind = TooEasy if seen.pass_at_1 > HIGHEST_BASE else TooHard
+        kind = TooEasy if fault.is_too_easy else TooHard
         raise kind(
             f"{stage.name}: the gate is shut: {fault} Set gate = false to try all the same. Figures: {folder}/gate.json"
         )
     say(
         f"{stage.name}: gate open: pass@1 {seen.pass_at_1:.2f}; worked out in full {seen.worked_at_1:.2f} of the time, "
-        f"at least once in {_SAMPLES} tries on {seen.worked_at_k:.0%} of the problems"
+        f"at least once in {GATE_SAMPLES} tries on {seen.worked_at_k:.0%} of the problems"
     )
 
 
