@@ -5,6 +5,7 @@ Try it alone: `pytest tests/test_conformance.py`
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -38,15 +39,20 @@ class Result(TypedDict):
     cells: list[Cell]
 
 
+def n_passed(result: Result) -> int:
+    """Checks that pass."""
+    return sum(cell["status"] == "pass" for cell in result["cells"])
+
+
 def is_good(client: Client, result: Result) -> bool:
     """Whether as much of a client passes as must."""
-    cells = result["cells"]
-    passed = sum(cell["status"] == "pass" for cell in cells)
+    cells, passed = result["cells"], n_passed(result)
     if result["absent"] or not passed or any(cell["check"] == "to the end" for cell in cells):
         return False
     return passed >= client.at_least if client.at_least else not any(cell["status"] == "red" for cell in cells)
 
 
+@functools.cache
 def machine() -> str:
     """Where this was made."""
     revision = subprocess.run(
@@ -106,8 +112,7 @@ def _suite(client: Client, results: Mapping[str, Result]) -> str:
     if result is None or result["absent"]:
         return f"**{client.name}**: {'not run' if result is None else _inline(result['absent'])}\n"
     signs = [f"{cell['check']} {SIGNS[cell['status']]}" for cell in result["cells"]]
-    passed = sum(cell["status"] == "pass" for cell in result["cells"])
-    head = f"**{client.name}** ({client.package} {result['version']}): {passed} of {len(signs)} pass"
+    head = f"**{client.name}** ({client.package} {result['version']}): {n_passed(result)} of {len(signs)} pass"
     return f"{head}, {client.at_least} wanted. {client.why_not}\n\n{' · '.join(signs)}\n"
 
 

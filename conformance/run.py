@@ -25,7 +25,7 @@ from typing import Any
 from bench.environments import CannotMake, Torch, own_torch
 from conformance.clients import CLIENTS, Client
 from conformance.environments import FOLDER, command, version
-from conformance.page import Result, is_good, machine, page
+from conformance.page import Result, is_good, machine, n_passed, page
 from conformance.server import TEXT, THINKS, Server
 from zifio.log import say
 
@@ -72,8 +72,7 @@ def _tried(chosen: list[Client], model: str, torch: Torch) -> int:
             result = _one(client, server, folders, torch)
             _stored(client).write_text(json.dumps(result))
             red = [cell["check"] for cell in result["cells"] if cell["status"] == "red"]
-            passed = sum(cell["status"] == "pass" for cell in result["cells"])
-            told = result["absent"] or f"{passed} pass{', red: ' + ', '.join(red) if red else ''}"
+            told = result["absent"] or f"{n_passed(result)} pass{', red: ' + ', '.join(red) if red else ''}"
             done, left = (sum(one.about_s for one in part) for part in (chosen[: place + 1], chosen[place + 1 :]))
             rest = (time.monotonic() - begin) / done * left
             say(f"{place + 1}/{len(chosen)} {client.name}: {told}; {result['seconds']:.0f} s, {rest / 60:.0f} min left")

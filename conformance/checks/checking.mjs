@@ -45,9 +45,7 @@ export async function refused(kind, word, ask) {
 }
 
 export async function run() {
-  const wanted = process.argv.slice(2);
   for (const [name, body] of checks) {
-    if (wanted.length && !wanted.includes(name)) continue;
     const begin = performance.now();
     let [status, detail] = ["pass", ""];
     try {

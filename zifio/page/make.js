@@ -12,6 +12,11 @@ export function make(tag, given = {}, ...inside) {
   return element;
 }
 
+export const $ = (id) => document.getElementById(id);
+
+// What has happened, for those who hear the page.
+export const say = (text) => { $("say").textContent = text; };
+
 const THEMES = ["auto", "light", "dark"];
 
 // A button that goes through the themes; which one is kept under `key`.

@@ -1,11 +1,10 @@
 // The board: which runs and which stage are shown, what is asked of the server, and when it is asked again.
 
-import { make, themed } from "/shared/make.js";
+import { $, make, themed } from "/shared/make.js";
 import { Chart, loads, number, smoothed, upTo } from "./chart.js";
 
 const POLL_MS = 2000;
 const COLOURS = 8;
-const $ = (id) => document.getElementById(id);
 const state = { runs: [], shown: new Set(), focus: 0, stage: "", charts: new Map(), drawn: "", price: null, detail: null, paused: false, busy: false };
 
 // What stands on the board, in order. A chart has one panel, or two below one another; a panel up to three metrics.

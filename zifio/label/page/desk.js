@@ -1,7 +1,7 @@
 // The desk: which item is before you, what the keys do, what is sent. Everything that matters is in localStorage until the
 // desk has it: the draft of an item, and the outbox.
 
-import { make, themed } from "/shared/make.js";
+import { $, make, say, themed } from "/shared/make.js";
 import { fit } from "/shared/maths.js";
 import { ItemForm, letter, told } from "./item.js";
 import { call, freshKey, takeToken, useToken } from "./net.js";
@@ -13,7 +13,6 @@ const REVEAL_MS = 4000; // how long to wait for the machine's label before going
 const IDLE_MS = 60000; // a longer pause is no time spent on an item
 const KEPT = 20; // labels that can be undone
 
-const $ = (id) => document.getElementById(id);
 const state = {
   me: null, outbox: null, queue: [], form: null, item: null, phase: "blind", settling: false, done: new Set(), history: [],
   ms: 0, since: 0, revealed: null, filling: null, ended: "",
@@ -21,7 +20,6 @@ const state = {
 
 const named = (what) => `zifio-desk/${state.me.id}/${what}`;
 const place = (phase, id) => `${phase === "adjudication"}/${id}`; // an adjudicator may have labelled the item before
-const say = (text) => { $("say").textContent = text; };
 
 // Start --------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 // The chat: which conversation is before you, what the keys do, what is asked and drawn.
 
-import { make, themed } from "/shared/make.js";
+import { $, make, say, themed } from "/shared/make.js";
 import { fit } from "/shared/maths.js";
 import { Failed, hear, key, models, reply, useKey } from "./net.js";
 import { offer, read, request, schemaOf, settingsOf, toolsOf, write } from "./settings.js";
@@ -10,8 +10,6 @@ import { turnView } from "./view.js";
 
 const SAVE_MS = 1000;
 const NEAR = 80; // pixels from the end within which the page follows what comes
-const $ = (id) => document.getElementById(id);
-const say = (text) => { $("say").textContent = text; };
 const state = { talk: new Talk(), models: [], live: new Set(), views: new Map(), abort: null, saved: 0, follows: true };
 
 // Start --------------------------------------------------------------------------------------------------------------
@@ -126,7 +124,7 @@ function ask(add) {
   return answer(() => add(state.talk.columns.map(() => [])), state.talk.columns);
 }
 
-// Has some columns of a turn answered; `make` gives the turn once the settings are found to be right. Whether they are.
+// Has some columns of a turn answered; `made` gives the turn once the settings are found to be right. Whether they are.
 function answer(made, columns) {
   let said;
   try {
@@ -287,8 +285,9 @@ function fileName(ending) {
 async function taken(file) {
   if (!file) return;
   try {
-    const value = JSON.parse(await file.text());
-    open(imported(value, state.models, Array.isArray(value) ? {} : settingsOf(value)));
+    const value = JSON.parse(await file.text()), talk = imported(value);
+    Object.assign(talk.settings, settingsOf(value)); // all but `system`
+    open(talk);
     $("import-wrong").textContent = "";
   } catch (error) {
     $("import-wrong").textContent = `${file.name}: ${error.message}`;

@@ -9,6 +9,7 @@ import { FORMULA, formula } from "/shared/maths.js";
 
 const DEEPEST = 12;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)/;
+const QUOTE = /^ {0,3}>/;
 const FENCE = /^ {0,3}(`{3,}|~{3,}) *([^`]*)$/;
 const RULE = /^ {0,3}([-*_])(?: *\1){2,} *$/;
 const HEADING = /^ {0,3}(#{1,6})(?: +|$)/;
@@ -38,17 +39,22 @@ function split(lines) {
   return blocks;
 }
 
+// Whether a line ends what a fence began.
+function closes(line, fence) {
+  const text = line.trim();
+  return text.length >= fence.length && !text.replaceAll(fence[0], "");
+}
+
 // What begins at a line, and the line behind its end.
 function block(lines, at, endless) {
   const line = lines[at];
   const fence = line.match(FENCE);
   if (fence) {
-    const closes = (one) => { const text = one.trim(); return text.length >= fence[1].length && !text.replaceAll(fence[1][0], ""); };
-    return ["code", Math.min(lines.length, while_(lines, at + 1, (one) => !closes(one)) + 1)];
+    return ["code", Math.min(lines.length, while_(lines, at + 1, (one) => !closes(one, fence[1])) + 1)];
   }
   if (HEADING.test(line)) return ["heading", at + 1];
   if (RULE.test(line)) return ["rule", at + 1];
-  if (/^ {0,3}>/.test(line)) return ["quote", while_(lines, at, (one) => /^ {0,3}>/.test(one))];
+  if (QUOTE.test(line)) return ["quote", while_(lines, at, (one) => QUOTE.test(one))];
   if (ITEM.test(line)) return ["list", listEnd(lines, at)];
   if (isTable(lines, at)) return ["table", while_(lines, at, (one) => one.includes("|"))];
   const opening = line.trimStart().slice(0, 2), closing = { "$$": "$$", "\\[": "\\]" }[opening];
@@ -68,7 +74,7 @@ function while_(lines, at, holds) {
 
 function interrupts(lines, at) {
   const line = lines[at], item = line.match(ITEM);
-  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || /^ {0,3}>/.test(line) || isTable(lines, at)
+  return FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || isTable(lines, at)
     || (item && line.length > item[0].length && (/^\D/.test(item[2]) || parseInt(item[2]) === 1));
 }
 
@@ -141,8 +147,7 @@ function table(lines) {
 
 function code(lines) {
   const [, fence, language] = lines[0].match(FENCE);
-  const last = lines.at(-1).trim();
-  const closed = lines.length > 1 && last.length >= fence.length && !last.replaceAll(fence[0], "");
+  const closed = lines.length > 1 && closes(lines.at(-1), fence);
   const pad = indent(lines[0]);
   const inner = lines.slice(1, closed ? -1 : undefined).map((line) => line.slice(Math.min(pad, indent(line))));
   return listing(inner.join("\n"), language.trim().split(" ")[0]);

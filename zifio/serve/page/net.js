@@ -39,20 +39,20 @@ export async function* reply(body, signal) {
   const headers = { "Content-Type": "application/json" };
   const answer = await ask("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let held = "", end = false; !end;) {
+  const lost = () => new Failed(0, "The connection was lost. What came is kept.");
+  for (let held = ""; ;) {
     let part;
     try {
       part = await reader.read();
     } catch (error) {
-      throw error.name === "AbortError" ? error : new Failed(0, "The connection was lost. What came is kept.");
+      throw error.name === "AbortError" ? error : lost();
     }
-    if (part.done) throw new Failed(0, "The connection was lost. What came is kept.");
+    if (part.done) throw lost();
     const events = (held + part.value).split("\n\n");
     held = events.pop();
     for (const event of events) {
       if (!event.startsWith("data: ")) continue; // a sign of life
-      end = event === "data: [DONE]";
-      if (end) return;
+      if (event === "data: [DONE]") return;
       const chunk = JSON.parse(event.slice(6));
       if (chunk.error) throw new Failed(500, chunk.error.message);
       yield chunk;

@@ -78,7 +78,7 @@ export function blank(model) {
 }
 
 // Messages as turns; of a second column where it fits the first. Raises Mistake, in words.
-export function turnsOf(messages, model) {
+function turnsOf(messages, model) {
   if (!Array.isArray(messages)) throw new Mistake("messages: wanted a list.");
   const systems = [], turns = [];
   messages.forEach((one, n) => {
@@ -103,14 +103,13 @@ function textOf(content, n) {
 }
 
 // A conversation from what was exported, or from anybody's messages. Raises Mistake.
-export function imported(value, models, settings) {
+export function imported(value) {
   const given = Array.isArray(value) ? { messages: value } : value;
   if (!given || typeof given !== "object") throw new Mistake("Wanted a list of messages, or an object that has one.");
   const { system, turns } = turnsOf(given.messages, given.model ?? "");
   if (!turns.length) throw new Mistake("messages: wanted something of the user.");
   const other = given.compare ? turnsOf(given.compare.messages, given.compare.model ?? "").turns : [];
-  const chosen = [given.model, given.compare?.model].map((name) => (models.includes(name) ? name : ""));
-  const talk = new Talk({ models: [chosen[0] || models[0], chosen[1]], settings: { ...settings, system } });
+  const talk = new Talk({ models: [given.model, given.compare?.model], settings: { system } });
   turns.forEach(({ user, steps }, n) => {
     const second = other[n]?.user === user ? [other[n].steps] : [];
     talk.add(talk.path.at(-1), user, [steps, ...second]);

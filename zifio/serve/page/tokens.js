@@ -5,7 +5,7 @@ import { make } from "/shared/make.js";
 const LEVELS = [0.9, 0.6, 0.3, 0.1, 0.02];
 const level = (logp) => LEVELS.filter((least) => Math.exp(logp) < least).length;
 
-export function percent(logp) {
+function percent(logp) {
   const share = 100 * Math.exp(logp);
   return share >= 99.95 ? "100 %" : share < 0.01 ? "< 0.01 %" : `${share.toPrecision(share < 1 ? 1 : 3)} %`;
 }
@@ -33,11 +33,11 @@ export class Tokens {
   }
 
   update(told) {
-    for (let n = this.told.length; n < told.length; n++) {
+    for (let n = this.text.childElementCount; n < told.length; n++) {
       const [text, logp] = told[n];
       this.text.append(make("span", { class: `token p${level(logp)}`, "data-n": n }, text.replaceAll("\n", "⏎\n")));
     }
-    this.told = told.slice();
+    this.told = told;
   }
 
   key(event) {
