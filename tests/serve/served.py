@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import torch
 from openai import OpenAI
+from starlette.types import ASGIApp
 from tiny import lively, llama, made
 
 from zifio.config import build
@@ -103,6 +106,28 @@ class Here:
 
 
 @contextlib.contextmanager
+def running(app: ASGIApp, drain_s: float, end: Callable[[], None]) -> Generator[tuple[str, Server], None, None]:
+    """(where an application answers, what serves it) until the block ends."""
+    listening, url = listen("127.0.0.1", 0)
+    server = Server(app, drain_s, end)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield url, server
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+        assert not thread.is_alive()
+
+
+def connected(url: str, timeout_s: float = 10.0) -> socket.socket:
+    """A bare connection to a server."""
+    place = urlsplit(url)
+    return socket.create_connection((place.hostname or "", place.port or 0), timeout=timeout_s)
+
+
+@contextlib.contextmanager
 def serving(
     settings: dict[str, Any] | None = None,
     keys: Mapping[str, str] | None = None,
@@ -113,17 +138,10 @@ def serving(
     made, config = made or policy(), build(ServeConfig, settings or {}, "test")
     served = here("tiny", made)
     app = make_app({"tiny": served} | {name: here(name, one) for name, one in beside.items()}, config, keys)
-    socket, url = listen("127.0.0.1", 0)
-    server = Server(app, config.drain_s, app.state.end)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
-    thread.start()
-    one = Here(url, served, made, server)
-    try:
-        yield one
-    finally:
-        one.http.close()
-        one.openai.close()
-        server.should_exit = True
-        thread.join(20)
-        socket.close()
-        assert not thread.is_alive()
+    with running(app, config.drain_s, app.state.end) as (url, server):
+        one = Here(url, served, made, server)
+        try:
+            yield one
+        finally:
+            one.http.close()
+            one.openai.close()

@@ -65,6 +65,10 @@ class Talker:
         self.page.locator("#text").fill(text)
         self.page.locator("#text").press("Enter")
 
+    def begins(self) -> None:
+        """Wait for the beginning of a reply."""
+        self.page.wait_for_function("() => document.querySelector('.reply > .md')?.textContent.length > 20")
+
     def settle(self) -> None:
         """Until no reply is coming any more."""
         self.page.wait_for_selector("#send:visible")
@@ -143,7 +147,7 @@ def test_a_reply_streams_and_stops(here: Here, context: BrowserContext):
     who.page.locator("#text").press("Shift+Enter")
     who.page.keyboard.type("deep?")
     who.page.keyboard.press("Enter")
-    who.page.wait_for_function("() => document.querySelector('.reply > .md')?.textContent.length > 20")
+    who.begins()
     assert here.engine.has_work and who.page.locator("#stop").is_visible()
     who.say("too early")
     assert who.page.locator("#text").input_value() == "too early" and len(who.asked) == 1
@@ -163,7 +167,7 @@ def test_a_reply_streams_and_stops(here: Here, context: BrowserContext):
 def test_a_closed_page_keeps_what_came(here: Here, context: BrowserContext):
     who = Talker(context, here.url, thinking="disabled")
     who.say("How deep?")
-    who.page.wait_for_function("() => document.querySelector('.reply > .md')?.textContent.length > 20")
+    who.begins()
     who.page.reload()
     who.page.wait_for_selector(".turn")
     assert len(who.replies()[0]) > 20 and here.is_idle(2.0)
@@ -353,7 +357,7 @@ def test_a_lost_connection_keeps_what_came(here: Here, context: BrowserContext):
     with Wire(here.url) as wire:
         who = Talker(context, wire.url, thinking="disabled")
         who.say("How deep?")
-        who.page.wait_for_function("() => document.querySelector('.reply > .md')?.textContent.length > 20")
+        who.begins()
         wire.cut()
         who.settle()
         assert who.page.locator(".error:visible").inner_text() == "The connection was lost. What came is kept."

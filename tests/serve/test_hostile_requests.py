@@ -14,14 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from served import ASK, Here, policy, serving
+from served import ASK, Here, connected, policy, running, serving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Route
 
-from zifio.loopback import listen
 from zifio.serve.answer import Answer
-from zifio.serve.connection import Connection, Server
+from zifio.serve.connection import Connection
 
 JUNK: list[Any] = [
     None, True, 0, -1, 10**30, -(10**30), 1.5, 1e308, -1e308, "", "x", "\ud800", "\0", "é" * 50, [], [[]], [None],
@@ -47,8 +46,7 @@ def here() -> Generator[Here, None, None]:
 
 def raw(here: Here, *pieces: bytes, wait_s: float = 0.0, timeout_s: float = 10.0) -> bytes:
     """What a connection answers to bytes that are sent piece by piece, until it is closed or silent."""
-    place = urlsplit(here.url)
-    with socket.create_connection((place.hostname or "", place.port or 0), timeout=timeout_s) as line:
+    with connected(here.url, timeout_s) as line:
         for piece in pieces:
             with contextlib.suppress(OSError):
                 line.sendall(piece)
@@ -285,10 +283,9 @@ def test_pipelined_and_half_closed_and_dropped(here: Here):
     good = head("/v1/completions", body)
     answer = raw(here, good + good + b"GARBAGE\r\n\r\n" * 3, timeout_s=3.0)
     assert answer.count(b"HTTP/1.1 200") == 1 or answer.count(b"HTTP/1.1 200") == 2
-    place = urlsplit(here.url)
     for begun in (good, good[:-5], good[:40], b""):
         for how in (socket.SHUT_WR, None):
-            with socket.create_connection((place.hostname or "", place.port or 0), timeout=5) as line:
+            with connected(here.url, 5) as line:
                 line.sendall(begun)
                 if how is not None:
                     line.shutdown(how)
@@ -347,12 +344,8 @@ def test_who_reads_too_slowly_is_hung_up_on(monkeypatch: pytest.MonkeyPatch):
     def answer(_: Request) -> Answer:
         return Answer([], lines(), None, lambda: over.append(True), {}, most_s=0.3)
 
-    listening, url = listen("127.0.0.1", 0)
-    server = Server(Starlette(routes=[Route("/", answer)]), 1.0, lambda: None)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    place = urlsplit(url)
-    with socket.create_connection((place.hostname or "", place.port or 0), timeout=10) as line:
+    app = Starlette(routes=[Route("/", answer)])
+    with running(app, 1.0, lambda: None) as (url, server), connected(url) as line:
         line.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert line.recv(100)
         end = time.monotonic() + 5
@@ -360,9 +353,6 @@ def test_who_reads_too_slowly_is_hung_up_on(monkeypatch: pytest.MonkeyPatch):
             line.recv(100)
             time.sleep(0.01)
         assert over and not server.server_state.connections
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
 
 
 @pytest.mark.slow
@@ -379,7 +369,6 @@ def test_nothing_grows():
     with serving({"max_tokens": 4, "body_s": 0.2}, made=policy(context=256)) as here:
 
         def storm(n: int) -> None:
-            place = urlsplit(here.url)
             for round_ in range(n):
                 for junk in JUNK:
                     field = CHAT[round_ % len(CHAT)]
@@ -388,7 +377,7 @@ def test_nothing_grows():
                 form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
                 send(here, "/v1/chat/completions", {"model": "tiny", "messages": ASK, "response_format": form})
                 body = {"model": "tiny", "prompt": f"x{round_}", "max_tokens": 200, "stream": True}
-                with socket.create_connection((place.hostname or "", place.port or 0), timeout=5) as line:
+                with connected(here.url, 5) as line:
                     line.sendall(head("/v1/completions", json.dumps(body).encode())[: -(round_ % 3) or None])
                     line.recv(10)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from served import policy, serving
+from served import connected, policy, serving
 
 from zifio.serve.gate import Gate
 from zifio.serve.refused import Refused
@@ -75,8 +73,7 @@ def test_long_and_slow_requests_and_strange_names_are_refused():
 
         assert here.http.post("/v1/completions", content=pieces(), headers=kind).status_code == 413
         assert here.http.post("/v1/completions", json=BODY, headers={"host": "evil.example"}).status_code == 403
-        place = urlsplit(here.url)
-        with socket.create_connection((place.hostname or "", place.port or 0), timeout=20) as slow:
+        with connected(here.url, 20) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert here.http.post("/v1/completions", json=BODY).status_code == 200
