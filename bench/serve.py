@@ -210,8 +210,12 @@ def streams(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def batch(options: argparse.Namespace) -> dict[str, Any]:
-    """b: requests of a batch through the server, and the bare engine on the same, in turns."""
-    job = {"at_once": options.requests, "bodies": questions(options.requests, options)}
+    """b: requests of a batch through the server, and the bare engine on the same, in turns.
+
+    The clients keep the engine's queue full; each connection asks again when it is answered, as clients of a batch do.
+    """
+    at_once = min(4 * options.rows, options.requests)
+    job = {"at_once": at_once, "bodies": questions(options.requests, options)}
     streamed = {**job, "bodies": questions(options.requests, options, **STREAMED)}
     rates: dict[str, list[float]] = {"bare": [], "whole": [], "streamed": []}
     with running("zifio", options) as server, bare_engine(options) as engine:
@@ -229,6 +233,7 @@ def batch(options: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "requests": options.requests,
+        "at_once": at_once,
         "tokens_per_s": {how: [round(rate) for rate in mine] for how, mine in rates.items()},
         "ratios": ratios,
         "ratio": {how: round(statistics.median(mine), 3) for how, mine in ratios.items()},
@@ -308,7 +313,7 @@ def main() -> None:
     parser.add_argument("--only", default="abc")
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--requests", type=int, default=512, help="of the batch in b")
+    parser.add_argument("--requests", type=int, default=2048, help="of the batch in b")
     parser.add_argument("--peer-requests", type=int, default=100, help="of each round in c")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of a reply")
     parser.add_argument("--rows", type=int, default=64, help="of the engine")

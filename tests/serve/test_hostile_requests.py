@@ -342,7 +342,7 @@ def test_who_reads_too_slowly_is_hung_up_on(monkeypatch: pytest.MonkeyPatch):
             yield b"x" * 100_000
 
     def answer(_: Request) -> Answer:
-        return Answer([], lines(), None, lambda: over.append(True), {}, most_s=0.3)
+        return Answer([], lines(), lambda _: b"", lambda: over.append(True), {}, most_s=0.3)
 
     app = Starlette(routes=[Route("/", answer)])
     with running(app, 1.0, lambda: None) as (url, server), connected(url) as line:

@@ -35,7 +35,7 @@ class Writer(Protocol):
     """An answer in the form of one interface. Its generators raise Refused."""
 
     def whole(self) -> AsyncGenerator[bytes, None]:
-        """One body, blank lines before it while it takes long."""
+        """One body as the last line, blank ones before it while it takes long."""
         ...
 
     def stream(self) -> AsyncGenerator[bytes, None]:
@@ -143,21 +143,28 @@ class Answer(Response):
             both = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
             await send({"type": "http.response.start", "status": status, "headers": both})
 
+        async def body(line: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": line, "more_body": more})
+
+        last = b""
         try:
             async for line in self.lines:
+                is_last = self.failed is None and line not in QUIET  # one body in one piece, if there was no wait
                 if not is_begun:
-                    await begin(200, self.more)
+                    await begin(200, self.more | ({"content-length": str(len(line))} if is_last else {}))
                     is_begun = True
-                await send({"type": "http.response.body", "body": line, "more_body": True})
+                if is_last:
+                    last = line
+                else:
+                    await body(line)
         except Refused as refused:
-            body = to_json(refused.body(form))
+            last = to_json(refused.body(form))
             if not is_begun:
                 await begin(refused.status, {"content-type": "application/json", **refused.headers()})
             elif self.failed is not None:
-                body = self.failed(refused)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+                last = self.failed(refused)
         self.over()  # before the client knows that it has all, and asks again
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await body(last, more=False)
 
 
 async def _gone(receive: Receive) -> None:

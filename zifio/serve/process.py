@@ -10,6 +10,7 @@ Try it alone: `pytest tests/serve/test_verb.py`
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import socket
 import subprocess
@@ -161,8 +162,15 @@ def child(fd: int) -> None:
             line.send(str(error))
             return
         line.send(thread.about)
+        settle()
         while True:
             _do(thread, tell, *line.recv())
+
+
+def settle() -> None:
+    """What is loaded by now stays: spare the collector looking through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _do(thread: EngineThread, tell: Tell, key: int, *asked: Any) -> None:

@@ -106,15 +106,20 @@ class Voice:
         tops = event.tops or [[] for _ in event.tokens]
         every = zip(event.tokens, event.logps, tops, strict=True)
         drawn = [Drawn(*one) for one in every if one[0] != self._end]
-        is_thinking = self._splitter.phase == "thinking" and len(drawn) > 1
-        if is_thinking and THOUGHT[-1] not in self._text_of([one.token for one in drawn]):
-            yield drawn
-            return
+        first = 0
         for place, one in enumerate(drawn):
-            if self._splitter.phase == "content":  # as the run before has left it
+            phase = self._splitter.phase  # as the run before has left it
+            if phase == "content":
                 yield drawn[place:]
                 return
+            if phase == "thinking" and THOUGHT[-1] not in self._text_of([one.token]):
+                continue
+            if place > first:
+                yield drawn[first:place]
             yield [one]
+            first = place + 1
+        if first < len(drawn):
+            yield drawn[first:]
 
     def _file(self, delta: Delta, run: list[Drawn], before: Phase) -> None:
         """A token belongs to the thinking when that goes on before or behind it."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 NOTES_PER_S = 1500
 """How often all streams together are told of new tokens: a single one at each token, 64 of them every 43 ms."""
+_STATES_PER_S = 20
+"""How often the server is told how its engine is, while that computes."""
 EVERYBODY = -1
 """The number of all requests that are under way."""
 
@@ -117,6 +119,7 @@ class EngineThread:
         self._where: dict[int, tuple[_Asked, int]] = {}
         self._untold: dict[int, _Asked] = {}
         self._stats = Stats()
+        self._state_s = -1.0  # when the server was last told how the engine is
         self.engine: Engine | None = self._make()
         """None behind a failure, until somebody asks."""
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
@@ -200,7 +203,9 @@ class EngineThread:
             if (known := self._where.get(event.id)) is not None:
                 self._note(*known, event)
         engine, now, news = self.engine, time.monotonic(), []
-        pace_s = 0.0 if engine is None else min(len(self._where), engine.max_rows) / NOTES_PER_S
+        if engine is None:
+            return
+        pace_s = min(len(self._where), engine.max_rows) / NOTES_PER_S
         for asked in list(self._untold.values()):
             if asked.is_due or now - asked.told_s >= pace_s:
                 for place, part in asked.parts.items():
@@ -208,33 +213,43 @@ class EngineThread:
                     news.append((asked.key, Note(place, event, part.fault)))
                 asked.parts, asked.told_s, asked.is_due = {}, now, False
                 del self._untold[asked.key]
-        if engine is not None and (news or not engine.has_work):
-            self._tell(news, self._state(engine))
+        is_time = now - self._state_s >= 1 / _STATES_PER_S or not engine.has_work
+        if news or is_time:
+            self._tell(news, self._state(engine, now) if is_time else None)
 
     def _note(self, asked: _Asked, place: int, event: Event) -> None:
-        part = asked.parts.get(place)
-        if part is None:
-            part = asked.parts[place] = _Part()
-        part.tokens += event.tokens
-        part.logps += event.logps
-        part.tops += event.tops
         if event.completion is not None:
-            self._note_end(asked, place, part, event.completion)
-            del self._where[event.id]
-        if asked.is_stream or asked.is_due:
-            self._untold[asked.key] = asked
+            self._note_end(asked, place, event, event.completion)
+        elif asked.is_stream:
+            part = asked.parts.get(place)
+            if part is None:
+                part = asked.parts[place] = _Part()
+                self._untold[asked.key] = asked
+            part.tokens += event.tokens
+            part.logps += event.logps
+            part.tops += event.tops
 
-    def _note_end(self, asked: _Asked, place: int, part: _Part, done: Completion) -> None:
-        asked.left -= 1
-        asked.is_due = asked.is_due or asked.is_stream or not asked.left
-        if not asked.left:
-            del self._asked[asked.key]
+    def _note_end(self, asked: _Asked, place: int, event: Event, done: Completion) -> None:
+        """A reply has ended: what is still to be told of it, of a whole answer all that there is."""
+        part = asked.parts.setdefault(place, _Part())
+        new = event if asked.is_stream else done
+        part.tokens += new.tokens
+        part.logps += new.logps
+        part.tops += new.tops
+        part.done = Completion([], [], done.finish, done.reason, None, None, done.prompt_scores, done.n_cached)
         guides = asked.request.guides
         if guides and isinstance(guide := guides[place], Steering) and guide.fault:
             part.fault = Fault(400, "grammar_failed", f"The reply cannot follow its grammar: {guide.fault}.")
-        part.done = Completion([], [], done.finish, done.reason, None, None, done.prompt_scores, done.n_cached)
+        del self._where[event.id]
+        asked.left -= 1
+        asked.is_due = asked.is_stream or not asked.left
+        if asked.is_due:
+            self._untold[asked.key] = asked
+        if not asked.left:
+            del self._asked[asked.key]
 
-    def _state(self, engine: Engine) -> State:
+    def _state(self, engine: Engine, now: float) -> State:
+        self._state_s = now
         return State(engine.load(), _sum(self._stats, engine.stats))
 
     def _fail(self, message: str) -> None:

@@ -41,6 +41,7 @@ def serve(
     from zifio.serve.app import make_app
     from zifio.serve.connection import Server
     from zifio.serve.model import load
+    from zifio.serve.process import settle
 
     if threading.current_thread() is threading.main_thread():  # before there is a server to end in order
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -54,6 +55,7 @@ def serve(
         if not alone:
             say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
         app = make_app(models, settings, keys, alone)
+        settle()
         Server(app, settings.drain_s, app.state.end).run(sockets=[listening])
 
 
