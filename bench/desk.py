@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.callers import percentiles
 from zifio.label.desk import Desk
 from zifio.label.exports import export
 from zifio.label.imports import import_file
@@ -180,12 +181,6 @@ def compare(load: Load) -> dict[str, int]:
         "doubled": sum(n - 1 for n in logged.values()),
         "items_labelled_twice": sum(n - 1 for n in Counter(item for _, item in logged.elements()).values()),
     }
-
-
-def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds."""
-    ordered = sorted(seconds)
-    return {f"p{p}": round(1000 * ordered[min(len(ordered) - 1, len(ordered) * p // 100)], 1) for p in (50, 95, 99)}
 
 
 def write_items(path: Path, n_items: int) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zifio.models.config import AnyConfig
-from zifio.models.count import forward_flops, parameters
+from zifio.models.count import cached_numbers, forward_flops, parameters
 from zifio.models.families import LatentConfig
 
 Shape = AnyConfig
@@ -70,7 +70,7 @@ def rollouts(shape: Shape, prompts: list[int], group: int, replies: list[int], p
     vocabulary = 2.0 * (shape.vocab_size or 0) * shape.hidden_size
     unneeded = vocabulary * (sum(prompts) - len(prompts))  # logits of a prompt's last token only
     seconds = peaks.seconds(forward_flops(shape, prompts) - unneeded, _weight_bytes(shape, sum(prompts), peaks))
-    cache = peaks.bytes_per_weight * _cache_numbers(shape)
+    cache = peaks.bytes_per_weight * cached_numbers(shape)
     one = forward_flops(shape, [1])
     per_key = forward_flops(shape, [2]) - 2 * one  # what each further key costs a token
     for step in range(max(replies) - 1):
@@ -96,13 +96,6 @@ def _weight_bytes(shape: Shape, n_tokens: int, peaks: Peaks) -> float:
         share = min(idle, (n_tokens - 1) * shape.num_experts_per_tok) / idle
         return peaks.bytes_per_weight * (counted.multiplied + share * experts)
     return peaks.bytes_per_weight * counted.multiplied
-
-
-def _cache_numbers(shape: Shape) -> int:
-    """Numbers that the cache holds for a token."""
-    if isinstance(shape, LatentConfig):
-        return (shape.kv_lora_rank + shape.qk_rope_head_dim) * shape.num_hidden_layers
-    return 2 * shape.n_kv_heads * shape.d_head * shape.num_hidden_layers
 
 
 SHAPES = ((128, 576, 3072), (1024, 576, 3072), (512, 2048, 2048), (2048, 2048, 2048), (128, 576, 49152))

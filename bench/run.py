@@ -61,7 +61,6 @@ class Bench:
         if name is None:
             return Path(sys.executable)
         if name not in self.pythons:
-            say(f"environment for {name}")
             try:
                 self.pythons[name] = make(name, self.torch)
             except (CannotMake, OSError, subprocess.SubprocessError) as error:

@@ -16,13 +16,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire", "loopback"),
+    0: ("config", "seed", "log", "gguf", "wire", "loopback", "stats"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     1.5: ("record",),
     2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
-    4: ("cli", "recipe", "chat", "convert", "exam"),
+    4: ("cli", "recipe", "chat", "convert", "exam", "forecast"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -33,6 +33,7 @@ TORCH_FREE_ROOMS = (
     "gguf",
     "wire",
     "loopback",
+    "stats",
     "tasks",
     "record",
     "label",
@@ -50,11 +51,11 @@ TORCH_FREE_ROOMS = (
 )
 TORCH_FREE_FILES = (
     "models/config.py", "models/families.py", "models/janus_config.py", "models/count.py", "models/hub.py",
-    "train/config.py",
-    "train/feedback.py", "train/picture_config.py",
+    "models/presets.py", "train/config.py", "train/feedback.py", "train/picture_config.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
     "engine/scheduler.py", "engine/stops.py", "engine/guide.py",
+    "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
@@ -242,6 +243,12 @@ def test_torch_free():
     )
     done = subprocess.run([sys.executable, "-c", program, *free], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest knows a file without a package around it by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len({*names}), sorted(name for name in {*names} if names.count(name) > 1)
 
 
 def test_no_folder_of_ours():

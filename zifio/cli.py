@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 
 class Verb(NamedTuple):
@@ -238,6 +238,37 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     _json_argument(parser)
 
 
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = """What a model or a recipe costs, before it runs: parameters, FLOPs, memory, hours, energy,
+price; of a recipe, seconds and memory of every stage on this machine. With a task: will RL learn there?"""
+    parser.add_argument(
+        "subject",
+        metavar="MODEL|RECIPE.toml",
+        nargs="?",
+        help="a preset (deepseek-v3, qwen3-30b-a3b, ...), a checkpoint or its config.json, a name at the hub, a recipe",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="assumptions: hardware=h200 mfu=0.4 layout.data=8 rl.reply_tokens=8192 (an unknown key lists them all); "
+        "of a recipe: changes to it",
+    )
+    parser.add_argument(
+        "--task", metavar="NAME[:key=value,...]", help="will RL on this task learn? drawn from the model"
+    )
+    parser.add_argument("--stage", metavar="NAME", help="will this rl stage of the recipe learn?")
+    parser.add_argument("--samples", metavar="N", type=int, help="replies that tell (default: 300)")
+    parser.add_argument("--target", metavar="X", type=float, default=0.9, help="pass@1 to reach (default: %(default)s)")
+    parser.add_argument("--against", metavar="RUN", type=Path, help="a run of the recipe: how right is the forecast?")
+    parser.add_argument("--forecast", metavar="FILE", type=Path, help="one made before, as --json wrote it")
+    parser.add_argument("--price-per-hour", metavar="X", type=float, help="of this machine, for a recipe")
+    parser.add_argument("--figure", metavar="FILE.png", type=Path, help="draw it too")
+    parser.add_argument("--probe", action="store_true", help="measure this machine, in at most a minute")
+    parser.add_argument("--roads", action="store_true", help="efficiency against brute force, with sources")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -343,7 +374,7 @@ VERBS = {
     ),
     "serve": Verb(
         "zifio.serve.verb:serve",
-        "serve models behind OpenAI's and DeepSeek's interface",
+        "serve models behind OpenAI's, DeepSeek's and Anthropic's interfaces",
         "zifio serve runs/quickstart/r1/model",
         _serve_arguments,
     ),
@@ -370,6 +401,12 @@ VERBS = {
         "say what is wrong with a run, and what to try; exit code 1 when something is",
         "zifio doctor runs/quickstart",
         _doctor_arguments,
+    ),
+    "plan": Verb(
+        "zifio.forecast.verb:plan",
+        "say what a model or a recipe costs before it runs, and whether it can learn",
+        "zifio plan deepseek-v3",
+        _plan_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",
@@ -493,8 +530,11 @@ def _explained(error: Exception) -> int:
 def _complain(text: str) -> int:
     """Write to stderr, if anyone reads it; 2 comes back."""
     if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            _forsake(sys.stderr)
     return 2
 
 
@@ -504,8 +544,14 @@ def _write(text: str) -> int:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forsake(sys.stdout)
     return 0
+
+
+def _forsake(stream: IO[str]) -> None:
+    """Nobody reads it: what is still in its buffer must not fail at exit, as code 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

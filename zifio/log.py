@@ -273,6 +273,12 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _clock(seconds: float) -> str:
     """0:07, 12:30, 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zifio.config import ConfigError
 
 LONGEST_BODY = 1 << 20
-_SHARED = Path(__file__).with_name("page.css")
+_SHARED = Path(__file__).with_name("page")
 LOOPBACK_NAME = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 """What a browser on this machine puts into `Host`. A page from elsewhere may have bound a name of its own to us."""
 _HEADERS = {
@@ -47,6 +47,18 @@ class AsciiJSON(JSONResponse):
         return to_json(content)
 
 
+def closed(send: Send) -> Send:
+    """As `send`, with the headers that keep foreign code out of whatever is answered."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+            message["headers"] = [*message["headers"], *more]
+        await send(message)
+
+    return sending
+
+
 class Guard:
     """Refuses what no page of ours sends: another host's name (which a foreign page could have bound to this machine),
     bodies without an end. Adds the headers that keep foreign code out."""
@@ -67,30 +79,21 @@ class Guard:
         elif "transfer-encoding" in headers or not length.isdecimal() or int(length) > LONGEST_BODY:
             refusal = (413, f"Wanted at most {LONGEST_BODY} bytes.")
 
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-                message["headers"] = [*message["headers"], *more]
-            await send(message)
-
         if refusal is None:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, closed(send))
         else:
-            await AsciiJSON({"error": refusal[1]}, status_code=refusal[0])(scope, receive, sending)
+            await AsciiJSON({"error": refusal[1]}, status_code=refusal[0])(scope, receive, closed(send))
 
 
 def add_page(app: Starlette, folder: Path) -> None:
-    """Serve a page: its index.html at /, its files under /page, and the style that all our pages share as /page.css."""
+    """Serve a page: its index.html at /, its files under /page, and what all our pages share under /shared."""
 
     async def index(_: Request) -> FileResponse:
         return FileResponse(folder / "index.html", headers={"cache-control": "no-cache"})
 
-    async def style(_: Request) -> FileResponse:
-        return FileResponse(_SHARED)
-
     app.add_route("/", index)
-    app.add_route("/page.css", style)
     app.mount("/page", StaticFiles(directory=folder), name="page")
+    app.mount("/shared", StaticFiles(directory=_SHARED), name="shared")
 
 
 def is_loopback(host: str) -> bool:
@@ -118,15 +121,15 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
     return listening, f"http://{shown}:{listening.getsockname()[1]}"
 
 
-def serve_until_stopped(app: ASGIApp, listening: socket.socket, drain_s: float = 5) -> None:
-    """Answer until Ctrl-C or SIGTERM, and then for at most `drain_s` what has been asked already."""
+def serve_until_stopped(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer until Ctrl-C or SIGTERM, and then for at most 5 s what has been asked already."""
     import uvicorn
 
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, round(drain_s)),
+        timeout_graceful_shutdown=5,
         timeout_keep_alive=30,  # clients keep a connection for longer than uvicorn's 5 s, and would meet a closed one
     )
     with listening:

@@ -31,7 +31,8 @@ from rich.table import Table
 
 from zifio.config import Config, ConfigError, build, is_url, override, read_toml, suggestion
 from zifio.evaluate.config import EvalStage
-from zifio.log import RunFolder, peak_rss_bytes, say
+from zifio.log import RunFolder, cores, peak_rss_bytes, say
+from zifio.models.config import AnyConfig
 from zifio.models.hub import is_name, resolve
 from zifio.sink.send import check_sinks, sending
 from zifio.tasks.catalog import TaskConfig, make_task
@@ -179,11 +180,17 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
 
 def _context_length(recipe: Recipe, name: str) -> int | None:
     """Tokens that the model of a stage can hold, where the recipe itself says so."""
+    shape = beginning(recipe, name)
+    return None if isinstance(shape, str) else shape.max_position_embeddings
+
+
+def beginning(recipe: Recipe, name: str) -> AnyConfig | str:
+    """The shape that the recipe gives for the model of a stage, or the checkpoint that it goes back to."""
     stage = recipe.named(name)
     model, start = getattr(stage, "model", None), getattr(stage, "from_", None)
     if model is not None:
-        return model.max_position_embeddings
-    return _context_length(recipe, start) if start is not None and start != name else None
+        return model
+    return beginning(recipe, start) if isinstance(start, str) and start != name else name
 
 
 class Run:
@@ -274,15 +281,18 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "stage.json", {"digest": digest, "settings": self._settings(stage)})
         (folder / "ended.json").unlink(missing_ok=True)
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         try:
             with sending(self.recipe.sinks, self.recipe.name, stage.name, folder):
                 totals = _runner(stage)(stage, self._context(folder))
         except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
             _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
             raise
-        seconds = max(time.perf_counter() - began, totals.get("seconds", 0.0))
+        wall, cpu = time.perf_counter() - began, time.process_time() - worked
+        seconds = max(wall, totals.get("seconds", 0.0))
         done = {**totals, "kind": stage.kind, "digest": digest, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+        # What tells a slow stage from a machine that others had too; of a stage that was resumed, its last stretch.
+        done |= {"wall_s": wall, "cpu_s": cpu, "cores": cores()}
         _write_json(folder / "done.json", done)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
         return done
@@ -411,7 +421,7 @@ def run_stage(
     Overrides are the stage's own keys (and the recipe's `seed`). Stages that it starts from are looked for in the run
     folder, then in the recipe's own `runs/NAME`.
     """
-    name = _choose(kind, path, stage)
+    name = choose_stage(kind, path, stage)
     prefixed = [word if word.startswith("seed=") else f"stage.{name}.{word}" for word in overrides]
     recipe = load_recipe(path, prefixed)
     chosen = recipe.named(name)
@@ -431,8 +441,8 @@ def run_stage(
     return {"stage": name, "path": str(run.folder / name), **done} if as_json else None
 
 
-def _choose(kind: str, path: Path, stage: str | None) -> str:
-    """Name of the stage that a verb means."""
+def choose_stage(kind: str, path: Path, stage: str | None) -> str:
+    """Name of the stage that a verb means. Raises ConfigError where that is not one."""
     raw = read_toml(path).get("stage", [])
     tables = [table for table in raw if isinstance(table, dict)] if isinstance(raw, list) else []
     names = [str(table.get("name")) for table in tables if table.get("kind") == kind]

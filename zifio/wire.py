@@ -9,6 +9,7 @@ Try it alone: `pytest tests/evaluate/test_endpoint.py`, which has a server that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -31,6 +32,7 @@ _PASSING = (408, 409, 425, 429, *range(500, 600))
 _HOPELESS = (401, 402, 403, 404, 405, *range(300, 400))
 _FIRST_WAIT_S = 0.5
 _LARGEST_BODY = 64 * 2**20  # bytes
+_LAST_S = 0.5  # for requests that are under way when all is to end
 _EXCERPT = 300  # characters of a server's complaint that a message repeats
 
 
@@ -57,6 +59,8 @@ class Wire:
         self.url, self.settings, self.wanted = _checked(url, path), settings, wanted
         self._key = _key(settings.key_env)
         self._stop = threading.Event()
+        self._idle = threading.Condition()
+        self._n_open = 0
         self._not_before = 0.0  # on the monotonic clock: when the server asked to be left alone until
         self._client = httpx2.Client(
             timeout=httpx2.Timeout(settings.timeout_s, connect=settings.connect_s),
@@ -65,9 +69,27 @@ class Wire:
         )
 
     def close(self) -> None:
-        """End all requests that are under way."""
+        """End all requests that are under way.
+
+        They have a moment to end by themselves: one that is just connecting would not notice, and keep its socket.
+        """
         self._stop.set()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._n_open, timeout=_LAST_S)
         self._client.close()
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        with self._idle:
+            if self._stop.is_set():
+                raise Refused("stopped")
+            self._n_open += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._n_open -= 1
+                self._idle.notify_all()
 
     def run(self, jobs: Sequence[Callable[[], Answer]]) -> Iterator[tuple[int, Answer]]:
         """(place, result) of every job, as they come, by daemon threads that a stopped run leaves.
@@ -130,7 +152,8 @@ class Wire:
     def _once(self, body: bytes, read: Callable[[Any, float, int], Answer], number: int) -> Answer:
         """One try. Raises _Passing, Refused, or ConfigError when the server refuses us altogether."""
         began = time.monotonic()
-        status, headers, raw = self._post(body, began + self.settings.timeout_s)
+        with self._under_way():
+            status, headers, raw = self._post(body, began + self.settings.timeout_s)
         if status != 200:
             self._complain(status, headers, raw)
         try:

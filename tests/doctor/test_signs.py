@@ -47,6 +47,7 @@ def test_what_goes_well_is_left_alone():
         ({"pass_at_1": [0.97, 0.99], "frac_reward_zero_std": [0.95, 1.0]}, "too_easy"),
         ({"pass_at_1": [0.5, 0.5], "frac_reward_zero_std": [0.85, 0.9], "entropy": [0.6, 0.5]}, "dead_groups"),
         ({"pass_at_1": [0.3, 0.3]}, "entropy_collapse"),
+        ({"pass_at_1": [0.3, 0.7, 0.7]}, "entropy_collapse"),
         ({"pass_at_1": [0.3, 0.3], "entropy": [0.6, 0.5], "frac_reward_zero_std": [0.3]}, "length_gaming"),
         ({"pass_at_1": [0.3, 0.5], "completions/clipped_ratio": [0.5, 0.5], **LIVELY}, "cut_off"),
         ({"pass_at_1": [0.3, 0.9, 0.2], "completions/mean_length": [20], **LIVELY}, "fallen"),
@@ -75,9 +76,9 @@ def test_experts():
 @pytest.mark.parametrize(
     ("kind", "message", "cause"),
     [
-        ("ConfigError", "it: the gate is shut: pass@1 is 0.001, below 0.02: nearly every group", "too_hard"),
-        ("ConfigError", "it: the gate is shut: pass@1 is 0.800, above 0.6: RL from a base", "too_easy"),
-        ("ConfigError", "it: the verifier of sums broke on 9 of 32 rollouts, more than", "verifier_errors"),
+        ("TooHard", "it: the gate is shut: pass@1 is 0.001, below 0.02: nearly every group", "too_hard"),
+        ("TooEasy", "it: the gate is shut: pass@1 is 0.800, above 0.6: RL from a base", "too_easy"),
+        ("VerifierBroke", "it: the verifier of sums broke on 9 of 32 rollouts, more than", "verifier_errors"),
         ("Diverged", "it: the loss is nan at step 3. Checkpoints and", "divergence"),
         ("ConfigError", "it: row_tokens: wanted more", "failed"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from zifio import cli
 from zifio.config import ConfigError
 from zifio.evaluate.claim import build_card, read_measured
-from zifio.evaluate.stats import mcnemar, paired_ratio
+from zifio.stats import mcnemar, paired_ratio
 
 
 def evaluation(folder: Path, p: float, n_problems: int = 300, n: int = 2, seed: int = 1, level: int = 1) -> Path:

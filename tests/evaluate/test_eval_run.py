@@ -13,10 +13,10 @@ from zifio.data.sources import read_jsonl
 from zifio.engine.policy import load_policy
 from zifio.evaluate.config import EvalStage
 from zifio.evaluate.run import eval_stage, evaluate, make_look, summarise
-from zifio.evaluate.stats import paired_difference
 from zifio.log import RunFolder
 from zifio.models.count import parameters
 from zifio.models.weights import load_model
+from zifio.stats import paired_difference
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.task import Problem, Verdict, render_response
 
@@ -142,7 +142,7 @@ def test_equal_weights_get_equal_marks(models):
 
 def test_chunks_change_no_reply(models, monkeypatch):
     measured(exam(), models, "whole")
-    monkeypatch.setattr(run, "_CHUNK", 2)
+    monkeypatch.setattr(run, "CHUNK", 2)
     measured(exam(), models, "chunks")
     for key in ("one", "two"):
         whole, chunks = (read_jsonl(models / folder / f"records-{key}.jsonl") for folder in ("whole", "chunks"))

@@ -3,7 +3,7 @@
 import pytest
 
 from zifio.evaluate.methods import SCORERS, first_replies, right_shares, spent, summarise
-from zifio.evaluate.stats import pass_at_k, share_interval, wilson_interval
+from zifio.stats import pass_at_k, share_interval, wilson_interval
 
 
 def rows(groups: list[str], budget: int | None = None) -> list[dict]:

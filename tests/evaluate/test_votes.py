@@ -7,8 +7,8 @@ from time import perf_counter
 
 import pytest
 
-from zifio.evaluate.stats import pass_at_k
 from zifio.evaluate.votes import best_of_k, majority_at_k
+from zifio.stats import pass_at_k
 
 
 def voted(answers: list[str | None], right: list[int], draw: tuple[int, ...]) -> float:

@@ -4,7 +4,7 @@ can read it, and what a model wrote stays text."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,6 @@ STATE = """before => document.getElementById('nothing') ? 'nothing'
     ''"""
 LONG = " + ".join(f"x_{{{n}}}^2" for n in range(40))
 WAIT_MS = 60_000
-
-
-@pytest.fixture
-def context(browser: Browser) -> Generator[BrowserContext, None, None]:
-    one = browser.new_context()
-    one.set_default_timeout(WAIT_MS)
-    yield one
-    one.close()
 
 
 def thirty() -> list[dict[str, Any]]:
@@ -172,7 +164,7 @@ def test_two_label_thirty_items_by_keyboard_and_a_third_settles(
 
 
 SOURCES = """async text => {
-  const { fill } = await import('/page/maths.js');
+  const { fill } = await import('/shared/maths.js');
   const shown = fill(document.createElement('div'), text);
   return [...shown.querySelectorAll('.formula annotation')].map(one => one.textContent);
 }"""

@@ -10,39 +10,14 @@ from tiny import EVERY_FAMILY, deepseek, llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from zifio.kernels import operators as kernels
-from zifio.models.config import AnyConfig, DeepseekV2Config, DeepseekV3Config, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from zifio.models.config import AnyConfig, DeepseekV3Config
 from zifio.models.count import forward_flops, parameters
 from zifio.models.decoder import Decoder
+from zifio.models.presets import preset
 
-MLA: dict[str, Any] = {
-    "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "hidden_size": 2048,
-    "num_hidden_layers": 27, "num_attention_heads": 16, "first_k_dense_replace": 1, "moe_intermediate_size": 1408,
-    "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
-}  # fmt: skip
-V2_LITE = DeepseekV2Config(**MLA, vocab_size=102400, intermediate_size=10944)
-MOONLIGHT = DeepseekV3Config(**MLA, vocab_size=163840, intermediate_size=11264)
-V2 = DeepseekV2Config(
-    **MLA | {"hidden_size": 5120, "num_hidden_layers": 60, "num_attention_heads": 128, "q_lora_rank": 1536},
-    vocab_size=102400, intermediate_size=12288, n_group=8, topk_group=3, topk_method="group_limited_greedy",
-).model_copy(update={"moe_intermediate_size": 1536, "n_routed_experts": 160})  # fmt: skip
-V3 = DeepseekV3Config(
-    **MLA | {"hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128, "q_lora_rank": 1536}
-    | {"first_k_dense_replace": 3, "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1},
-    vocab_size=129280, intermediate_size=18432, n_group=8, topk_group=4, num_nextn_predict_layers=1,
-).model_copy(update={"num_experts_per_tok": 8})  # fmt: skip
-LLAMA_405B = LlamaConfig(
-    vocab_size=128256, hidden_size=16384, num_hidden_layers=126, num_attention_heads=128, num_key_value_heads=8,
-    intermediate_size=53248,
-)  # fmt: skip
-
-QWEN_72B = Qwen2Config(
-    vocab_size=152064, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
-    intermediate_size=29568,
-)  # fmt: skip
-QWEN_30B = Qwen3MoeConfig(
-    vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
-    head_dim=128, intermediate_size=6144, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
-)  # fmt: skip
+V3, V2, V2_LITE = preset("deepseek-v3"), preset("deepseek-v2"), preset("deepseek-v2-lite")
+MOONLIGHT, LLAMA_405B = preset("moonlight-16b-a3b"), preset("llama-3.1-405b")
+QWEN_72B, QWEN_30B = preset("qwen2.5-72b"), preset("qwen3-30b-a3b")
 
 # Total, active in all, active without the input embedding, and the entries of the routers' biases among each of them:
 # the published counts hold them, ours are of parameters.

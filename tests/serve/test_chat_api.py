@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 import openai
 import pytest
-from served import Here, serving
+from served import STRICT_DIVE, WHALE, Here, serving
 
 from zifio.config import Sampling
 from zifio.engine.engine import Engine
@@ -25,7 +25,7 @@ def here() -> Generator[Here, None, None]:
 
 def engines_own(here: Here, n_new: int, messages: list[dict[str, str]] = ASK) -> tuple[str, list[float]]:
     """What the bare engine says, greedily."""
-    policy = here.served.policy
+    policy = here.policy
     engine = Engine(policy.model, policy.engine.eos_ids, text_of=policy.tokenizer.decode)
     [[done]] = engine.generate([policy.prompt(messages)], [[0]], Sampling(temperature=0, max_new_tokens=n_new))
     return policy.tokenizer.decode(done.tokens), done.logps
@@ -86,7 +86,7 @@ def test_thinking_is_bounded_and_told_apart(here: Here):
     """The budget closes the thinking; the content follows; the field is DeepSeek's."""
     reply = here.post(
         "/chat/completions", messages=ASK, thinking={"type": "enabled", "budget_tokens": 6}, max_tokens=12, seed=3,
-        logit_bias={str(here.served.tokenizer.eos_id): -100},
+        logit_bias=here.never_ends,
     ).json()  # fmt: skip
     usage = reply["usage"]
     assert usage["completion_tokens"] == 12 and 1 <= usage["completion_tokens_details"]["reasoning_tokens"] <= 7
@@ -96,15 +96,11 @@ def test_thinking_is_bounded_and_told_apart(here: Here):
 
 
 def test_json_comes_behind_the_thinking(here: Here):
-    schema = {
-        "type": "object", "properties": {"deep": {"type": "boolean"}, "kind": {"enum": ["whale", "seal"]}},
-        "required": ["deep", "kind"], "additionalProperties": False,
-    }  # fmt: skip
     for seed in range(3):
         reply = here.openai.chat.completions.create(
             model="tiny", messages=ASK, max_tokens=120, seed=seed, temperature=1.5,
             extra_body={"thinking": {"type": "enabled", "budget_tokens": 8}},
-            response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": schema, "strict": True}},
+            response_format={"type": "json_schema", "json_schema": {"name": "w", "schema": WHALE, "strict": True}},
         )  # fmt: skip
         found = json.loads(reply.choices[0].message.content or "")
         assert set(found) == {"deep", "kind"} and found["kind"] in ("whale", "seal"), found
@@ -112,19 +108,9 @@ def test_json_comes_behind_the_thinking(here: Here):
 
 
 def test_a_forced_call_fits_its_schema_and_streams(here: Here):
-    tool = {
-        "type": "function",
-        "function": {
-            "name": "dive", "strict": True,
-            "parameters": {
-                "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-                "additionalProperties": False,
-            },
-        },
-    }  # fmt: skip
     asked = {
-        "model": "tiny", "messages": ASK, "tools": [tool], "tool_choice": "required", "parallel_tool_calls": False,
-        "max_tokens": 200, "seed": 1, "extra_body": {"thinking": {"type": "disabled"}},
+        "model": "tiny", "messages": ASK, "tools": [STRICT_DIVE], "tool_choice": "required",
+        "parallel_tool_calls": False, "max_tokens": 200, "seed": 1, "extra_body": {"thinking": {"type": "disabled"}},
     }  # fmt: skip
     message = here.openai.chat.completions.create(**asked).choices[0]
     assert message.finish_reason == "tool_calls" and message.message.tool_calls is not None
@@ -181,7 +167,7 @@ def test_a_prefix_is_continued(here: Here):
     reply = here.post("/beta/chat/completions", messages=messages, temperature=0, max_tokens=4).json()
     tokenizer = here.served.tokenizer
     prompt = tokenizer.render(ASK, generation_prompt=True) + head
-    engine = Engine(here.served.policy.model, tokenizer.eos_id)
+    engine = Engine(here.policy.model, tokenizer.eos_id)
     [[done]] = engine.generate([tokenizer.encode(prompt)], [[0]], Sampling(temperature=0, max_new_tokens=4))
     assert reply["choices"][0]["message"]["content"] == tokenizer.decode(done.tokens)
 

@@ -22,7 +22,7 @@ def here() -> Generator[Here, None, None]:
 
 def engines_own(here: Here, prompt: list[int], n_new: int) -> Completion:
     """What the bare engine makes of a prompt, greedily, with the prompt's log-probs."""
-    policy = here.served.policy
+    policy = here.policy
     engine = Engine(policy.model, policy.engine.eos_ids)
     engine.reserve(1, 128)
     engine.submit(Request(prompt, Sampling(temperature=0, max_new_tokens=n_new), (0,), n_top=2, score_prompt=True))

@@ -6,14 +6,12 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 
-from served import Here, policy, serving
-
-ASK = [{"role": "user", "content": "How deep?"}]
+from served import ASK, Here, policy, serving
 
 
 def test_who_hangs_up_frees_the_engine_within_a_second():
     with serving(made=policy(context=8192)) as here:
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         for path, asked in (("/v1/chat/completions", {"messages": ASK}), ("/v1/completions", {"prompt": "deep"})):
             body = {"model": "tiny", "max_tokens": 8000, "logit_bias": never, "stream": True, "n": 2, **asked}
             with here.http.stream("POST", path, json=body) as answer:

@@ -6,20 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from served import tokenizer
+from served import DIVE, tokenizer
 
 from zifio.config import ConfigError
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, chat_tokenizer, train_tokenizer
 from zifio.serve.grammar import Grammars
-
-TOOL = {
-    "name": "dive",
-    "parameters": {
-        "type": "object", "properties": {"fast": {"type": "boolean"}}, "required": ["fast"],
-        "additionalProperties": False,
-    },
-}  # fmt: skip
 
 
 def fits(words: ChatTokenizer, grammars: Grammars, grammar: str, text: str) -> bool:
@@ -35,7 +27,7 @@ def fits(words: ChatTokenizer, grammars: Grammars, grammar: str, text: str) -> b
 def test_json_is_held_to_its_schema(value: dict[str, Any], is_right: bool):
     words = tokenizer()
     grammars = Grammars(words)
-    assert fits(words, grammars, grammars.json(TOOL["parameters"]), json.dumps(value)) == is_right
+    assert fits(words, grammars, grammars.json(DIVE["parameters"]), json.dumps(value)) == is_right
 
 
 @pytest.mark.parametrize("arguments, is_right", [('{"fast": true}', True), ('{"fast": 1}', False), ("{}", False)])
@@ -43,10 +35,11 @@ def test_hermes_calls_are_held_to_the_tool(arguments: str, is_right: bool):
     words = chat_tokenizer(train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), ["the whale"]))
     grammars = Grammars(words)
     call = f'<tool_call>\n{{"name": "dive", "arguments": {arguments}}}\n</tool_call>'
-    forced = grammars.calls([TOOL], is_forced=True, parallel=True)
+    forced = grammars.calls([DIVE], is_forced=True, parallel=True)
     assert fits(words, grammars, forced, call) == is_right
     assert fits(words, grammars, forced, f"{call}\n{call}") == is_right
-    assert not fits(words, grammars, grammars.calls([TOOL], is_forced=True, parallel=False), f"{call}\n{call}")
+    assert not fits(words, grammars, grammars.calls([DIVE], is_forced=True, parallel=False), f"{call}\n{call}")
+    assert not fits(words, grammars, forced, "\n".join([call] * 9))
     assert not fits(words, grammars, forced, f"So: {call}") and not fits(words, grammars, forced, "So.")
 
 

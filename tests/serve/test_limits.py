@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from served import policy, serving
+from served import connected, policy, serving
 
 from zifio.serve.gate import Gate
 from zifio.serve.refused import Refused
@@ -31,7 +29,7 @@ def test_keys_open_and_bound(capfd: pytest.CaptureFixture[str]):
         assert wrong.status_code == 401 and "key-of-eve" not in wrong.text
         assert ask("key-of-ann").status_code == 200
         assert here.http.post("/v1/completions", json=BODY, headers={"x-api-key": "key-of-bob"}).status_code == 200
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         long = {**BODY, "max_tokens": 8000, "logit_bias": never, "stream": True}
         with here.http.stream(
             "POST", "/v1/completions", json=long, headers={"authorization": "Bearer key-of-ann"}
@@ -75,8 +73,7 @@ def test_long_and_slow_requests_and_strange_names_are_refused():
 
         assert here.http.post("/v1/completions", content=pieces(), headers=kind).status_code == 413
         assert here.http.post("/v1/completions", json=BODY, headers={"host": "evil.example"}).status_code == 403
-        place = urlsplit(here.url)
-        with socket.create_connection((place.hostname or "", place.port or 0), timeout=20) as slow:
+        with connected(here.url, 20) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{")
             assert slow.recv(100).startswith(b"HTTP/1.1 408")
         assert here.http.post("/v1/completions", json=BODY).status_code == 200
@@ -84,7 +81,7 @@ def test_long_and_slow_requests_and_strange_names_are_refused():
 
 def test_a_reply_that_takes_too_long_is_ended():
     with serving({"request_s": 0.3}, made=policy(context=8192)) as here:
-        never = {str(here.served.tokenizer.eos_id): -100}
+        never = here.never_ends
         answer = here.post("/v1/completions", prompt="x", max_tokens=8000, logit_bias=never)
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
         assert here.is_idle(2.0)

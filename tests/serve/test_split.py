@@ -96,7 +96,7 @@ def test_without_tools_calls_are_text():
 def test_stop_strings_hold_behind_the_thinking():
     splitter = Splitter(stops=("7", "is"))
     assert said(splitter, ["<think>7 is</think>It i", "s 7"]) == ("7 is", "It ", [])
-    assert splitter.is_stopped
+    assert splitter.stop == "is"
 
 
 def test_text_comes_as_soon_as_it_is_certain():

@@ -82,7 +82,7 @@ def test_means_are_over_what_was_sampled(aggregate: str):
     n_sampled = sum(sum(reply.sampled) for reply in replies)
     assert drawn.metrics["completions/mean_length"] == pytest.approx(n_sampled / len(replies))
     assert n_sampled < sum(len(reply.tokens) for reply in replies)
-    updates, _, _ = source._weighed(drawn.episodes_P_G)
+    updates, _, _ = source.weighed(drawn.episodes_P_G)
     total = sum(batch.columns["policy_weight"].sum().item() for batches in updates for batch in batches)
     expected = {"token": 1.0, "sequence": 1.0, "constant": n_sampled / (len(replies) * 24)}[aggregate]
     assert total == pytest.approx(expected, rel=1e-5)

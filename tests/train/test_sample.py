@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four problems a part, so that ten problems make three."""
-    monkeypatch.setattr(sample_module, "_PART_REPLIES", 32)
+    monkeypatch.setattr(sample_module, "PART_REPLIES", 32)
 
 
 def stage(**changes: Any) -> SampleStage:
@@ -141,7 +141,7 @@ def test_what_filters_dropped_is_in_the_totals_and_on_the_card(base: Path, tmp_p
 
 def test_parts_are_a_matter_of_memory_only(base: Path, tmp_path: Path, monkeypatch):
     here(tmp_path / "small", base)
-    monkeypatch.setattr(sample_module, "_PART_REPLIES", 800)
+    monkeypatch.setattr(sample_module, "PART_REPLIES", 800)
     here(tmp_path / "large", base)
     small, large = ((tmp_path / name / "data.jsonl").read_bytes() for name in ("small", "large"))
     assert small == large
@@ -176,7 +176,7 @@ def die_at(patch: pytest.MonkeyPatch, nth: int) -> None:
 
 def test_killed_at_any_moment_and_resumed_is_the_same(base: Path, tmp_path: Path, monkeypatch):
     """Data, metrics and totals; whatever was being written when it died."""
-    monkeypatch.setattr(sample_module, "_PART_REPLIES", 12)
+    monkeypatch.setattr(sample_module, "PART_REPLIES", 12)
     small = {"problems": 6, "n": 3}
     totals = here(tmp_path / "whole", base, **small)
     for nth in range(1, 100):

@@ -64,9 +64,8 @@ def verifier_errors(reading: Reading) -> Finding | None:
         f"`most_errors` (now {reading.settings.get('most_errors', 0.1):g}) says how many stop the run",
     ]
     says = "The verifier breaks; such rollouts teach nothing and are left out."
-    message = str(reading.ended.get("message", ""))
-    if "the verifier of" in message and "broke on" in message:
-        return Finding("verifier_errors", reading.name, says, [_first_sentence(message)], tries)
+    if reading.ended.get("kind") == "VerifierBroke":
+        return Finding("verifier_errors", reading.name, says, [_first_sentence(reading.ended["message"])], tries)
     errors = course(reading, "n_verifier_errors", fewest=1)
     n = reading.settings.get("prompts", 0) * reading.settings.get("group", 0)
     if errors is None or not n:
@@ -142,11 +141,11 @@ def expert_collapse(reading: Reading) -> Finding | None:
 
 def gate(reading: Reading) -> Finding | None:
     """A look at the starting model found that RL could not work."""
-    message = str(reading.ended.get("message", ""))
-    if "the gate is shut" not in message:
+    kind = reading.ended.get("kind")
+    if kind not in ("TooHard", "TooEasy"):
         return None
-    cause, way = ("too_easy", _HARDER) if ", above" in message else ("too_hard", _EASIER)
-    says = "The gate was shut: there is nothing to learn from."
+    cause, way = ("too_easy", _HARDER) if kind == "TooEasy" else ("too_hard", _EASIER)
+    says, message = "The gate was shut: there is nothing to learn from.", reading.ended["message"]
     return Finding(cause, reading.name, says, [message], [way, "gate = false, to try all the same"])
 
 
@@ -202,9 +201,12 @@ def dead_groups(reading: Reading) -> Finding | None:
 
 def _has_collapsed(reading: Reading) -> bool:
     entropy, right = course(reading, "entropy"), course(reading, "pass_at_1")
-    if entropy is None or right is None or entropy.first <= 0:
+    if entropy is None or right is None:
         return False
-    return entropy.latest < _COLLAPSED * entropy.first and right.latest < _MOSTLY and right.latest - right.first < 0.2
+    if entropy.latest >= _COLLAPSED * float(entropy.values[:3].mean()) or right.latest >= _MOSTLY:
+        return False
+    smooth = right.means()
+    return right.latest - right.first < 0.2 or bool(right.latest - smooth[len(smooth) // 2] < _GAIN)
 
 
 def entropy_collapse(reading: Reading) -> Finding | None:
@@ -289,9 +291,9 @@ def stopped(reading: Reading) -> Finding | None:
 
 def failed(reading: Reading) -> Finding | None:
     """Ended by an error that no other sign explains."""
-    known = ("Diverged", "Farmed")
+    known = ("Diverged", "Farmed", "VerifierBroke", "TooHard", "TooEasy")
     message = str(reading.ended.get("message", ""))
-    if not message or reading.ended.get("kind") in known or "broke on" in message or "the gate is shut" in message:
+    if not message or reading.ended.get("kind") in known:
         return None
     return Finding("failed", reading.name, "The stage ended with an error.", [message], ["what the error says"])
 

@@ -62,6 +62,8 @@ class Completion:
     prompt_scores: PromptScores | None = field(default=None, compare=False)
     n_cached: int = field(default=0, compare=False)
     """Tokens of the prompt that needed no computing."""
+    tops: list[list[Top]] = field(default_factory=list, compare=False)
+    """Beside each token the likeliest ones, where they are wanted."""
 
 
 @dataclass(frozen=True)
@@ -551,6 +553,7 @@ class Engine:
         del self._samples[sample.id]
         completion = Completion(sample.tokens, sample.logps, finish, reason, text, experts)
         completion.prompt_scores, completion.n_cached = sample.prompt_scores, sample.n_cached or 0
+        completion.tops = sample.tops
         at = len(sample.tokens) - n_new
         told = sample.tops[at:] if sample.n_top else ()
         return Event(sample.id, sample.tokens[at:], sample.logps[at:], completion, told)

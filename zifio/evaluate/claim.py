@@ -24,9 +24,9 @@ from zifio.evaluate.card import card_page, card_picture, ends
 from zifio.evaluate.examine import prompts_digest
 from zifio.evaluate.journal import RECORDS, differences, read_identity
 from zifio.evaluate.methods import Row, first_replies, right_shares, spent
-from zifio.evaluate.stats import mcnemar, paired_difference, paired_ratio, problems_needed, share_interval
 from zifio.log import Finished, say
 from zifio.record.stage import write_whole
+from zifio.stats import mcnemar, paired_difference, paired_ratio, problems_needed, share_interval
 
 _NAMED = 3  # of many problems, this many are named
 _SEED = 0  # of the resamples: the same records give the same card

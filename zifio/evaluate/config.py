@@ -17,6 +17,9 @@ from zifio.config import Config, EndpointSettings, Sampling
 from zifio.engine.config import EngineConfig
 from zifio.tasks.catalog import TaskConfig
 
+CHUNK = 64
+"""Problems between two movements of the progress bar; no result depends on it."""
+
 
 class EvalStage(Config):
     """Measure models on held-out problems: the same problems and the same random numbers for each of them."""

@@ -19,7 +19,7 @@ from math import comb
 from typing import Any
 
 from zifio.config import Sampling
-from zifio.evaluate.stats import mean, share_interval
+from zifio.stats import mean, share_interval
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.form import THINK, THOUGHT
 from zifio.tasks.task import Problem, Task, Verdict, parse_response

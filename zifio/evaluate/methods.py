@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zifio.evaluate.config import Scorer
-from zifio.evaluate.stats import pass_at_k, share_interval, wilson_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k
+from zifio.stats import pass_at_k, share_interval, wilson_interval
 
 Row = dict[str, Any]
 Score = Callable[[Row], float | None]

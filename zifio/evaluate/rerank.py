@@ -16,8 +16,8 @@ from typing import Any
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import report_key
 from zifio.evaluate.replies import answer_of
-from zifio.evaluate.stats import mean, paired_difference, share_interval
 from zifio.evaluate.votes import best_of_k, majority_at_k, weighted_at_k
+from zifio.stats import mean, paired_difference, share_interval
 from zifio.tasks.environment import conversation
 from zifio.tasks.form import THINK, THOUGHT, split_thinking
 from zifio.tasks.steps import Stepwise, called_wrong, first_error, localisation, split_steps, true_labels

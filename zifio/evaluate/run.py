@@ -22,23 +22,22 @@ from zifio.data.sources import read_jsonl, write_jsonl
 from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
-from zifio.evaluate.config import EvalStage
+from zifio.evaluate.config import CHUNK, EvalStage
 from zifio.evaluate.diversity import diversity
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.rerank import rerank_by_each
-from zifio.evaluate.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.log import Progress, RunFolder, peak_rss_bytes
 from zifio.models.count import parameters
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
 from zifio.record.stage import write_whole
+from zifio.stats import mean, paired_difference, pass_at_k, share_interval
 from zifio.tasks.catalog import make_task
 from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.form import split_thinking
 from zifio.tasks.task import Problem, Task
 
 _KEPT = 3  # problems of a look whose first reply is kept
-_CHUNK = 64  # problems between two movements of the progress bar; no result depends on it
 
 
 def evaluate(
@@ -150,7 +149,7 @@ def eval_stage(
     results = exam.finished(paths)
     log = RunFolder(folder)
     log.truncate(len(results))
-    per_model = -(-len(problems) // _CHUNK)
+    per_model = -(-len(problems) // CHUNK)
     with Progress(stage.name, per_model * len(paths), done=per_model * len(results)) as progress:
         for number, (key, path) in enumerate(paths.items(), 1):
             if key not in results:
@@ -223,9 +222,9 @@ class _Exam:
     def _play(self, policy: Policy, number: int, progress: Progress) -> list[list[Episode]]:
         """All episodes of one model, with its share of right answers beside the progress bar."""
         episodes_P_G: list[list[Episode]] = []
-        starts = range(0, len(self.problems), _CHUNK)
+        starts = range(0, len(self.problems), CHUNK)
         for chunk, start in enumerate(starts, 1):
-            part = self.problems[start : start + _CHUNK]
+            part = self.problems[start : start + CHUNK]
             episodes_P_G += evaluate(policy, self.task, part, self.stage.n, self.stage.sampling, self.seed, "eval")
             right = sum(e.verdict.outcome == "right" for group in episodes_P_G for e in group)
             share = right / sum(map(len, episodes_P_G))

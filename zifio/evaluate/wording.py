@@ -25,7 +25,7 @@ def points_text(difference: dict[str, Any]) -> str:
 
 def count_text(count: float | int) -> str:
     """173 600 as `174 k`, 1.2e9 as `1.2 B`."""
-    return _scaled(count, ((1e9, " B"), (1e6, " M"), (1e3, " k"))).rstrip()
+    return _scaled(count, ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"))).rstrip()
 
 
 def bytes_text(n_bytes: float | int) -> str:
@@ -47,7 +47,8 @@ def seconds_text(seconds: float | int) -> str:
 
 def flops_text(flops: float | int) -> str:
     """12 GFLOP, 3.4 TFLOP."""
-    return f"{_scaled(flops, ((1e18, ' E'), (1e15, ' P'), (1e12, ' T'), (1e9, ' G'), (1e6, ' M')))}FLOP"
+    scales = tuple((10.0 ** (3 * n), f" {unit}") for n, unit in zip(range(8, 1, -1), "YZEPTGM", strict=True))
+    return f"{_scaled(flops, scales)}FLOP"
 
 
 def _scaled(value: float | int, scales: tuple[tuple[float, str], ...]) -> str:

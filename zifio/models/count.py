@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a shape, by formula and without torch (DeepSeek-V3 table 1; shared/plan arithmetic).
+"""Parameters, FLOPs and cache of a shape, by formula and without torch (DeepSeek-V2, section 2.1; V3, section 2.1).
 
 A matrix of n weights costs 2n FLOPs per token forward. Attention between a query and a key costs
 2 (d_query + d_value) per head. Training costs three times the forward pass. Only experts that a token visits count:
@@ -43,26 +43,57 @@ def parameters(config: AnyConfig, with_mtp: bool = False) -> Parameters:
         head = config.num_labels * d + (config.num_labels if config.num_labels > 1 else 0)
     total = active = embedding + head + d
     for layer in range(config.num_hidden_layers):
-        layer_total, layer_active = _layer(config, layer)
-        total, active = total + layer_total, active + layer_active
+        block = layer_parameters(config, layer)
+        total, active = total + block.total, active + block.active
     if with_mtp and config.n_mtp:
-        layer_total, layer_active = _layer(config, config.num_hidden_layers)
+        block = layer_parameters(config, config.num_hidden_layers)
         extra = 2 * d * d + 3 * d
-        total, active = total + layer_total + extra, active + layer_active + extra
+        total, active = total + block.total + extra, active + block.active + extra
     multiplied = active - embedding + (embedding if is_tied else 0)
     return Parameters(total, active, active - multiplied)
 
 
-def _layer(config: AnyConfig, layer: int) -> tuple[int, int]:
-    """Total and active parameters of one block."""
+def embedding_weights(config: AnyConfig) -> int:
+    """Weights of the input embedding and the output head, which counts "without embeddings" leave out."""
+    matrix = (config.vocab_size or 0) * config.hidden_size
+    return matrix if config.tie_word_embeddings or config.num_labels is not None else 2 * matrix
+
+
+def router_biases(config: AnyConfig) -> int:
+    """Entries of the routers' selection biases: no parameters, but stored, so published totals hold them."""
+    if config.moe is None or not config.moe.has_bias:
+        return 0
+    return config.moe.n_experts * sum(map(config.is_sparse, range(config.num_hidden_layers)))
+
+
+def cached_numbers(config: AnyConfig) -> int:
+    """Numbers that a token leaves in the cache: keys and values, or MLA's latent and rotary key (V2, section 2.1.4)."""
+    if isinstance(config, LatentConfig):
+        return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
+    return config.num_hidden_layers * config.n_kv_heads * (config.d_key + config.d_value)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parameters of one block."""
+
+    total: int
+    active: int
+    routed: int = 0
+    """Those of `total` that are in routed experts."""
+
+
+def layer_parameters(config: AnyConfig, layer: int) -> Block:
+    """Parameters of one block; the MTP module's is the one behind the last."""
     d, moe = config.hidden_size, config.moe
     shared = 2 * d + _attention(config)
     if moe is None or not config.is_sparse(layer):
         dense = shared + 3 * d * config.intermediate_size
-        return dense, dense
+        return Block(dense, dense)
     expert = 3 * d * moe.d_expert
     fixed = shared + moe.n_shared * expert + moe.n_experts * d
-    return fixed + moe.n_experts * expert, fixed + moe.n_active * expert
+    routed = moe.n_experts * expert
+    return Block(fixed + routed, fixed + moe.n_active * expert, routed)
 
 
 def _attention(config: AnyConfig) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from zifio.config import ConfigError
@@ -20,7 +21,7 @@ from zifio.log import say
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PACKAGE = "package:"
-_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
 def is_hub_id(reference: str | Path) -> bool:
@@ -47,11 +48,11 @@ def _in_package(name: str) -> Path:
     return files[0]
 
 
-def resolve(reference: str | Path) -> Path:
+def resolve(reference: str | Path, files: Sequence[str] = _FILES) -> Path:
     """The folder of a model: `reference` itself when it exists, else the hub's model of that name, fetched if need be.
 
-    `package:NAME` is the GGUF file of an installed package. Raises ConfigError when it is none of these, or the hub
-    has no such model, wants a licence accepted, or is out of reach.
+    `package:NAME` is the GGUF file of an installed package. Only `files` are fetched. Raises ConfigError when it is
+    none of these, or the hub has no such model, wants a licence accepted, or is out of reach.
     """
     if Path(reference).exists():
         return Path(reference)
@@ -75,7 +76,7 @@ def resolve(reference: str | Path) -> Path:
     say(f"{name}: no such folder here; looking for it at the Hugging Face hub")
     wanted = f"{name}: wanted a folder here or a model at the Hugging Face hub, came"
     try:
-        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=list(files), ignore_patterns=["*/*"]))
     except GatedRepoError:
         raise ConfigError(
             f"{wanted} one whose licence you have not accepted. Accept it at https://huggingface.co/{name} and sign in "

@@ -20,6 +20,7 @@ from zifio.data.sources import read_jsonl
 from zifio.log import RunFolder
 
 State = Literal["done", "running", "stopped"]
+_TOTALS = ("seconds", "flops", "look_flops", "tokens", "peak_rss_bytes", "wall_s", "cpu_s", "cores", "solutions")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class StageRecord:
     tokens: float | int | None = None
     peak_rss_bytes: float | int | None = None
     """The most memory that the process had held when the stage ended, earlier stages included."""
+    wall_s: float | None = None
+    """Seconds of its last stretch, from the clock; all of it where it was never resumed."""
+    cpu_s: float | None = None
+    """Processor seconds of that stretch, over all threads."""
+    cores: int | None = None
+    """Processors that it could use."""
     solutions: int | None = None
     """Of a `prm` stage: how many labelled solutions it learned from."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -121,7 +128,7 @@ def about(folder: Path) -> dict[str, Any]:
     """Of a stage all but its curves and results: small files, by the names of `StageRecord`."""
     done = read_json(folder / "done.json")
     settings = read_json(folder / "stage.json").get("settings", {})
-    totals = {key: done.get(key) for key in ("seconds", "flops", "look_flops", "tokens", "peak_rss_bytes", "solutions")}
+    totals = {key: done.get(key) for key in _TOTALS}
     return {
         **totals,
         "from_": _started_from(settings),

@@ -1,4 +1,4 @@
-"""The routes: OpenAI's and DeepSeek's paths, with and without /v1 and /beta, over the models that are served.
+"""The routes: OpenAI's, DeepSeek's and Anthropic's paths, with and without /v1, over the models that are served.
 
 Try it alone: `zifio serve runs/quickstart/r1/model`
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,20 +20,27 @@ from starlette.responses import Response
 
 from zifio.config import ConfigError
 from zifio.log import say
-from zifio.loopback import to_json
-from zifio.serve.answer import Answer
-from zifio.serve.asked import ask_chat
+from zifio.loopback import AsciiJSON, add_page, to_json
+from zifio.serve.answer import QUIET, Answer, Writer
+from zifio.serve.asked import Asked, ask_chat
 from zifio.serve.chat import ChatAnswer
 from zifio.serve.completions import CompletionAnswer, ask_completion
 from zifio.serve.gate import Gate
 from zifio.serve.guard import Guard
+from zifio.serve.messages_in import MessageCount, MessageRequest, ask_message, count_message
+from zifio.serve.messages_out import MessageAnswer
 from zifio.serve.metrics import Metrics
 from zifio.serve.model import Served
-from zifio.serve.refused import Refused
-from zifio.serve.request import Body, ChatRequest, CompletionRequest
+from zifio.serve.refused import Refused, form_of
+from zifio.serve.request import ChatRequest, CompletionRequest, Drawing
+from zifio.serve.responses_in import ResponseRequest, ask_response
+from zifio.serve.responses_out import ResponseAnswer
 from zifio.serve.settings import ServeConfig, Thinks
+from zifio.serve.thread import Fault
+from zifio.serve.worker import Ticket
 
-PREFIXES = ("/v1", "", "/beta", "/beta/v1")
+PAGE = Path(__file__).parent / "page"
+PREFIXES = ("/v1", "", "/beta", "/beta/v1", "/anthropic/v1", "/anthropic")
 """Where the routes are found; the first of them is in the OpenAPI page."""
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": about, "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -41,7 +50,12 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
         429: "Too many requests.", 500: "The engine failed.", 503: "The server is full.", 504: "It took too long.",
     }.items()
 }  # fmt: skip
-Make = Callable[[Served, Thinks], tuple[Any, list[Any]]]
+Ask = Callable[[Served, Any, ServeConfig, Thinks], list[Asked]]
+"""What a body asks of the engine. Raises Refused or ConfigError."""
+Write = Callable[[Served, Any, list[Asked], list[Ticket], ServeConfig], Writer]
+"""What writes the answer to it."""
+_T = TypeVar("_T")
+_SHORT = 4096  # bytes of a request that a thread would only delay
 
 
 class Server:
@@ -61,56 +75,81 @@ class Server:
         return found, "default" if alias is None else alias.thinking
 
     def listed(self) -> list[dict[str, Any]]:
-        """The models as OpenAI lists them."""
+        """The models as OpenAI lists them, and Anthropic."""
         names = [(name, name) for name in self.models]
         names += [(name, alias.model) for name in self.config.aliases if (alias := self.config.alias(name))]
         return [
             {"id": name, "object": "model", "created": self.models[of].created, "owned_by": "zifio"}
             | {"max_model_len": self.models[of].longest}
+            | {"type": "model", "display_name": name, "created_at": _moment(self.models[of].created)}
             for name, of in names
         ]
 
-    async def answer(self, body: Body, request: Request, make: Callable[..., Any]) -> Response:
+    async def answer(self, body: Drawing, request: Request, ask: Ask, write: Write) -> Response:
         """Ask the engine, and answer as it goes. Raises Refused."""
+        if body.temperature is None:
+            body.temperature = self.config.temperature
+        leave = self.gate.enter(self.gate.who(request.headers))
+        tickets: list[Ticket] = []
+        try:
+            served, thinking = self.find(body.model)
+            is_short = len(await request.body()) <= _SHORT and body.is_light()
+            asked = await _understood(is_short, ask, served, body, self.config, thinking)
+            for one in asked:
+                tickets.append(served.worker.ask(one.request, bool(body.stream)))
+            writer = write(served, body, asked, tickets, self.config)
+        except BaseException:
+            for ticket in tickets:
+                ticket.cancel()
+            leave()
+            raise
+        headers = {"x-zifio-warning": asked[0].warning} if asked[0].warning else {}
+        if self.config.log_requests:
+            say(f"{served.name}: asked {to_json(body.model_dump(exclude_none=True)).decode()}")
+        lines = self._timed(served.name, tickets, writer.stream() if body.stream else writer.whole())
+        return Answer(tickets, lines, writer.failed if body.stream else None, leave, headers, self.config.request_s)
+
+    async def count(self, body: MessageCount, request: Request) -> int:
+        """The tokens of a prompt. Raises Refused."""
         leave = self.gate.enter(self.gate.who(request.headers))
         try:
             served, thinking = self.find(body.model)
-            try:
-                asked = await asyncio.to_thread(make, served, thinking)
-            except (ConfigError, RecursionError) as error:
-                raise Refused(400, str(error) or "The request is too deep.") from None
-            every = asked if isinstance(asked, list) else [asked]
-            tickets = [served.worker.ask(one.request) for one in every]
-            if isinstance(body, ChatRequest):
-                out: Any = ChatAnswer(served, every[0], tickets[0], self.config, body.model)
-                out.has_logprobs = bool(body.logprobs)
-            else:
-                out = CompletionAnswer(served, body, every, tickets, self.config)  # type: ignore[arg-type]
-        except BaseException:
+            return await _understood(False, count_message, served, body, self.config, thinking)
+        finally:
             leave()
-            raise
-        headers = {"x-zifio-warning": every[0].warning} if every[0].warning else {}
-        if self.config.log_requests:
-            say(f"{served.name}: asked {to_json(body.model_dump(exclude_none=True)).decode()}")
-        lines = out.stream(body.wants_usage()) if body.stream else out.whole()
-        return Answer(tickets, self._timed(served.name, lines), bool(body.stream), leave, headers)
 
-    async def _timed(self, model: str, lines: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    def end(self) -> None:
+        """End all that is under way; everybody is told."""
+        for served in self.models.values():
+            served.worker.end(Fault(503, "shutting_down", "The server was told to end, and could wait no longer."))
+
+    async def _timed(
+        self, model: str, tickets: Sequence[Ticket], lines: AsyncGenerator[bytes, None]
+    ) -> AsyncIterator[bytes]:
         """The lines, with their times taken."""
-        begin, is_first, finish = time.monotonic(), True, "abort"
+        begin, is_first, fault = time.monotonic(), True, "abort"
         try:
             async with contextlib.aclosing(lines):
                 async for line in lines:
-                    if is_first and len(line) > 1 and not line.startswith(b":"):
+                    if is_first and line not in QUIET:
                         self.metrics.first_token(model, time.monotonic() - begin)
                         is_first = False
                     yield line
-            finish = "stop"
+            fault = ""
         except Refused:
-            finish = "error"
+            fault = "error"
             raise
         finally:
-            self.metrics.ended(model, finish, time.monotonic() - begin)
+            finishes = [finish for ticket in tickets for finish in ticket.finishes]
+            self.metrics.ended(model, [fault] if fault else finishes, time.monotonic() - begin)
+
+
+async def _understood(is_short: bool, read: Callable[..., _T], *given: Any) -> _T:
+    """What `read` makes of a request; others need not wait while schemas and books are read. Raises Refused."""
+    try:
+        return read(*given) if is_short else await asyncio.to_thread(read, *given)
+    except (ConfigError, RecursionError) as error:
+        raise Refused(400, str(error) or "The request is too deep.") from None
 
 
 def make_app(
@@ -126,6 +165,7 @@ def make_app(
             await asyncio.to_thread(served.worker.stop)
 
     app = FastAPI(title="zifio", lifespan=running, docs_url=None, redoc_url=None)
+    app.state.end = server.end
     app.add_middleware(Guard, config=config, alone=alone)  # type: ignore[arg-type]
     for kind in (Refused, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _explained)
@@ -142,6 +182,7 @@ def make_app(
     async def metrics() -> Response:
         return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    add_page(app, PAGE)
     return app
 
 
@@ -151,37 +192,52 @@ def _routes(server: Server) -> APIRouter:
     @router.post("/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         """The assistant's next message."""
-        return await server.answer(
-            body, request, lambda served, thinking: ask_chat(served, body, server.config, thinking)
-        )
+        return await server.answer(body, request, ask_chat, ChatAnswer)
 
     @router.post("/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """What follows a text."""
-        return await server.answer(body, request, lambda served, _: ask_completion(served, body, server.config))
+        return await server.answer(body, request, ask_completion, CompletionAnswer)
+
+    @router.post("/responses")
+    async def responses(body: ResponseRequest, request: Request) -> Response:
+        """The next response; nothing of it is kept."""
+        return await server.answer(body, request, ask_response, ResponseAnswer)
+
+    @router.post("/messages")
+    async def messages(body: MessageRequest, request: Request) -> Response:
+        """The next message."""
+        return await server.answer(body, request, ask_message, MessageAnswer)
+
+    @router.post("/messages/count_tokens")
+    async def count_tokens(body: MessageCount, request: Request) -> Response:
+        """How many tokens a prompt has."""
+        return AsciiJSON({"input_tokens": await server.count(body, request)})
 
     @router.get("/models")
     async def models(request: Request) -> Response:
         """The models there are."""
         server.gate.who(request.headers)
-        return _json({"object": "list", "data": server.listed()})
+        every = server.listed()
+        ends = {"first_id": every[0]["id"], "last_id": every[-1]["id"], "has_more": False}
+        return AsciiJSON({"object": "list", "data": every, **ends})
 
     @router.get("/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
         """One model."""
         server.gate.who(request.headers)
         server.find(name)
-        return _json(next(one for one in server.listed() if one["id"] == name))
+        return AsciiJSON(next(one for one in server.listed() if one["id"] == name))
 
     return router
 
 
-def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(to_json(value), status, headers, "application/json")
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
-async def _explained(_: Request, error: Exception) -> Response:
-    """Any refusal in OpenAI's form; what came is told short."""
+async def _explained(request: Request, error: Exception) -> Response:
+    """Any refusal in the form of its path; what came is told short."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"] if step != "body")
@@ -189,4 +245,4 @@ async def _explained(_: Request, error: Exception) -> Response:
     elif isinstance(error, HTTPException):
         error = Refused(error.status_code, str(error.detail))
     assert isinstance(error, Refused)
-    return _json(error.body(), error.status, error.headers())
+    return AsciiJSON(error.body(form_of(request.url.path)), error.status, error.headers())

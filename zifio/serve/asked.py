@@ -6,22 +6,22 @@ Try it alone: `pytest tests/serve/test_chat_api.py`
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from zifio.config import Sampling
 from zifio.engine.engine import Request
 from zifio.seed import stream_seed
 from zifio.serve.model import Served
-from zifio.serve.prompt import chat_prompt
+from zifio.serve.prompt import Prompt, chat_prompt
 from zifio.serve.refused import Refused
 from zifio.serve.reply import Voice
-from zifio.serve.request import Body, ChatRequest
+from zifio.serve.request import Body, ChatRequest, Drawing
 from zifio.serve.settings import ServeConfig, Thinks
 from zifio.serve.split import Phase
 from zifio.serve.steer import Steering
 
+_EVERY = 1 << 30  # as many tokens as no vocabulary has
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra")
 
 
@@ -31,31 +31,24 @@ class Asked:
 
     request: Request
     voices: list[Voice]
-    steering: Sequence[Steering] = ()
     warning: str = ""
-    n_prompt: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.n_prompt = len(self.request.prompt)
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt)
 
 
-def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: Thinks = "default") -> Asked:
+def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: Thinks = "default") -> list[Asked]:
     """A chat request; `thinking` is what the name of the model says. Raises Refused or ConfigError."""
     tokenizer = served.tokenizer
     tools, choice = _tools(body)
-    thinks = _thinks(body, thinking)
-    variables = {**(body.chat_template_kwargs or {})}
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    prompt = chat_prompt(
-        tokenizer, body.messages, [] if choice == "none" else tools, thinks, variables, config.strict_deepseek
-    )
-    tokens = tokenizer.encode(prompt.text)
+    tokens, prompt = chat_tokens(served, body, config, thinking)
     most = body.max_completion_tokens or body.max_tokens
     n_new = room(served, len(tokens), most, config)
     n = n_replies(body, config)
     grammar = _grammar(served, body, tools, choice)
-    steering = _steering(served, body, prompt.phase, _budget(served, body, config, n_new), grammar, n)
+    steering = _steering(served, body, prompt.phase, _budget(body, config, n_new), grammar, n)
     sampling = sampling_of(body, n_new)
     n_top = (body.top_logprobs or 0) if body.logprobs else 0
     request = Request(tokens, sampling, seeds(body, n), tuple(steering), n_top)
@@ -65,20 +58,36 @@ def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: T
         Voice(place, tokenizer.decode, tokenizer.eos_id, prompt.phase, body.stops(), has_tools, parallel)
         for place in range(n)
     ]
-    return Asked(request, voices, steering, prompt.warning)
+    return [Asked(request, voices, prompt.warning)]
+
+
+def chat_tokens(
+    served: Served, body: ChatRequest, config: ServeConfig, thinking: Thinks = "default"
+) -> tuple[list[int], Prompt]:
+    """The prompt of a chat. Raises Refused or ConfigError."""
+    tools, choice = _tools(body)
+    variables = {**(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    offered = [] if choice == "none" else tools
+    thinks = _thinks(body, thinking)
+    prompt = chat_prompt(served.tokenizer, body.messages, offered, thinks, variables, config.strict_deepseek)
+    return served.tokenizer.encode(prompt.text), prompt
 
 
 def room(served: Served, n_prompt: int, most: int | None, config: ServeConfig) -> int:
     """How many tokens a reply may have. Raises Refused, with the numbers, when they do not fit: nothing is cut."""
     left = served.longest - n_prompt
-    whose = "the model's context" if served.longest == served.context else "what the memory holds"
+    # The beginning is OpenAI's: clients tell by it that a conversation has become too long.
+    memory = "" if served.longest == served.context else ", as far as memory goes"
+    most_of_all = f"this model's maximum context length is {served.longest} tokens{memory}"
     if not n_prompt:
         raise Refused(400, "prompt: wanted at least one token, came none.", "prompt")
     if left < 1:
         raise Refused(
             400,
-            f"This prompt has {n_prompt} tokens and {whose} is {served.longest}, the reply included. Shorten it by "
-            f"{1 - left} tokens or more.",
+            f"{most_of_all.capitalize()}, the reply included, and this prompt has {n_prompt}. Shorten it by {1 - left} "
+            "tokens or more.",
             "messages",
             "context_length_exceeded",
         )
@@ -87,8 +96,8 @@ def room(served: Served, n_prompt: int, most: int | None, config: ServeConfig) -
     if most > left and not config.fit_max_tokens:
         raise Refused(
             400,
-            f"max_tokens={most} does not fit: the prompt has {n_prompt} tokens and {whose} is {served.longest}. Lower "
-            f"max_tokens to {left} or shorten the prompt.",
+            f"max_tokens={most} does not fit: {most_of_all} and this prompt has {n_prompt}. Lower max_tokens to {left} "
+            "or shorten the prompt.",
             "max_tokens",
             "context_length_exceeded",
         )
@@ -114,7 +123,7 @@ def sampling_of(body: Body, n_new: int, stop: tuple[str, ...] = ()) -> Sampling:
     """How replies are drawn."""
     given = {
         "temperature": body.temperature, "top_p": None if body.top_p is None else max(body.top_p, 1e-9),
-        "top_k": None if body.top_k is None else max(body.top_k, 0), "min_p": body.min_p,
+        "top_k": None if body.top_k is None else min(max(body.top_k, 0), _EVERY), "min_p": body.min_p,
         "repetition_penalty": body.repetition_penalty,
     }  # fmt: skip
     return Sampling(
@@ -122,7 +131,7 @@ def sampling_of(body: Body, n_new: int, stop: tuple[str, ...] = ()) -> Sampling:
     )
 
 
-def logit_bias(served: Served, body: Body) -> dict[int, float]:
+def logit_bias(served: Served, body: Drawing) -> dict[int, float]:
     """The biases by token."""
     for word in body.logit_bias or {}:
         if not word.isascii() or not word.isdecimal() or len(word) > 9 or int(word) >= served.n_vocab:
@@ -143,20 +152,14 @@ def _thinks(body: ChatRequest, thinking: Thinks) -> bool | None:
     return {"default": None, "enabled": True, "disabled": False}[thinking]
 
 
-def _budget(served: Served, body: ChatRequest, config: ServeConfig, n_new: int) -> int | None:
+def _budget(body: ChatRequest, config: ServeConfig, n_new: int) -> int | None:
     """Most tokens of thinking."""
     said = (
         body.thinking_budget, body.thinking_token_budget, body.thinking.budget_tokens if body.thinking else None
     )  # fmt: skip
     budget = min((n for n in said if n is not None), default=None)
     share = config.effort.get(body.reasoning_effort or "")
-    if budget is not None and served.thought is None:
-        raise Refused(
-            400, "thinking budget: wanted a model with a token that ends the thinking, came one without.", "thinking"
-        )
-    if budget is None and share is not None and served.thought is not None:
-        budget = max(1, int(share * n_new))
-    return budget
+    return max(1, int(share * n_new)) if budget is None and share is not None else budget
 
 
 def _tools(body: ChatRequest) -> tuple[list[dict[str, Any]], str]:
@@ -219,13 +222,12 @@ def _steering(
             served.tokenizer.eos_id,
             phase,
             served.think,
-            served.thought,
+            served.closing,
             budget,
-            None if grammar is None else served.grammars.matcher(grammar),
+            grammar,
             static,
             *penalties,
             body.stops(),
-            served.tokenizer.decode,
         )
         for _ in range(n)
     ]

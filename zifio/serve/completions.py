@@ -14,13 +14,14 @@ from typing import Any
 from zifio.engine.engine import Completion, Event, Request
 from zifio.engine.guide import Top
 from zifio.loopback import to_json
-from zifio.serve.answer import events
+from zifio.serve.answer import BLANK, KEEP_ALIVE, events, sent
 from zifio.serve.asked import Asked, logit_bias, n_replies, room, sampling_of, seeds
-from zifio.serve.chat import DONE, KEEP_ALIVE, usage
+from zifio.serve.chat import DONE, usage
 from zifio.serve.model import Served
+from zifio.serve.prompt import is_sound
 from zifio.serve.refused import Refused
 from zifio.serve.request import CompletionRequest
-from zifio.serve.settings import ServeConfig
+from zifio.serve.settings import ServeConfig, Thinks
 from zifio.serve.split import Stops
 from zifio.serve.steer import Steering
 from zifio.serve.text import TokenText
@@ -47,7 +48,7 @@ def prompts(served: Served, body: CompletionRequest) -> list[list[int]]:
     for prompt in given:
         if isinstance(prompt, str):
             text = _around_hole(served, prompt, body.suffix) if body.suffix else prompt
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not is_sound(text):
                 raise Refused(400, "prompt: wanted sound Unicode, came half of a surrogate pair.", "prompt")
             out.append(served.tokenizer.encode(text) or [served.tokenizer.bos_id])
         else:
@@ -65,7 +66,7 @@ def _around_hole(served: Served, prompt: str, suffix: str) -> str:
     raise Refused(400, "suffix: wanted a model with tokens for filling in, came one without.", "suffix")
 
 
-def ask_completion(served: Served, body: CompletionRequest, config: ServeConfig) -> list[Asked]:
+def ask_completion(served: Served, body: CompletionRequest, config: ServeConfig, _: Thinks) -> list[Asked]:
     """A request for each prompt."""
     n = n_replies(body, config)
     if body.best_of is not None and body.best_of != n:
@@ -88,7 +89,7 @@ def ask_completion(served: Served, body: CompletionRequest, config: ServeConfig)
         request = Request(
             tokens, sampling_of(body, n_new, body.stops()), seeds(body, n), tuple(steering), body.logprobs or 0, scores
         )
-        asked.append(Asked(request, [], steering))
+        asked.append(Asked(request, []))
     return asked
 
 
@@ -113,17 +114,18 @@ class Plain:
         self._held.append(event)
         if self._asked.request.score_prompt and done is None:
             return "", None  # the prompt's log-probs come with the end
-        text = ""
+        text, end = "", self._served.tokenizer.eos_id
         if not self._is_begun and self._body.echo:
             text += self._echo(done, told)
         self._is_begun = True
         for one in self._held if not self.is_dry else ():
             self.n_tokens += len(one.tokens)
             tops = one.tops or [[] for _ in one.tokens]
-            for token, logp, likeliest in zip(one.tokens, one.logps, tops, strict=True):
-                if token != self._served.tokenizer.eos_id:
-                    self._tell(told, token, logp, likeliest)
-                    text += self._stops.feed(self._text.feed(token))
+            drawn = [new for new in zip(one.tokens, one.logps, tops, strict=True) if new[0] != end]
+            if self._body.logprobs is not None:
+                for new in drawn:
+                    self._tell(told, *new)
+            text += self._stops.feed(self._text.feed(*(token for token, _, _ in drawn))) if drawn else ""
         self._held.clear()
         if done is not None:
             if not self.is_dry:
@@ -158,7 +160,7 @@ class CompletionAnswer:
     def __init__(
         self, served: Served, body: CompletionRequest, asked: list[Asked], tickets: list[Ticket], config: ServeConfig
     ) -> None:
-        self.asked, self.tickets, self.config = asked, tickets, config
+        self.body, self.asked, self.tickets, self.config = body, asked, tickets, config
         self.plains = [[Plain(served, body, one) for _ in one.request.seeds] for one in asked]
         self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         self._head |= {"object": "text_completion", "system_fingerprint": "zifio"}
@@ -168,7 +170,7 @@ class CompletionAnswer:
         choices: dict[int, dict[str, Any]] = {}
         async for item in self._news():
             if item is None:
-                yield b"\n"
+                yield BLANK
                 continue
             index, text, told, finish = item
             one = choices.setdefault(index, _choice(index, "", None, None))
@@ -178,16 +180,20 @@ class CompletionAnswer:
                 one["logprobs"] = told if one["logprobs"] is None else _joined(one["logprobs"], told)
         yield to_json({**self._head, "choices": [choices[index] for index in sorted(choices)], "usage": self.usage()})
 
-    async def stream(self, with_usage: bool) -> AsyncGenerator[bytes, None]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """Chunks as server-sent events; of several prompts one after the other."""
         async for item in self._news():
             if item is None:
                 yield KEEP_ALIVE
             elif item[1] or item[3] or (item[2] and item[2]["tokens"]):
-                yield b"data: " + to_json({**self._head, "choices": [_choice(*item)]}) + b"\n\n"
-        if with_usage:
-            yield b"data: " + to_json({**self._head, "choices": [], "usage": self.usage()}) + b"\n\n"
+                yield sent({**self._head, "choices": [_choice(*item)]})
+        if self.body.wants_usage():
+            yield sent({**self._head, "choices": [], "usage": self.usage()})
         yield DONE
+
+    def failed(self, refused: Refused) -> bytes:
+        """An error instead of a chunk."""
+        return sent(refused.body())
 
     def usage(self) -> dict[str, Any]:
         """What it took."""

@@ -39,7 +39,11 @@ class Gate:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         name = next((name for known, name in self._names.items() if hmac.compare_digest(known, digest)), None)
         if name is None:
-            raise Refused(401, "Wanted an API key that this server knows: Authorization: Bearer KEY.", code="wrong_key")
+            raise Refused(
+                401,
+                "Wanted an API key that this server knows: Authorization: Bearer KEY, or x-api-key: KEY.",
+                code="wrong_key",
+            )
         return name
 
     def enter(self, name: str) -> Callable[[], None]:

@@ -8,7 +8,7 @@ Try it alone: `pytest tests/serve/test_grammar.py`
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from zifio.data.template import ChatTokenizer
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How JSON is spaced. Free spacing lets a small model write blanks for ever."""
 _TEXT = r"TEXT: /(.|\n)*/"
+_MOST_CALLS = 8
+"""Of one reply. A small model that must call, and may call again, does so until it is cut off."""
 
 
 class _Vocabulary:
@@ -46,34 +48,43 @@ class Grammars:
 
     def json(self, schema: dict[str, Any]) -> str:
         """The grammar of JSON values that a schema allows. Raises ConfigError where it cannot be kept to."""
-        try:
-            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=dict(_COMPACT))  # type: ignore
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"schema: wanted a JSON schema, came: {error}. Mend it.") from None
-        return self._checked(grammar)
+        written = _dumped(schema)
+        return self._checked(
+            lambda: LLMatcher.grammar_from_json_schema(written, overrides=dict(_COMPACT))  # type: ignore
+        )
 
     def calls(self, tools: Sequence[dict[str, Any]], *, is_forced: bool, parallel: bool) -> str:
         """The grammar of replies whose calls fit the tools; `is_forced`: of nothing but calls."""
         opener, closer = self._wrapping()
         each = " | ".join(f"call_{place}" for place in range(len(tools)))
-        rules = [f"calls: {opener} ({each}) {f'({self._between()} ({each}))*' if parallel else ''} {closer}"]
+        more = f"({self._between()} ({each})){{0,{_MOST_CALLS - 1}}}"
+        rules = [f"calls: {opener} ({each}) {more if parallel else ''} {closer}"]
         for place, tool in enumerate(tools):
             schema = {**(tool.get("parameters") or {"type": "object"}), "x-guidance": _COMPACT}
             before, after = self._around(tool["name"])
             rules.append(f"call_{place}: {before} arguments_{place} {after}")
-            rules.append(f"arguments_{place}: %json {json.dumps(schema)}")
+            rules.append(f"arguments_{place}: %json {_dumped(schema)}")
         start = "start: calls" if is_forced else "start: TEXT (calls)?"
         text = [] if is_forced else [_TEXT]
-        return self._checked(LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *text, *rules])))
+        return self._checked(lambda: LLMatcher.grammar_from_lark("\n".join(["%llguidance {}", start, *text, *rules])))
 
     def matcher(self, grammar: str) -> Matcher:
         """What follows a reply through a grammar."""
         return Matcher(LLMatcher(self._known, grammar, log_level=0), self._known.vocab_size)
 
-    def _checked(self, grammar: str) -> str:
-        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._known)
+    def _checked(self, make: Callable[[], str]) -> str:
+        try:
+            grammar = make()
+            is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, self._known)
+            if not is_wrong:  # some break down only when they are asked
+                first = self.matcher(grammar)
+                first.allowed()
+                is_wrong, messages = bool(first.fault), [first.fault]
+        except BaseException as error:
+            is_wrong, messages, grammar = True, [_broken(error)], ""
         if is_wrong:
-            raise ConfigError(f"schema: wanted one that can be kept to, came: {messages[0].splitlines()[0]}. Mend it.")
+            told = messages[0].splitlines()[0][:300]
+            raise ConfigError(f"schema: wanted one that can be kept to, came: {told}. Mend it.")
         return grammar
 
     def _mark(self, token: str) -> str:
@@ -108,19 +119,40 @@ class Matcher:
     """One reply's way through a grammar."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
-        self._matcher, self._n_vocab = matcher, n_vocab
+        self._matcher, self._n_vocab, self._panic = matcher, n_vocab, ""
         self._bits = np.zeros((n_vocab + 31) // 32, np.uint32)
 
     @property
     def fault(self) -> str:
         """Why it cannot go on, if it cannot."""
-        return self._matcher.get_error().splitlines()[0] if self._matcher.is_error() else ""
+        return self._panic or (self._matcher.get_error().splitlines()[0] if self._matcher.is_error() else "")
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come now, bool [V]."""
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        try:
+            self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        except BaseException as error:
+            self._panic = _broken(error)
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._n_vocab].astype(np.bool_)
 
     def take(self, token: int) -> bool:
         """A token came. Whether the grammar allows it."""
-        return self._matcher.consume_token(token)
+        try:
+            return self._matcher.consume_token(token)
+        except BaseException as error:
+            self._panic = _broken(error)
+            return False
+
+
+def _broken(error: BaseException) -> str:
+    """What llguidance tripped over; of its panics Python makes what is no `Exception`."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return str(error) or "it is too deep"
+
+
+def _dumped(schema: dict[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except RecursionError:
+        raise ConfigError("schema: wanted one that ends, came one that is too deep. Mend it.") from None

@@ -6,12 +6,11 @@ Try it alone: `pytest tests/serve/test_limits.py`
 from __future__ import annotations
 
 import asyncio
-import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from zifio.loopback import LOOPBACK_NAME, to_json
-from zifio.serve.refused import Refused
+from zifio.loopback import LOOPBACK_NAME, AsciiJSON, closed
+from zifio.serve.refused import Refused, form_of
 from zifio.serve.settings import ServeConfig
 
 
@@ -27,13 +26,15 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = closed(send)
         try:
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             if self._alone and not LOOPBACK_NAME.fullmatch(headers.get(b"host", "")):
                 raise Refused(403, "This server answers to localhost only.")
             body = await self._body(headers.get(b"content-length", ""), receive)
         except Refused as refused:
-            await _refuse(refused, send)
+            headers = {"connection": "close", **refused.headers()}
+            await AsciiJSON(refused.body(form_of(scope["path"])), refused.status, headers)(scope, receive, send)
             return
         if body is None:
             return
@@ -50,26 +51,20 @@ class Guard:
 
     async def _body(self, length: str, receive: Receive) -> bytes | None:
         """The body; None where the client left before it was whole."""
-        most, end = self._config.max_body_bytes, time.monotonic() + self._config.body_s
+        most = self._config.max_body_bytes
         if length.isdecimal() and int(length[:20]) > most:
             raise Refused(413, f"Wanted a request of at most {most} bytes, came {length[:20]}.")
         body = bytearray()
-        while True:
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
-            except TimeoutError:
-                raise Refused(408, f"Wanted the whole request within {self._config.body_s:g} s.") from None
-            if message["type"] == "http.disconnect":
-                return None
-            body += message.get("body", b"")
-            if len(body) > most:
-                raise Refused(413, f"Wanted a request of at most {most} bytes.")
-            if not message.get("more_body"):
-                return bytes(body)
-
-
-async def _refuse(refused: Refused, send: Send) -> None:
-    named = {"content-type": "application/json", "connection": "close", **refused.headers()}
-    headers = [(name.lower().encode(), value.encode()) for name, value in named.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": to_json(refused.body())})
+        try:
+            async with asyncio.timeout(self._config.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    body += message.get("body", b"")
+                    if len(body) > most:
+                        raise Refused(413, f"Wanted a request of at most {most} bytes.")
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError:
+            raise Refused(408, f"Wanted the whole request within {self._config.body_s:g} s.") from None

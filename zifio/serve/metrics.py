@@ -42,7 +42,7 @@ class _Engines(Collector):
             name: CounterMetricFamily(f"zifio:{name}", about, labels=["model_name"]) for name, about in counters.items()
         }
         for model, served in self._models.items():
-            stats, load = served.worker.engine.stats, served.worker.load()
+            load, stats = served.worker.state
             values = {
                 "num_requests_running": load.n_running, "num_requests_waiting": load.n_waiting,
                 "kv_cache_usage_perc": load.cache_used, "prompt_tokens": stats.prefill_tokens,
@@ -62,7 +62,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_Engines(models))
         self._success = Counter(
-            "zifio:request_success", "Requests answered, by how they ended.", ["model_name", "finished_reason"],
+            "zifio:request_success", "Replies by how they ended.", ["model_name", "finished_reason"],
             registry=self._registry,
         )  # fmt: skip
         self._first = self._histogram("time_to_first_token_seconds", "From the request to its first token.")
@@ -75,9 +75,10 @@ class Metrics:
         """A request has its first token."""
         self._first.labels(model).observe(seconds)
 
-    def ended(self, model: str, finish: str, seconds: float) -> None:
-        """A request has ended."""
-        self._success.labels(model, finish).inc()
+    def ended(self, model: str, finishes: Iterable[str], seconds: float) -> None:
+        """A request has ended, its replies in these ways."""
+        for finish in finishes:
+            self._success.labels(model, finish).inc()
         self._whole.labels(model).observe(seconds)
 
     def text(self) -> bytes:

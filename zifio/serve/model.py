@@ -1,4 +1,4 @@
-"""A model that is served: its tokenizer, its engine's thread, and what replies of it look like.
+"""A model that is served: its tokenizer, its engine, and what replies of it look like.
 
 Try it alone: `pytest tests/serve/test_chat_api.py`
 """
@@ -6,16 +6,22 @@ Try it alone: `pytest tests/serve/test_chat_api.py`
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zifio.config import ConfigError
 from zifio.data.spelling import token_bytes
+from zifio.data.template import ChatTokenizer
+from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Engine
-from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.policy import LocalPolicy
 from zifio.models.device import Device
-from zifio.serve.worker import Worker
+from zifio.models.hub import resolve
+from zifio.serve.process import EngineProcess
+from zifio.serve.thread import EngineThread, Tell
+from zifio.serve.worker import Far, Worker
 from zifio.tasks.form import THINK, THOUGHT
 
 if TYPE_CHECKING:
@@ -25,17 +31,30 @@ if TYPE_CHECKING:
 class Served:
     """One model under its name."""
 
-    def __init__(self, name: str, policy: LocalPolicy) -> None:
-        self.name, self.policy, self.tokenizer = name, policy, policy.tokenizer
+    def __init__(self, name: str, tokenizer: ChatTokenizer, start: Callable[[Tell], Far]) -> None:
+        self.name, self.tokenizer = name, tokenizer
         self.created = int(time.time())
-        self.context = policy.model.config.max_position_embeddings
-        self.n_vocab = policy.model.config.vocab_size or 0
-        self.longest = self.context
+        self.worker = Worker(start)
+        find = tokenizer.tokenizer.token_to_id
+        thought = find(THOUGHT)
+        self.think: int | None = find(THINK) if thought is not None else None
+        self.closing = (thought,) if thought is not None and self.think is not None else _spelled(tokenizer, THOUGHT)
+        """The tokens that close the thinking; none where the vocabulary cannot spell it, and no model of it thinks."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model was made for."""
+        return self.worker.far.about.context
+
+    @property
+    def longest(self) -> int:
         """Most tokens of a prompt with its reply."""
-        self.worker = Worker(self._make, name)
-        find = self.tokenizer.tokenizer.token_to_id
-        self.think: int | None = find(THINK) if find(THOUGHT) is not None else None
-        self.thought: int | None = find(THOUGHT) if self.think is not None else None
+        return self.worker.far.about.longest
+
+    @property
+    def n_vocab(self) -> int:
+        """Rows of the logits."""
+        return self.worker.far.about.n_vocab
 
     @cached_property
     def spelled(self) -> list[bytes]:
@@ -49,13 +68,23 @@ class Served:
 
         return Grammars(self.tokenizer)
 
-    def _make(self) -> Engine:
-        old = self.policy.engine
-        engine = Engine(old.model, old.eos_ids, old.max_rows, old.settings, self.tokenizer.decode, old.precision)
-        self.longest = engine.reserve(engine.max_rows, self.context)
-        return engine
+
+def _spelled(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text))
+    except ConfigError:
+        return ()
+
+
+def here(name: str, policy: LocalPolicy) -> Served:
+    """A model whose engine is a thread of this process."""
+    return Served(name, policy.tokenizer, lambda tell: EngineThread(policy, name, tell))
 
 
 def load(name: str, folder: str | Path, settings: EngineConfig, device: Device = "cpu") -> Served:
-    """The model of a folder, a GGUF file or a name at the hub. Raises what `load_policy` raises."""
-    return Served(name, load_policy(folder, settings=settings, device=device, precision="bf16"))
+    """The model of a folder, a GGUF file or a name at the hub, its engine in a process of its own.
+
+    Raises what `load_policy` raises.
+    """
+    folder = resolve(folder)
+    return Served(name, load_tokenizer(folder), lambda tell: EngineProcess(name, folder, settings, device, tell))

@@ -61,8 +61,9 @@ def chat_prompt(
         return tokenizer.render(shown, generation_prompt=True, tools=tools, variables=every)
 
     text = rendered()
-    has_switch = thinks is not None and text != rendered(enable_thinking=not thinks, thinking=not thinks)
-    opening, phase = _opening(text, thinks if has_tags and not has_switch else None)
+    asks = has_tags and thinks is not None
+    has_switch = asks and text != rendered(enable_thinking=not thinks, thinking=not thinks)
+    opening, phase = _opening(text, thinks if asks and not has_switch else None)
     if prefix is not None:
         said, phase = _continued(prefix, phase, has_tags)
         opening += said
@@ -110,7 +111,7 @@ def _message(message: Mapping[str, Any], place: int) -> Message:
     if role == "tool" and isinstance(message.get("tool_call_id"), str):
         out["tool_call_id"] = message["tool_call_id"]
     for text in (out["content"], out.get(THINKING_KEYS[0], "")):
-        if not _is_sound(text):
+        if not is_sound(text):
             raise ConfigError(f"{where}: wanted text, came half of a surrogate pair. Send sound Unicode.")
     return out
 
@@ -139,7 +140,7 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise ConfigError(f"{where}: wanted calls of functions with a name, came {str(call)[:80]}. Mend them.")
         arguments = function.get("arguments") or "{}"
         arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        if not (_is_sound(arguments) and _is_sound(function["name"])):
+        if not (is_sound(arguments) and is_sound(function["name"])):
             raise ConfigError(f"{where}: wanted text, came half of a surrogate pair. Send sound Unicode.")
         out.append(
             {"id": str(call.get("id") or ""), "type": "function"}
@@ -148,8 +149,13 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return out
 
 
-def _is_sound(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+def is_sound(text: str) -> bool:
+    """Whether no half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _n_before_turn(messages: Sequence[Message]) -> int:

@@ -11,28 +11,42 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0)]
+_WITH_SCHEMAS = ("tools", "response_format", "text")  # fields; which of them a request has depends on its kind
 Count = Annotated[int, Field(ge=1)]
 
 
-class Body(BaseModel):
-    """What both kinds of requests have."""
+class Drawing(BaseModel):
+    """What all requests have: a model, and how it draws."""
 
     model_config = ConfigDict(allow_inf_nan=False, protected_namespaces=())
 
     model: str
-    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = None
+
+    def drawing(self) -> dict[str, Any]:
+        """These fields alone."""
+        return self.model_dump(include=set(Drawing.model_fields))
+
+    def is_light(self) -> bool:
+        """Whether it is understood in no time, if it is short: without schemas."""
+        return not any(getattr(self, name, None) for name in _WITH_SCHEMAS)
+
+
+class Body(Drawing):
+    """What OpenAI's completions have, of chats and of texts."""
+
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     n: Count | None = None
-    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
 
     def stops(self) -> tuple[str, ...]:

@@ -62,10 +62,14 @@ class ServeConfig(Config):
     """How long requests may go on when the server is told to end."""
     max_tokens: NonNegativeInt = 0
     """Longest reply where the request does not say; 0 means what the context has room for."""
+    temperature: NonNegativeFloat = 1.0
+    """How freely replies are drawn where the request does not say."""
     fit_max_tokens: bool = False
     """True: a `max_tokens` beyond the context means up to its end. False: it is refused, with the numbers."""
     reasoning_field: Literal["reasoning_content", "reasoning", "both"] = "reasoning_content"
     """What the thinking is called in answers: DeepSeek's name, vLLM's, or both. Requests may use either."""
+    reasoning_events: Literal["reasoning_text", "reasoning"] = "reasoning_text"
+    """What streams of /v1/responses call the thinking: OpenAI's name, or that of the Open Responses specification."""
     strict_deepseek: bool = False
     """Whether to refuse what DeepSeek refuses: tool calls whose thinking is not passed back."""
     effort: dict[str, float] = {"minimal": 0.1, "low": 0.25, "medium": 0.5}
@@ -73,7 +77,7 @@ class ServeConfig(Config):
     engine: EngineConfig = EngineConfig(max_rows=64)
     """What the engine of each model may spend."""
     log_requests: bool = False
-    """Whether to write prompts and replies to the log. Keys are never written."""
+    """Whether to write requests, prompts and all, to the log. Keys are never written."""
     port: int = Field(default=8000, ge=0, le=65535)
 
     def alias(self, name: str) -> Alias | None:

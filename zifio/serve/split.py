@@ -54,9 +54,9 @@ class Splitter:
         return self._thinking.phase
 
     @property
-    def is_stopped(self) -> bool:
-        """Whether a stop string has come; no text follows it."""
-        return self._stops.found is not None
+    def stop(self) -> str | None:
+        """The stop string that has come; no text follows it."""
+        return self._stops.found
 
     def feed(self, text: str) -> list[Piece | CallPiece]:
         """What is certain with this text."""

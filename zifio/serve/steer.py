@@ -6,6 +6,7 @@ Try it alone: `pytest tests/serve/test_chat_api.py -k "thinking or biases"`
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from zifio.engine.stops import TextOf, find_stop
 from zifio.serve.split import Phase
+from zifio.tasks.form import THINK, THOUGHT
 
 if TYPE_CHECKING:
     from zifio.serve.grammar import Matcher
@@ -29,12 +31,12 @@ class Steering:
     phase: Phase
     """What the prompt has begun already."""
     think: int | None = None
-    """The token that opens the thinking, where there is one; without it all is content."""
-    thought: int | None = None
-    """The token that closes it."""
+    """The token that opens the thinking, where there is one. Without it the marks are found in the text."""
+    thought: tuple[int, ...] = ()
+    """The tokens that close it."""
     budget: int | None = None
     """Most tokens of thinking; then it is closed."""
-    matcher: Matcher | None = None
+    grammar: str | None = None
     """What the content must be like."""
     static: dict[int, float] = field(default_factory=dict)
     """What is added to the logits of some tokens."""
@@ -43,22 +45,30 @@ class Steering:
     """Taken from the logits of tokens that the reply has, once, and for each time (OpenAI's penalties)."""
     stops: tuple[str, ...] = ()
     """Hold for the content."""
-    text_of: TextOf | None = None
     fault: str = ""
     """Why the content is not what it had to be, if it is not."""
+    matcher: Matcher | None = None
+    text_of: TextOf | None = None
     _n_thought: int = 0
     _seen: Counter[int] = field(default_factory=Counter)
     _content: list[int] = field(default_factory=list)
+    _thinking: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.think is None and self.phase == "start":
+        if self.think is None and self.phase == "start" and self.budget is None:
             self.phase = "content"
+
+    def equip(self, matcher_of: Callable[[str], Matcher], text_of: TextOf) -> None:
+        """Give it what it works with where the engine is; until then it is data, and may travel."""
+        self.matcher = None if self.grammar is None else matcher_of(self.grammar)
+        self.text_of = text_of
 
     def bias(self) -> np.ndarray | None:
         """What is added to the next token's logits."""
         if self.phase == "thinking" and self.budget is not None and self._n_thought >= self.budget:
-            assert self.thought is not None
-            return self._only([self.thought])
+            closing = self.thought[self._n_thought - self.budget :]
+            if closing:
+                return self._only([closing[0]])
         if not self.static and self.matcher is None and not (self._seen and (self.presence or self.frequency)):
             return None
         bias = np.zeros(self.n_vocab, np.float32)
@@ -76,14 +86,14 @@ class Steering:
         self._seen[token] += 1
         if self.phase == "thinking":
             self._n_thought += 1
-            if token == self.thought:
+            if self._closes(token):
                 self.phase = "content"
             return ""
         if self.phase == "start":
             if token == self.think:
                 self.phase = "thinking"
                 return ""
-            if self.matcher is None and self.text_of is not None and not self.text_of([token]).strip():
+            if self.matcher is None and self.text_of is not None and self._is_undecided(token, self.text_of):
                 return ""
             self.phase = "content"
         if self.matcher is not None and not self.matcher.take(token):
@@ -93,6 +103,26 @@ class Steering:
         if self.stops and self.text_of is not None and (found := find_stop(self._content, self.stops, self.text_of)):
             return f"stop string {found[1]!r}"
         return ""
+
+    def _is_undecided(self, token: int, text_of: TextOf) -> bool:
+        """Whether thinking may still begin behind this token, or has by its text."""
+        if self.think is not None:
+            return not text_of([token]).strip()
+        head = text_of([*self._content, token]).lstrip()
+        if head.startswith(THINK):
+            self.phase, self._content = "thinking", []
+        elif THINK.startswith(head):
+            self._content.append(token)
+        else:
+            return False
+        return True
+
+    def _closes(self, token: int) -> bool:
+        """Whether the thinking ends with this token."""
+        if self.think is not None or self.text_of is None:
+            return token in self.thought
+        self._thinking.append(token)
+        return find_stop(self._thinking, (THOUGHT,), self.text_of) is not None
 
     def _restrict(self, bias: np.ndarray, matcher: Matcher) -> None:
         if self.phase == "thinking":

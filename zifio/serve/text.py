@@ -18,9 +18,9 @@ class TokenText:
         self._known: list[int] = []  # tokens before the pending ones, as some decoders look back one piece
         self._pending: list[int] = []
 
-    def feed(self, token: int) -> str:
-        """What this token makes certain."""
-        self._pending.append(token)
+    def feed(self, *tokens: int) -> str:
+        """What these tokens make certain."""
+        self._pending.extend(tokens)
         text = self._text_of(self._known + self._pending)
         if text.endswith(_BROKEN):
             return ""

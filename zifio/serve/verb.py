@@ -1,4 +1,4 @@
-"""`zifio serve MODEL...`: models behind OpenAI's and DeepSeek's interface, until Ctrl-C or SIGTERM.
+"""`zifio serve MODEL...`: models behind OpenAI's, DeepSeek's and Anthropic's interfaces, until Ctrl-C or SIGTERM.
 
 zifio serve runs/quickstart/r1/model
 zifio serve runs/quickstart/base/model runs/quickstart/r1/model aliases.deepseek-chat=r1
@@ -7,14 +7,16 @@ zifio serve --config serve.toml --host 0.0.0.0        # keys from ZIFIO_API_KEY
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zifio.config import ConfigError, build, override, read_toml
 from zifio.log import say
-from zifio.loopback import is_loopback, listen, serve_until_stopped
-from zifio.models.hub import resolve
+from zifio.loopback import is_loopback, listen
 from zifio.serve.settings import ServeConfig, read_keys
 
 if TYPE_CHECKING:
@@ -37,18 +39,24 @@ def serve(
     keys, alone = read_keys(settings), is_loopback(host)
     _check(settings, folders, bool(keys), host)
     from zifio.serve.app import make_app
+    from zifio.serve.connection import Server
     from zifio.serve.model import load
+    from zifio.serve.process import settle
 
+    if threading.current_thread() is threading.main_thread():  # before there is a server to end in order
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     listening, address = listen(host, settings.port if port is None else port)
     with listening:
         models = {}
         for name, folder in folders.items():
-            models[name] = load(name, resolve(folder), settings.engine, device)
+            models[name] = load(name, folder, settings.engine, device)
             say(f"{name}: {folder}, up to {models[name].longest} tokens")
         say(f"serving: {address}/v1")
         if not alone:
             say("The connection is not encrypted. Put a server with TLS before it where the network is not yours.")
-        serve_until_stopped(make_app(models, settings, keys, alone), listening, settings.drain_s)
+        app = make_app(models, settings, keys, alone)
+        settle()
+        Server(app, settings.drain_s, app.state.end).run(sockets=[listening])
 
 
 def _named(folders: Sequence[str]) -> dict[str, str]:

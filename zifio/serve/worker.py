@@ -1,139 +1,131 @@
-"""One engine in a thread of its own, and the way there and back for an event loop.
+"""The event loop's end of an engine: requests as tickets, and what becomes of them.
 
-The thread does nothing but steps; requests and cancellations reach it through a queue, and what a step did goes to the
-loop in one call. When a step fails, everybody who was under way is told so, and the next request gets a new engine.
+The engine itself runs in a thread (`serve/thread.py`) or in a process (`serve/process.py`).
 
-Try it alone: `pytest tests/serve/test_disconnect.py`
+Try it alone: `pytest tests/serve/test_worker.py`
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
+import contextlib
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Protocol
 
-from zifio.engine.engine import Engine, Event, Load, Request
-from zifio.log import say
+from zifio.engine.engine import Load, Request
+from zifio.engine.scheduler import Stats
+from zifio.serve.thread import EVERYBODY, About, Fault, News, Note, State, Tell
 
 
-class Note(NamedTuple):
-    """What became of one of a request's replies, or with a fault of all of them."""
+class Far(Protocol):
+    """What an engine is to those who ask. All of it may be called from any thread, and returns at once but `stop`."""
 
-    place: int
-    event: Event | None
-    fault: str = ""
+    @property
+    def about(self) -> About:
+        """What must be known to ask."""
+        ...
+
+    def ask(self, key: int, request: Request, is_stream: bool) -> None:
+        """Queue a request under a number; its news are told under that."""
+        ...
+
+    def cancel(self, key: int) -> None:
+        """Take a request out; nothing more is told of it."""
+        ...
+
+    def stop(self) -> None:
+        """End; what is under way stays unanswered."""
+        ...
 
 
 class Ticket:
-    """A request in the engine, as the event loop holds it. `notes` has its news."""
+    """A request in the engine, as the event loop holds it."""
 
-    def __init__(self, worker: Worker, request: Request) -> None:
-        self.request, self.notes = request, asyncio.Queue[Note]()
-        self.loop = asyncio.get_running_loop()
-        self.ids: list[int] = []  # the thread's
-        self.is_over = False
+    def __init__(self, worker: Worker, key: int, request: Request) -> None:
+        self.key, self.request = key, request
+        self.left = len(request.seeds)
+        """Replies that have not ended."""
+        self.finishes: list[str] = []
+        """How those ended that have."""
         self._worker = worker
+        self._notes: dict[int, Note] = {}  # what nobody has taken yet; while a client is slow they grow into one
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def notes(self, patience_s: float) -> list[Note]:
+        """What is new; nothing where that takes longer than so many seconds."""
+        if not self._notes:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(max(patience_s, 0), self._wake)
+            try:  # not by `asyncio.wait_for`, which before Python 3.12 may swallow that we are cancelled
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        notes, self._notes = list(self._notes.values()), {}
+        return notes
+
+    def hear(self, note: Note) -> None:
+        """Take something new."""
+        before = self._notes.get(note.place)
+        self._notes[note.place] = note if before is None else before.merged(note)
+        if note.event is not None and note.event.completion is not None:
+            self.left -= 1
+            self.finishes.append(note.event.completion.finish)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def cancel(self) -> None:
-        """Take it out of the engine, from any thread, at any time."""
-        self.is_over = True
-        self._worker.put(lambda: self._worker.drop(self))
+        """Take it out of the engine."""
+        self._worker.drop(self)
 
 
 class Worker:
-    """An engine and its thread."""
+    """An engine, as an event loop asks it."""
 
-    def __init__(self, make: Callable[[], Engine], name: str) -> None:
-        self._make, self.engine = make, make()
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._where: dict[int, tuple[Ticket, int]] = {}
-        self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
-        self._thread.start()
+    def __init__(self, start: Callable[[Tell], Far]) -> None:
+        self.state = State(Load(0, 0, 0.0), Stats())
+        """As the engine last told it."""
+        self._tickets: dict[int, Ticket] = {}
+        self._keys = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.far = start(self._tell)
 
-    def ask(self, request: Request) -> Ticket:
-        """Queue a request; to be called from an event loop."""
-        ticket = Ticket(self, request)
-        self.put(lambda: self._take(ticket))
+    def ask(self, request: Request, is_stream: bool = True) -> Ticket:
+        """Queue a request, from the event loop; its tokens are told as they come, or all together."""
+        self._loop = asyncio.get_running_loop()
+        ticket = Ticket(self, next(self._keys), request)
+        self._tickets[ticket.key] = ticket
+        self.far.ask(ticket.key, request, is_stream)
         return ticket
 
-    def load(self) -> Load:
-        """How busy the engine is."""
-        return self.engine.load()
+    def drop(self, ticket: Ticket) -> None:
+        """Forget a request; where it is under way it is taken out of the engine."""
+        if self._tickets.pop(ticket.key, None) is not None and ticket.left:
+            self.far.cancel(ticket.key)
+
+    def end(self, fault: Fault) -> None:
+        """End all that is under way, from the event loop; everybody is told why."""
+        self._deliver([(EVERYBODY, Note(0, None, fault))])
 
     def stop(self) -> None:
-        """End the thread; what is under way stays unanswered."""
-        self._jobs.put(None)
-        self._thread.join(timeout=30)
+        """End the engine; what is under way stays unanswered."""
+        self.far.stop()
 
-    def put(self, job: Callable[[], None]) -> None:
-        """Have the thread do something between two steps."""
-        self._jobs.put(job)
+    def _tell(self, news: News, state: State | None) -> None:
+        self.state = state or self.state
+        loop = self._loop
+        if news and loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._deliver, news)
 
-    def drop(self, ticket: Ticket) -> None:
-        """In the thread: cancel what is left of a request."""
-        for id in ticket.ids:
-            if self._where.pop(id, None) is not None:
-                self.engine.cancel(id)
-
-    def _take(self, ticket: Ticket) -> None:
-        if ticket.is_over:
-            return
-        try:
-            ticket.ids = self.engine.submit(ticket.request)
-        except Exception:  # whoever asked is told with the others, by `_fail`
-            self._where[-1] = (ticket, 0)
-            raise
-        self._where.update((id, (ticket, place)) for place, id in enumerate(ticket.ids))
-
-    def _run(self) -> None:
-        while True:
-            try:
-                if not self._heed():
-                    return
-                self._tell(self.engine.step())
-            except Exception as error:  # the boundary: a guide or the memory failed; the server goes on
-                self._fail(f"the engine failed: {type(error).__name__}")
-
-    def _heed(self) -> bool:
-        """Do what has been asked for, and wait for something when there is nothing to compute. Whether to go on."""
-        while True:
-            try:
-                job = self._jobs.get(block=not self.engine.has_work)
-            except queue.Empty:
-                return True
-            if job is None:
-                return False
-            job()
-
-    def _tell(self, events: list[Event]) -> None:
-        told: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Note]]] = {}
-        for event in events:
-            known = self._where.get(event.id)
-            if known is not None:
-                ticket, place = known
-                told.setdefault(ticket.loop, []).append((ticket, Note(place, event)))
-                if event.completion is not None:
-                    del self._where[event.id]
-        self._send(told)
-
-    def _fail(self, fault: str) -> None:
-        say(f"{self._thread.name}: {fault}; it starts anew")
-        told: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Note]]] = {}
-        for ticket, place in self._where.values():
-            told.setdefault(ticket.loop, []).append((ticket, Note(place, None, fault)))
-        self._where.clear()
-        self.engine = self._make()
-        self._send(told)
-
-    @staticmethod
-    def _send(told: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Note]]]) -> None:
-        for loop, notes in told.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_deliver, notes)
-
-
-def _deliver(notes: list[tuple[Ticket, Note]]) -> None:
-    for ticket, note in notes:
-        ticket.notes.put_nowait(note)
+    def _deliver(self, news: News) -> None:
+        for key, note in news:
+            known = [*self._tickets.values()] if key == EVERYBODY else [self._tickets.get(key)]
+            for ticket in known:
+                if ticket is not None:
+                    ticket.hear(note)

@@ -29,6 +29,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zifio.log import cores
 from zifio.tasks.checking import (
     Checked,
     Checker,
@@ -216,7 +217,7 @@ class Pool:
 
     def __init__(self, workers: int | None = None, reader: str = CATALOG) -> None:
         """`reader` names, as module:function, what makes a task of its config over there."""
-        self._size, self._reader = workers or max(2, _cores()), reader
+        self._size, self._reader = workers or max(2, cores()), reader
         self._free, self._waiting = self._size, 0
         self._idle: list[_Worker] = []
         self._template: _Template | None = None
@@ -515,10 +516,6 @@ def _ending(status: int, seconds: float) -> str:
     if number:
         return f"crashed ({signal.Signals(number).name})"
     return f"ended its process with exit code {os.waitstatus_to_exitcode(status)}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _shared: dict[int, Pool] = {}

@@ -26,6 +26,10 @@ from zifio.train.config import RlStage
 from zifio.train.curriculum import Difficulty
 
 
+class VerifierBroke(ConfigError):
+    """Too many checks broke for a step to be worth anything; the message has an example."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """The rollouts that one step trains on, and what drawing them was like."""
@@ -168,11 +172,11 @@ def _length(stage: RlStage, episode: Episode) -> float:
 
 
 def check_verifier(stage: RlStage, task: Task, episodes_P_G: list[list[Episode]]) -> None:
-    """Raise ConfigError when the verifier broke on more rollouts than `most_errors` allows."""
+    """Raise VerifierBroke when it broke on more rollouts than `most_errors` allows."""
     broken = [e.verdict.reason for group in episodes_P_G for e in group if e.verdict.outcome == "error"]
     n_rollouts = sum(map(len, episodes_P_G))
     if len(broken) > stage.most_errors * n_rollouts:
-        raise ConfigError(
+        raise VerifierBroke(
             f"{stage.name}: the verifier of {task.name} broke on {len(broken)} of {n_rollouts} "
             f"rollouts, more than most_errors = {stage.most_errors:g} allows; for example: {broken[0]}. "
             "Mend the verifier; the last checkpoint is kept."

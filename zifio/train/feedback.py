@@ -156,6 +156,10 @@ class DpoStage(Preferences):
     """Expert balance; off, as in RL."""
 
 
+PART_REPLIES = 1024
+"""Replies that are drawn, judged and written together."""
+
+
 class SampleStage(Stage):
     """Rejection sampling: draw replies, keep what the verifier calls right, curate it, write JSONL."""
 

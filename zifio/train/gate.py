@@ -1,8 +1,7 @@
 """Is there anything for RL to learn from? A look at the starting model before the first step.
 
-RL amplifies what a base already does now and then. If it is never right there is no reward; if it is nearly always
-right there is nothing to gain; and if it is right by guessing only, there is no way of working to amplify, which is
-why the headroom is counted over replies whose whole working is true.
+What is read off its replies, and why it may not do, stands in `plan/learn.py`, which `zifio plan MODEL --task` asks
+too. The headroom is counted over replies whose whole working is true.
 """
 
 from __future__ import annotations
@@ -12,64 +11,58 @@ from pathlib import Path
 
 from zifio.config import ConfigError
 from zifio.log import say
+from zifio.plan.learn import GATE_PROBLEMS, GATE_SAMPLES, HIGHEST_BASE, Judged, fault_of_start, see
 from zifio.seed import stream_seed
-from zifio.tasks.episode import Policy, play
+from zifio.tasks.episode import Episode, Policy, play
 from zifio.tasks.task import Task
 from zifio.train.config import RlStage
+from zifio.train.draw import VerifierBroke
 
-_PROBLEMS, _SAMPLES = 32, 32
-_LOWEST, _HIGHEST, _HEADROOM = 0.02, 0.6, 0.2
+
+class TooHard(ConfigError):
+    """The gate is shut: there is too little to amplify."""
+
+
+class TooEasy(ConfigError):
+    """The gate is shut: there is too little to gain."""
 
 
 def check_gate(stage: RlStage, policy: Policy, task: Task, seed: int, folder: Path) -> None:
-    """Sample the starting model, write `gate.json`, and raise ConfigError with the reason when RL cannot work."""
+    """Sample the starting model and write `gate.json`.
+
+    Raises TooHard or TooEasy with the reason when RL cannot work, and VerifierBroke.
+    """
     seed = stream_seed(seed, "gate", stage.name)
-    problems = [task.problem("train", index, seed) for index in range(_PROBLEMS)]
-    episodes_P_G = play(policy, task, problems, _SAMPLES, stage.sampling, seed, "gate")
-    broken = [e.verdict.reason for group in episodes_P_G for e in group if e.verdict.outcome == "error"]
-    n = _PROBLEMS * _SAMPLES - len(broken)
-    if len(broken) > stage.most_errors * _PROBLEMS * _SAMPLES or not n:
-        raise ConfigError(
-            f"{stage.name}: the verifier of {task.name} broke on {len(broken)} of {_PROBLEMS * _SAMPLES} replies at "
-            f"the gate; for example: {broken[0]}. Mend the verifier."
+    problems = [task.problem("train", index, seed) for index in range(GATE_PROBLEMS)]
+    episodes_P_G = play(policy, task, problems, GATE_SAMPLES, stage.sampling, seed, "gate")
+    seen = see([[judged(episode) for episode in group] for group in episodes_P_G], GATE_SAMPLES)
+    if seen.broken > stage.most_errors * seen.replies or seen.broken == seen.replies:
+        raise VerifierBroke(
+            f"{stage.name}: the verifier of {task.name} broke on {seen.broken} of {seen.replies} replies at "
+            f"the gate; for example: {seen.fault}. Mend the verifier."
         )
-    right = sum(e.verdict.outcome == "right" for group in episodes_P_G for e in group) / n
-    worked_P_G = [[e.verdict.parts.get("process", e.verdict.reward) for e in group] for group in episodes_P_G]
-    worked = sum(map(sum, worked_P_G)) / n
-    worked_once = sum(any(group) for group in worked_P_G) / _PROBLEMS
     found = {
-        "pass_at_1": right,
-        "process_pass_at_1": worked,
-        f"process_pass_at_{_SAMPLES}": worked_once,
-        "headroom": worked_once - worked,
+        "pass_at_1": seen.pass_at_1,
+        "process_pass_at_1": seen.worked_at_1,
+        f"process_pass_at_{GATE_SAMPLES}": seen.worked_at_k,
+        "headroom": seen.headroom,
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gate.json").write_text(json.dumps(found, indent=1) + "\n")
-    fault = _fault(right, worked, worked_once)
-    if fault:
-        raise ConfigError(f"{stage.name}: {fault} Set gate = false to try all the same. Figures: {folder}/gate.json")
+    if fault := fault_of_start(seen, HIGHEST_BASE):
+        kind = TooEasy if fault.is_too_easy else TooHard
+        raise kind(
+            f"{stage.name}: the gate is shut: {fault} Set gate = false to try all the same. Figures: {folder}/gate.json"
+        )
     say(
-        f"{stage.name}: gate open: pass@1 {right:.2f}; worked out in full {worked:.2f} of the time, at least once in "
-        f"{_SAMPLES} tries on {worked_once:.0%} of the problems"
+        f"{stage.name}: gate open: pass@1 {seen.pass_at_1:.2f}; worked out in full {seen.worked_at_1:.2f} of the time, "
+        f"at least once in {GATE_SAMPLES} tries on {seen.worked_at_k:.0%} of the problems"
     )
 
 
-def _fault(right: float, worked: float, worked_once: float) -> str:
-    """Why RL would not work, and what to change; empty when it should."""
-    if right < _LOWEST:
-        return (
-            f"the gate is shut: pass@1 is {right:.3f}, below {_LOWEST}: nearly every group is all wrong and gives no "
-            "signal. Pretrain longer, raise p_cot, or use easier problems."
-        )
-    if right > _HIGHEST:
-        return (
-            f"the gate is shut: pass@1 is {right:.3f}, above {_HIGHEST}: RL from a base would show little. Use harder "
-            "problems or a lower p_cot."
-        )
-    if worked_once - worked < _HEADROOM:
-        return (
-            f"the gate is shut: replies with a true working come {worked:.3f} of the time and at least once in "
-            f"{_SAMPLES} tries on {worked_once:.3f} of the problems: the headroom is below {_HEADROOM}, so right "
-            "answers are mostly guesses. Raise p_cot or pretrain until workings are right more often."
-        )
-    return ""
+def judged(episode: Episode) -> Judged:
+    """An episode as `plan/learn.py` reads it."""
+    verdict = episode.verdict
+    worked = 0.0 if verdict.outcome == "error" else verdict.parts.get("process", verdict.reward)
+    formed = bool(verdict.parts.get("format", 1.0))
+    return Judged(verdict.outcome, worked, episode.reply.finish == "length", formed, verdict.reason)

@@ -8,6 +8,8 @@ Run alone: `zifio pretrain recipes/quickstart.toml --stage base steps=50 --out r
 
 from __future__ import annotations
 
+from zifio.data.pack import Sequence
+from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import TaskConfig, make_task
@@ -30,15 +32,7 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     text_seed = stream_seed(context.seed, "pretrain/text", stage.name)
 
     def batches(step: int) -> StepData:
-        sequences = []
-        now = task_at(stage, task, step)
-        for index in range(step * stage.documents, (step + 1) * stage.documents):
-            problem = now.problem("train", index, text_seed)
-            messages = demonstration(now, problem, shows_working(index, text_seed, stage.p_cot))
-            sequence = messages_sequence(tokenizer, messages)
-            if stage.loss_on == "all":
-                sequence.weight[1:] = [1.0] * (len(sequence.tokens) - 1)  # nothing stands before the first
-            sequences.append(sequence)
+        sequences = documents(stage, task, tokenizer, text_seed, step)
         check_context(model, max(len(s.tokens) for s in sequences), f"a document of {task.name}")
         rows = stage.rows
         return StepData([make_batches(mean_weighted(sequences), rows.row_tokens, rows.micro_tokens, tokenizer.pad_id)])
@@ -49,6 +43,17 @@ def pretrain(stage: PretrainStage, context: Context) -> dict[str, float]:
     totals = trainer.run(batches)
     finish(context, model, tokenizer)
     return totals
+
+
+def documents(stage: PretrainStage, task: TaskConfig, tokenizer: ChatTokenizer, seed: int, step: int) -> list[Sequence]:
+    """The conversations that a step reads. Raises ConfigError as `task_at` does."""
+    now, out = task_at(stage, task, step), []
+    for index in range(step * stage.documents, (step + 1) * stage.documents):
+        messages = demonstration(now, now.problem("train", index, seed), shows_working(index, seed, stage.p_cot))
+        out.append(messages_sequence(tokenizer, messages))
+        if stage.loss_on == "all":
+            out[-1].weight[1:] = [1.0] * (len(out[-1].tokens) - 1)  # nothing stands before the first
+    return out
 
 
 def task_at(stage: PretrainStage, task: TaskConfig, step: int) -> Task:

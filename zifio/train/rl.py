@@ -184,7 +184,7 @@ class Rollouts:
             if self.has_ended:
                 return StepData([], seen, flops=spent, is_last=True)
         drawn = self._drawn(step)
-        updates, metrics, flops = self._weighed(drawn.episodes_P_G)
+        updates, metrics, flops = self.weighed(drawn.episodes_P_G)
         seconds = {"sample_s": drawn.seconds}
         return StepData(updates, seen | drawn.metrics | metrics, seconds, spent + drawn.flops + flops)
 
@@ -229,7 +229,7 @@ class Rollouts:
             self.next = self.background.submit(self.drawing.draw, step + 1, before)
         return drawn
 
-    def _weighed(self, episodes_P_G: list[list[Episode]]) -> tuple[list[list[Batch]], dict[str, float], float]:
+    def weighed(self, episodes_P_G: list[list[Episode]]) -> tuple[list[list[Batch]], dict[str, float], float]:
         """(updates, metrics, FLOPs) that follow from rollouts: rewards, advantages, weights, log-probs to compare."""
         stage = self.stage
         reward_PG, counted_PG = rewards(stage, episodes_P_G)

@@ -26,10 +26,10 @@ from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task, verifier_digest
 from zifio.tasks.episode import Episode, Policy, play, record
 from zifio.tasks.task import Task
-from zifio.train.feedback import SampleStage
+from zifio.train.feedback import PART_REPLIES, SampleStage
 from zifio.train.stage import Context, Parts
 
-_PART_REPLIES, _REMOTE_REPLIES = 1024, 64
+_REMOTE_REPLIES = 64
 
 
 def sample(stage: SampleStage, context: Context) -> dict[str, float]:
@@ -107,7 +107,7 @@ def _about(stage: SampleStage, task: Task, origin: dict[str, Any]) -> dict[str, 
 def _part_problems(stage: SampleStage) -> int:
     """Problems whose replies are drawn and written together. A server's replies may cost money, so few of them are
     asked for again after a kill, but enough to keep it busy."""
-    n_replies = max(_REMOTE_REPLIES, 8 * stage.endpoint.concurrency) if stage.is_remote else _PART_REPLIES
+    n_replies = max(_REMOTE_REPLIES, 8 * stage.endpoint.concurrency) if stage.is_remote else PART_REPLIES
     return max(1, n_replies // stage.n)
 
 

@@ -1,10 +1,10 @@
 // The board: which runs and which stage are shown, what is asked of the server, and when it is asked again.
 
+import { $, make, themed } from "/shared/make.js";
 import { Chart, loads, number, smoothed, upTo } from "./chart.js";
 
 const POLL_MS = 2000;
 const COLOURS = 8;
-const $ = (id) => document.getElementById(id);
 const state = { runs: [], shown: new Set(), focus: 0, stage: "", charts: new Map(), drawn: "", price: null, detail: null, paused: false, busy: false };
 
 // What stands on the board, in order. A chart has one panel, or two below one another; a panel up to three metrics.
@@ -32,17 +32,6 @@ function specs() {
 }
 
 // Small things ---------------------------------------------------------------------------------------------------------
-
-export function make(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else if (typeof value === "boolean") node[key] = value;
-    else if (value !== null && value !== undefined) node.setAttribute(key, value);
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
 
 async function ask(path) {
   const answer = await fetch(path, { headers: { accept: "application/json" } });
@@ -280,15 +269,6 @@ async function refresh(now) {
   if (state.again) { state.again = false; await refresh(true); }
 }
 
-const THEMES = ["auto", "light", "dark"];
-function theme(name) {
-  const known = THEMES.includes(name) ? name : "auto";
-  document.documentElement.dataset.theme = known;
-  localStorage.setItem("zifio-board/theme", known);
-  $("theme").textContent = `Theme: ${known}`;
-}
-
-$("theme").addEventListener("click", () => theme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]));
 $("pause").addEventListener("click", () => { state.paused = !state.paused; $("pause").setAttribute("aria-pressed", String(state.paused)); });
 $("stage").addEventListener("change", () => { state.stage = $("stage").value; refresh(true); });
 $("smooth").addEventListener("change", () => refresh(true));
@@ -296,5 +276,5 @@ $("find").addEventListener("input", list);
 $("all").addEventListener("click", () => { state.runs.forEach((run, n) => { if (!run.reference) state.shown.add(n); }); refresh(true); });
 $("none").addEventListener("click", () => { state.shown = new Set([state.focus]); refresh(true); });
 for (const id of ["problem", "before", "after"]) $(id).addEventListener("change", pair);
-theme(localStorage.getItem("zifio-board/theme") ?? "auto");
+themed($("theme"), "zifio-board/theme");
 poll();

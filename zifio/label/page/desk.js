@@ -1,8 +1,9 @@
 // The desk: which item is before you, what the keys do, what is sent. Everything that matters is in localStorage until the
 // desk has it: the draft of an item, and the outbox.
 
-import { ItemForm, letter, make, told } from "./item.js";
-import { fit } from "./maths.js";
+import { $, make, say, themed } from "/shared/make.js";
+import { fit } from "/shared/maths.js";
+import { ItemForm, letter, told } from "./item.js";
 import { call, freshKey, takeToken, useToken } from "./net.js";
 import { Outbox } from "./outbox.js";
 
@@ -12,7 +13,6 @@ const REVEAL_MS = 4000; // how long to wait for the machine's label before going
 const IDLE_MS = 60000; // a longer pause is no time spent on an item
 const KEPT = 20; // labels that can be undone
 
-const $ = (id) => document.getElementById(id);
 const state = {
   me: null, outbox: null, queue: [], form: null, item: null, phase: "blind", settling: false, done: new Set(), history: [],
   ms: 0, since: 0, revealed: null, filling: null, ended: "",
@@ -20,13 +20,12 @@ const state = {
 
 const named = (what) => `zifio-desk/${state.me.id}/${what}`;
 const place = (phase, id) => `${phase === "adjudication"}/${id}`; // an adjudicator may have labelled the item before
-const say = (text) => { $("say").textContent = text; };
 
 // Start --------------------------------------------------------------------------------------------------------------
 
 async function start() {
   takeToken();
-  theme(localStorage.getItem("zifio-desk/theme") ?? "auto");
+  themed($("theme"), "zifio-desk/theme");
   try {
     state.me = await call("/api/me");
   } catch (error) {
@@ -310,17 +309,6 @@ function single(event) {
 
 // Looks --------------------------------------------------------------------------------------------------------------
 
-function theme(name) {
-  if (name === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
-  $("theme").textContent = `Theme: ${name}`;
-  localStorage.setItem("zifio-desk/theme", name);
-}
-
-$("theme").addEventListener("click", () => {
-  const names = ["auto", "light", "dark"];
-  theme(names[(names.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]);
-});
 $("undo").addEventListener("click", undo);
 $("open-help").addEventListener("click", () => $("help").showModal());
 $("mode").addEventListener("click", () => {

@@ -1,6 +1,7 @@
 // One item as a form: rows (steps and alternatives) or a choice, what may be written beside it, and the judgement so far.
 
-import { fill } from "./maths.js";
+import { make } from "/shared/make.js";
+import { fill } from "/shared/maths.js";
 
 const MARKS = [[1, "+", "Good", "good"], [0, "0", "Neutral", "neutral"], [-1, "−", "Wrong", "bad"]];
 const CHOICES = {
@@ -10,18 +11,6 @@ const CHOICES = {
 };
 const SPOKEN = { 1: "good", 0: "neutral", "-1": "wrong", null: "not judged", undefined: "not judged" };
 const WORDS = { a: "first is better", b: "second is better", both_bad: "both bad", bad_problem: "bad problem", give_up: "gives up" };
-
-export function make(tag, given = {}, ...inside) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(given)) {
-    if (name === "class") element.className = value;
-    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
-  }
-  element.append(...inside);
-  return element;
-}
 
 // A step as it is read: without the marks that part thinking from answer, and without the line ends between steps.
 function plain(text) {

@@ -9,7 +9,7 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from zifio.evaluate.stats import (
+from zifio.stats import (
     bootstrap_interval,
     mcnemar,
     paired_difference,
@@ -66,7 +66,7 @@ def test_bootstrap_depends_on_seed_and_names_alone(monkeypatch):
     assert once == bootstrap_interval(values, 1, "pass", 4)
     assert once != bootstrap_interval(values, 2, "pass", 4)
     assert once != bootstrap_interval(values, 1, "pass", 1)
-    monkeypatch.setattr("zifio.evaluate.stats._CELLS_AT_ONCE", 70)  # many small blocks
+    monkeypatch.setattr("zifio.stats._CELLS_AT_ONCE", 70)  # many small blocks
     assert bootstrap_interval(values, 1, "pass", 4) == pytest.approx(once, abs=0.05)
 
 
@@ -167,7 +167,7 @@ def claim_data(kind: str, n: int, ratio: float, rng: np.random.Generator) -> tup
 @pytest.mark.parametrize("n", [30, 100, 300])
 def test_a_claim_at_its_edge_is_seldom_supported_or_refuted(kind, n, monkeypatch):
     """With the true ratio at the claim, each of both mistakes may come in 2.5 % of trials; 4.5 % is three sigmas."""
-    monkeypatch.setattr("zifio.evaluate.stats._RESAMPLES", 400)
+    monkeypatch.setattr("zifio.stats._RESAMPLES", 400)
     rng, trials, supported, refuted = np.random.default_rng(11), 400, 0, 0
     for trial in range(trials):
         a, b = claim_data(kind, n, 0.95, rng)
@@ -182,7 +182,7 @@ def test_a_claim_at_its_edge_is_seldom_supported_or_refuted(kind, n, monkeypatch
 @pytest.mark.parametrize("truth", [1.0, 0.88])
 def test_as_many_problems_as_needed_do_tell(kind, truth, monkeypatch):
     """The number asked for decides a claim of 0.95 about as often as its power says."""
-    monkeypatch.setattr("zifio.evaluate.stats._RESAMPLES", 400)
+    monkeypatch.setattr("zifio.stats._RESAMPLES", 400)
     rng = np.random.default_rng(12)
     needed = problems_needed(*(x.tolist() for x in claim_data(kind, 20_000, truth, rng)), 0.95)
     assert needed is not None and 40 < needed < 3000

@@ -2,7 +2,7 @@
 // model wrote is ever read as HTML.
 
 // A single $ is pandoc's: no backslash before, no space just within, no digit behind. "$20$" is a formula, "$5 and $7" none.
-const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(?<!\\)\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)/g;
+export const FORMULA = /\$\$([^$]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|(?<!\\)\$(?!\s)((?:[^$\n\\]|\\.)+?)(?<!\s)\$(?!\d)/g;
 
 // Formulas wider than their place scroll, and can be reached by keyboard to do so.
 export function fit(element) {
@@ -19,23 +19,24 @@ export function fit(element) {
 export function fill(element, text) {
   let end = 0;
   for (const found of text.matchAll(FORMULA)) {
-    const shown = found[1] ?? found[2];
-    const inline = found[3] ?? found[4];
-    element.append(text.slice(end, found.index));
-    element.append(formula(shown ?? inline, shown !== undefined, found[0]));
+    element.append(text.slice(end, found.index), formula(found));
     end = found.index + found[0].length;
   }
   element.append(text.slice(end));
   return element;
 }
 
-function formula(source, display, raw) {
+// What FORMULA found, drawn.
+export function formula(found) {
+  const shown = found[1] ?? found[2];
   const place = document.createElement("span");
   place.className = "formula";
   try {
-    katex.render(source, place, { displayMode: display, throwOnError: true, trust: false, maxSize: 20, maxExpand: 500, strict: "ignore" });
+    katex.render(shown ?? found[3] ?? found[4], place, {
+      displayMode: shown !== undefined, throwOnError: true, trust: false, maxSize: 20, maxExpand: 500, strict: "ignore",
+    });
   } catch {
-    place.textContent = raw; // as it was written, rather than not at all
+    place.textContent = found[0]; // as it was written, rather than not at all
     place.className = "broken";
   }
   return place;

@@ -6,7 +6,7 @@ problem; Miller, arXiv 2411.00640, makes the case for both.
 
 Try it alone:
 
-    python -c "from zifio.evaluate.stats import *; print(pass_at_k(n=16, right=2, k=4), wilson_interval(0, 20))"
+    python -c "from zifio.stats import *; print(pass_at_k(n=16, right=2, k=4), wilson_interval(0, 20))"
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+"""llm-comply: the published descriptions of chat completions, Responses and Messages, test by test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from checking import KEY, TEXT, URL, tell
+
+STATUS = {"passed": "pass", "failed": "red", "skipped": "none"}
+MESSAGES = ["--auth-header", "x-api-key", "--no-bearer", "-H", "anthropic-version:2023-06-01"]
+
+
+def main() -> None:
+    """Every test of the format."""
+    form = os.environ["CONFORMANCE_FORMAT"]
+    words = [str(Path(sys.executable).parent / "llm-comply"), "--format", form, "-u", f"{URL}/v1", "-k", KEY]
+    words += ["-m", TEXT, "--json", "--timeout", "300", *(MESSAGES if form == "anthropic" else [])]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    sys.stdout.write(done.stdout)
+    for result in json.loads(done.stdout)["results"]:
+        detail = "; ".join([*result.get("errors", []), *result.get("warnings", [])])
+        name = result["id"].removeprefix("chat-").removeprefix("anth-")
+        tell(name, STATUS[result["status"]], detail, result["duration_ms"] / 1000)
+
+
+if __name__ == "__main__":
+    main()
