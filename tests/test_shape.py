@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire", "loopback", "stats"),
+    0: ("config", "seed", "log", "gguf", "wire", "loopback", "stats", "pictures"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     1.5: ("record",),
@@ -34,6 +34,7 @@ TORCH_FREE_ROOMS = (
     "wire",
     "loopback",
     "stats",
+    "pictures",
     "tasks",
     "record",
     "label",

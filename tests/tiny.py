@@ -30,6 +30,7 @@ from zifio.models.families import (
 )
 from zifio.models.janus import Janus
 from zifio.models.janus_config import JanusConfig
+from zifio.models.vq import Vq
 from zifio.models.weights import save_model
 from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
@@ -37,9 +38,10 @@ from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage
 from zifio.train.distill import distill
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
+from zifio.train.janus import janus as janus_stage
 from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
-from zifio.train.picture_config import VqStage
+from zifio.train.picture_config import JanusStage, VqStage
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
 from zifio.train.prm import prm
@@ -60,6 +62,7 @@ KINDS = {
     "reward": (RewardStage, reward),
     "dpo": (DpoStage, dpo),
     "vq": (VqStage, vq),
+    "janus": (JanusStage, janus_stage),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)
 ADAM, MUON = {"kind": "adamw", "lr": 3e-3}, {"kind": "muon", "lr": 3e-3}
@@ -137,6 +140,27 @@ def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
             elif name.endswith(".bias"):
                 parameter.normal_(0.0, 0.3, generator=generator)
     return model
+
+
+def picture_characters() -> ChatTokenizer:
+    """The tokenizer of captions, with the tokens for pictures."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz ?:W+=0123456789%()"
+    return chat_tokenizer(train_tokenizer(TokenizerConfig(alphabet=alphabet, pictures=True), []))
+
+
+def scene_janus(seed: int = 1, **text: Any) -> Janus:
+    """A model over the tokens of `picture_characters` that reads and draws pictures of 32 pixels, in 64 tokens."""
+    size = {"vocab_size": picture_characters().vocab_size, "max_position_embeddings": 256}
+    vision = {"image_size": 32, "num_image_tokens": 64}
+    return made_janus(janus(llama(**(size | text)), vision=vision, vq={"num_patches": 8}), seed)
+
+
+def save_with_pictures(folder: Path, model: Decoder | Vq) -> Path:
+    """A model with the tokenizer of captions, as a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder)
+    save_tokenizer(picture_characters(), folder)
+    return folder
 
 
 def pixels_like(n: int, side: int = 16, seed: int = 4) -> Tensor:

@@ -167,7 +167,7 @@ def test_verdicts_on_drawings_and_captions() -> None:
     assert (
         score_caption(wanted, wanted.caption()).reward == score_caption(wanted, wanted.turned().caption()).reward == 1
     )
-    assert score_caption(wanted, "red square below blue circle").parts == {"accuracy": 0, "format": 1, "process": 0}
+    assert score_caption(wanted, "red square below blue circle").parts == {"accuracy": 0, "format": 1}
     assert score_caption(wanted, "a red square").parts["format"] == 0
 
 

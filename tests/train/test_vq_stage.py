@@ -13,11 +13,11 @@ from tiny import assert_one_run, context, metrics, pixels_like, run, stopped_beh
 from torch.utils.flop_counter import FlopCounterMode
 
 from zifio.config import ConfigError
-from zifio.data.pictures import write_png
 from zifio.models.count import vq_flops
 from zifio.models.janus_config import VqConfig
 from zifio.models.vq import Vq
 from zifio.models.weights import load_vq
+from zifio.pictures import write_png
 from zifio.train.loss import LossTerms, batch_loss
 from zifio.train.vq import CodeUse, Pictures, picture_batches, psnr
 

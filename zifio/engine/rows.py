@@ -121,7 +121,7 @@ class Rows:
         self.draft[row], self.born[row] = -1, sample.born
         self.temperature[row], self.top_p[row], self.top_k[row] = sampling.temperature, sampling.top_p, sampling.top_k
         self.min_p[row], self.penalty[row] = sampling.min_p, sampling.repetition_penalty
-        self.is_special[row] = bool(sampling.off_policy()) or sample.guide is not None
+        self.is_special[row] = bool(sampling.off_policy().keys() - {"guidance"}) or sample.guide is not None
         if sampling.repetition_penalty != 1 and sample.seen is None:
             sample.seen = np.zeros(self.vocab_size, np.bool_)
             sample.seen[[token for token in sample.all_tokens if token < self.vocab_size]] = True

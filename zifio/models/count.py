@@ -15,7 +15,7 @@ from itertools import repeat
 
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
-from zifio.models.janus_config import JanusConfig, VqConfig
+from zifio.models.janus_config import JanusConfig, VisionConfig, VqConfig
 
 
 @dataclass(frozen=True)
@@ -157,17 +157,33 @@ def _vq(vq: VqConfig) -> int:
     return total + vq.num_embeddings * vq.embed_dim + _linear(latent, vq.embed_dim) + _linear(vq.embed_dim, latent)
 
 
-def vq_flops(vq: VqConfig) -> float:
-    """FLOPs of a picture through encoder, codebook and decoder."""
+def vision_flops(vision: VisionConfig) -> float:
+    """FLOPs of a picture through the encoder that pictures are read with, and its adaptor."""
+    d, n, d_out = vision.hidden_size, vision.num_image_tokens, vision.projection_dim
+    weights = 4 * d * d + 2 * d * int(d * vision.mlp_ratio)
+    layers = vision.num_hidden_layers * (2.0 * n * weights + 4.0 * n * n * d)
+    return layers + 2.0 * n * (3 * vision.patch_size**2 * d + d * d_out + (vision.depth - 1) * d_out**2)
+
+
+def code_flops(vq: VqConfig) -> float:
+    """FLOPs of a code of a drawing in its adaptor and its head."""
+    d, inner = vq.image_token_embed_dim, vq.projection_dim
+    adaptor = vq.embed_dim * d + (vq.num_hidden_layers - 1) * d * d
+    return 2.0 * (adaptor + d * inner + inner * vq.num_embeddings)
+
+
+def vq_flops(vq: VqConfig, paints: bool = True) -> float:
+    """FLOPs of a picture through encoder, codebook and, where it is painted again, decoder."""
     first, latent = vq.base_channels, vq.latent_channels
     widths = [first * times for times in vq.channel_multiplier]
     last, side = widths[-1], vq.image_size
     lowest = vq.n_tokens
     middle = 2 * _convolved(last, last, lowest) + _looked(last, lowest)
-    weights = 27 * first * side**2 + 27 * widths[0] * side**2  # in, out
-    weights += 9 * last * latent * lowest * 2 + 2 * latent * vq.embed_dim * lowest
-    total = 2 * middle + 2.0 * weights + 2.0 * lowest * vq.num_embeddings * vq.embed_dim
-    for n_blocks, order in ((vq.num_res_blocks, widths), (vq.num_res_blocks + 1, widths[::-1])):
+    weights = 27 * first * side**2 + 9 * last * latent * lowest + latent * vq.embed_dim * lowest
+    weights += (27 * widths[0] * side**2 + 9 * last * latent * lowest + latent * vq.embed_dim * lowest) * paints
+    total = (1 + paints) * middle + 2.0 * weights + 2.0 * lowest * vq.num_embeddings * vq.embed_dim
+    sides = ((vq.num_res_blocks, widths), (vq.num_res_blocks + 1, widths[::-1]))
+    for n_blocks, order in sides[: 1 + paints]:
         is_encoder, before = n_blocks == vq.num_res_blocks, first if n_blocks == vq.num_res_blocks else last
         for place, width in enumerate(order):
             level = place if is_encoder else len(order) - 1 - place

@@ -145,7 +145,7 @@ def score_caption(truth: Scene, text: str) -> Verdict:
         return _wrong("no caption of a scene", well_formed=False)
     if told.told_once() != truth.told_once():
         return _wrong(f"wanted {truth.caption()}, came {told.caption()}")
-    return Verdict("right", 1.0, {"accuracy": 1.0, "format": 1.0, "process": 0.0})
+    return Verdict("right", 1.0, {"accuracy": 1.0, "format": 1.0})
 
 
 def score_drawing(wanted: Scene, picture: np.ndarray) -> Verdict:
@@ -163,8 +163,8 @@ def score_drawing(wanted: Scene, picture: np.ndarray) -> Verdict:
         return _wrong(reason, well_formed=False)
     if shown.told_once() != wanted.told_once():
         return _wrong(f"wanted {wanted.caption()}, came {shown.caption()}")
-    return Verdict("right", 1.0, {"accuracy": 1.0, "format": 1.0, "process": 0.0})
+    return Verdict("right", 1.0, {"accuracy": 1.0, "format": 1.0})
 
 
 def _wrong(reason: str, well_formed: bool = True) -> Verdict:
-    return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": float(well_formed), "process": 0.0}, reason)
+    return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": float(well_formed)}, reason)

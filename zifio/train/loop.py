@@ -25,8 +25,9 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops, parameters, vq_flops
+from zifio.models.count import code_flops, forward_flops, parameters, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
+from zifio.models.janus import Janus
 from zifio.models.lora import adapters, folded
 from zifio.models.vq import Vq
 from zifio.models.weights import AnyModel
@@ -184,11 +185,22 @@ class Trainer:
         """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
         if isinstance(self.model, Vq):
             return 3 * vq_flops(self.model.config) * batch.n_sequences
+        if isinstance(self.model, Janus):
+            return self._janus_flops(self.model, batch)
         flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)
         n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
         if n_adapter:
             flops += 2.0 * batch.n_tokens * (3 * n_adapter - parameters(self.model.config).multiplied)
         return flops
+
+    def _janus_flops(self, model: Janus, batch: Batch) -> float:
+        """The same of all parts of a Janus: the decoder hands gradients on also where it is frozen."""
+        shape, trained = model.shape, {name.partition(".")[0] for name in self.optimizer.named}
+        is_code_BT = (batch.tokens_BT >= model.first_code) & (batch.tokens_BT < model.first_patch) & batch.real_BT
+        decoder = forward_flops(model.config, batch.lengths, firsts=batch.firsts)
+        pictures = 0.0 if batch.pixels_MUYX is None else len(batch.pixels_MUYX) * vision_flops(shape.vision_config)
+        codes = 3 * int(is_code_BT.sum()) * code_flops(shape.vq_config)
+        return (3 if "layers" in trained else 2) * decoder + (3 if "vision_model" in trained else 1) * pictures + codes
 
     def _check_weights(self, step: int) -> None:
         """Raise Diverged rather than keep weights that are not finite."""

@@ -93,7 +93,7 @@ class Optimizer:
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 3) and not any(
-        part in name for part in ("embed_tokens", "embedding", "lm_head", "score.", ".gate.weight")
+        part in name for part in ("embed_tokens", "embedding", "lm_head", "vision_head", "score.", ".gate.weight")
     )
 
 

@@ -12,6 +12,7 @@ Run alone: `zifio vq recipes/janus-nano.toml steps=20 --out runs/try`
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from torch import Tensor
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError
-from zifio.data.pictures import cropped, pixels_of, read_pairs
+from zifio.data.pairs import read_pairs
 from zifio.models.count import vq_flops
 from zifio.models.device import find_device
 from zifio.models.vq import Vq
 from zifio.models.weights import save_model
+from zifio.pictures import cropped, pixels_of
 from zifio.seed import nth, stream, stream_seed
 from zifio.tasks.glyphs import SIDE, Split, paint, scene
 from zifio.train.batch import Batch
@@ -78,36 +80,38 @@ class CodeUse:
 class Pictures:
     """Pictures of one side, by their place in an endless walk."""
 
-    def __init__(self, data: Path | None, side: int, who: str) -> None:
-        """All of a file, cropped to squares; without one glyph scenes. Raises ConfigError where they do not fit."""
+    def __init__(self, data: Path | None, side: int, who: str, splits: Sequence[Split] = ("train",)) -> None:
+        """All of a file, cropped to squares; without one glyph scenes, of these splits in turns.
+
+        Raises ConfigError where they do not fit.
+        """
         if data is None and side != SIDE:
             raise ConfigError(
                 f"{who}: model: glyph scenes have {SIDE} pixels a side, came num_patches and channel_multiplier for "
                 f"{side}. Change them, or name `data`."
             )
-        self.side = side
+        self.side, self.splits = side, splits
         self.kept = None if data is None else [cropped(pair.picture(), side) for pair in read_pairs(data)]
         if self.kept is not None and len(self.kept) < _HELD_OUT_OF:
             raise ConfigError(f"{data}: wanted at least {_HELD_OUT_OF} pictures, came {len(self.kept)}. Add some.")
 
-    def scenes(self, split: Split, first: int, n: int, seed: int) -> np.ndarray:
+    def scenes(self, splits: Sequence[Split], first: int, n: int, seed: int) -> np.ndarray:
         """Pictures `first` to `first` + n - 1 of the glyph scenes, float32 [n, 3, side, side]."""
-        every = range(first, first + n)
-        drawn = [paint(scene(split, i, seed), stream(seed, "vq/paint", split, i)) for i in every]
+        every: list[tuple[Split, int]] = [(splits[i % len(splits)], i) for i in range(first, first + n)]
+        drawn = [paint(scene(split, i, seed), stream(seed, "vq/paint", split, i)) for split, i in every]
         return np.stack([pixels_of(picture) for picture in drawn])
 
     def train(self, first: int, n: int, seed: int, holds_out: bool) -> np.ndarray:
         """The same of what is learnt from: but for every sixteenth where some are held out."""
         if self.kept is None:
-            return self.scenes("train", first, n, seed)
+            return self.scenes(self.splits, first, n, seed)
         chosen = [p for i, p in enumerate(self.kept) if not holds_out or i % _HELD_OUT_OF]
         return np.stack([pixels_of(nth(chosen, i, seed, "vq/order")) for i in range(first, first + n)])
 
     def held_out(self, n: int, seed: int, all_of_them: bool) -> np.ndarray:
-        """At most n that are held out, always the same: of the scenes half with glyphs that training never shows."""
+        """At most n that are held out, always the same: of the scenes every second one has a glyph of `UNSEEN`."""
         if self.kept is None:
-            shown = self.scenes("held-out", 0, n - n // 2, seed)
-            return np.concatenate([shown, self.scenes("unseen", 0, n // 2, seed)]) if n > 1 else shown
+            return self.scenes(("held-out", "unseen"), 0, n, stream_seed(seed, "vq/held-out"))
         return np.stack([pixels_of(picture) for picture in self.kept[:: 1 if all_of_them else _HELD_OUT_OF][:n]])
 
 
@@ -116,7 +120,7 @@ def vq(stage: VqStage, context: Context) -> dict[str, float]:
     model = Vq(stage.model, stream_seed(context.seed, "vq", stage.name)).to(find_device(stage.device, stage.name))
     seed = stream_seed(context.seed, "vq/pictures", stage.name)
     side, who = stage.model.image_size, stage.name
-    pictures = Pictures(None if stage.data is None else context.data_of(stage.data), side, who)
+    pictures = Pictures(None if stage.data is None else context.data_of(stage.data), side, who, stage.scenes)
     apart = stage.held_out_data is not None
     others = Pictures(context.data_of(stage.held_out_data), side, who) if stage.held_out_data else pictures
     use = CodeUse(stage.model.num_embeddings, stage.restart_after)

@@ -1,4 +1,4 @@
-"""Pictures from files that nobody vouches for, laid out as Janus wants them, and pairs of pictures and texts.
+"""Pictures from files and texts that nobody vouches for, laid out as Janus wants them.
 
 A picture is uint8 [Y, X, 3], in RGB. Reading takes PNG, JPEG, GIF, WebP and BMP, and of an animation the first frame.
 The size is looked at before anything is unpacked, so that a small file cannot ask for much memory. Where a picture is
@@ -7,28 +7,26 @@ transparent, white shines through.
 Janus sees a picture whole: its longer side becomes the model's, the rest is grey (`padded`). It learns to draw from the
 middle of one: its shorter side becomes the model's (`cropped`; Janus-Pro, section 4.1 of arXiv:2501.17811).
 
-Try it alone: `pytest tests/data/test_pictures.py`
+Try it alone: `pytest tests/test_pictures.py`
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zifio.config import ConfigError
-from zifio.data.sources import check_texts, read_jsonl
 
+PICTURE = "<image_placeholder>"
+"""Stands in a text where a picture belongs, as in Janus' processor."""
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP")
 MOST_BYTES = 50_000_000
 """Of a file."""
@@ -36,34 +34,15 @@ MOST_PIXELS = 50_000_000
 """Of a picture: 150 MB unpacked."""
 GREY = 127
 """What is beside a picture that is not square: 255 times Janus' mean of 0.5, cut."""
+_URL = "data:image/png;base64,"
 _LEAST_SIDE = 14
 """Pixels that the shorter side keeps, as in Janus' processor."""
-
-Kind = Literal["understanding", "generation", "both"]
 
 # What Pillow raises on bytes that lie, by its own tests and fuzzers; nothing else is ours to catch.
 _TORN = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError, KeyError, TypeError,
     AttributeError, OverflowError, ZeroDivisionError, RuntimeError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A picture and what is said of it."""
-
-    image: Path | bytes
-    text: str
-    kind: Kind = "both"
-    """Which way it is learnt: from the picture to the text, from the text to the picture, or both."""
-    question: str = ""
-    """What the text answers; empty where it describes the picture."""
-    where: str = ""
-    """File and row, for messages."""
-
-    def picture(self) -> np.ndarray:
-        """The picture. Raises ConfigError as `read_picture` does."""
-        return read_picture(self.image, self.where)
 
 
 def read_picture(source: Path | bytes, where: str = "") -> np.ndarray:
@@ -190,50 +169,22 @@ def grid(pictures: list[np.ndarray], n_columns: int, gap: int = 2) -> np.ndarray
     return out
 
 
-# Pairs -----------------------------------------------------------------------------------------------------
+# In text ---------------------------------------------------------------------------------------------------
 
 
-def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet.
-
-    Every row has `text` and `image`: a path, from the file's folder, or in parquet the file's bytes or the hub's own
-    {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
-    """
-    path = Path(path)
-    pairs = []
-    for number, row in enumerate(_rows(path), 1):
-        where = f"{path}: row {number}"
-        check_texts(row, ("text", *(["question"] if row.get("question") is not None else [])), where, "Mend the row.")
-        kind = row.get("kind") or "both"
-        if kind not in get_args(Kind):
-            raise ConfigError(f"{where}: kind: wanted {', '.join(get_args(Kind))}, came {kind!r}. Mend the row.")
-        image = _image(row.get("image"), path.parent, where)
-        pairs.append(Pair(image, row["text"], kind, row.get("question") or "", where))
-    return pairs
+def to_url(picture: np.ndarray) -> str:
+    """The picture as a PNG in a data URL (RFC 2397), the way that chats carry pictures."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="PNG")
+    return _URL + base64.b64encode(file.getvalue()).decode()
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix != ".parquet":
-        yield from read_jsonl(path)
-        return
+def from_url(url: str, where: str = "picture") -> np.ndarray:
+    """The picture of a data URL. Raises ConfigError as `read_picture` does, and for whatever is no such URL."""
+    head, _, body = url.partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ConfigError(f"{where}: wanted a picture as data:image/png;base64,..., came {url[:40]!r}. Encode it so.")
     try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: wanted a file, came none. Check the path.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path}: wanted a parquet file, came another or a torn one ({error}).") from None
-    with file:
-        wanted = [name for name in ("image", "text", "kind", "question") if name in file.schema_arrow.names]
-        for batch in file.iter_batches(256, columns=wanted):
-            yield from batch.to_pylist()
-
-
-def _image(value: Any, folder: Path, where: str) -> Path | bytes:
-    if isinstance(value, dict):  # as the hub's data sets have it
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str) and value and "\0" not in value:
-        return folder / value
-    came = "nothing" if value is None else repr(value)[:60]
-    raise ConfigError(f"{where}: image: wanted a path, or bytes in parquet, came {came}. Mend the row.")
+        return read_picture(base64.b64decode(body, validate=True), where)
+    except binascii.Error as error:
+        raise ConfigError(f"{where}: wanted base64 behind the comma, came other text ({error}). Encode it.") from None
