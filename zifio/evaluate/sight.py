@@ -85,9 +85,9 @@ def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
             x, colour = [float(scale) for scale in scales], LIGHT[f"series-{place}"]
             shares, label = [by_scale[s]["pass_at_1"] for s in scales], f"{name}, {words}"
             axes.plot(x, shares, style, color=colour, marker="o", ms=4, label=label)
-            ends = [(by_scale[s].get("pass_at_1_low"), by_scale[s].get("pass_at_1_high")) for s in scales]
-            if all(None not in pair for pair in ends):
-                axes.fill_between(x, *zip(*ends, strict=True), color=colour, alpha=0.12)
+            low, high = ([by_scale[s].get(f"pass_at_1_{end}") for s in scales] for end in ("low", "high"))
+            if None not in low + high:
+                axes.fill_between(x, low, high, color=colour, alpha=0.12)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_xlabel("scale of guidance")
