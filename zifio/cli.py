@@ -136,12 +136,8 @@ def _draw_arguments(parser: argparse.ArgumentParser) -> None:
     _picture_arguments(parser, temperature=1.0)
     parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
     parser.add_argument("-n", metavar="N", type=int, default=16, help="how many drawings (default: %(default)s)")
-    parser.add_argument(
-        "--cfg", metavar="X", type=float, default=5.0, help="guidance; 1 is none (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--out", metavar="FILE.png", type=Path, default=Path("drawing.png"), help="(default: drawing.png)"
-    )
+    parser.add_argument("--cfg", metavar="X", type=float, default=5.0, help="guidance (1: none; default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE.png", type=Path, default=Path("drawing.png"), help="(drawing.png)")
     parser.add_argument("--columns", metavar="N", type=int, help="drawings side by side (default: a square)")
 
 
