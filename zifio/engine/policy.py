@@ -13,7 +13,7 @@ from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Dialogue
 from zifio.engine.engine import Completion, Engine
 from zifio.engine.pictures import asks_for_drawing, drawing, looked_at, painted_urls, picture_prompt
-from zifio.models.count import forward_flops
+from zifio.models.count import forward_flops, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
@@ -125,12 +125,21 @@ class LocalPolicy:
         return Reply(tokens, text, logps, finish, None if experts is None else experts.numpy(), sampled)
 
 
-def sampling_flops(policy: LocalPolicy, task: Task, episodes_P_G: Sequence[Sequence[Episode]]) -> float:
-    """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt."""
-    total, tools = 0.0, tools_of(task)
+def sampling_flops(
+    policy: LocalPolicy, task: Task, episodes_P_G: Sequence[Sequence[Episode]], guidance: float = 1.0
+) -> float:
+    """FLOPs of reading the prompts and drawing the replies, as if every reply read its own prompt; of drawings also of
+    the blank prompts beside them, where they are guided, and of painting."""
+    total, tools, model = 0.0, tools_of(task), policy.model
     for group in episodes_P_G:
-        n_prompt = len(policy.prompt(conversation(group[0].problem), tools))
-        total += forward_flops(policy.model.config, [n_prompt + len(e.reply.tokens) for e in group])
+        problem = group[0].problem
+        n_prompt = len(policy.prompt(conversation(problem), tools))
+        flops = forward_flops(model.config, [n_prompt + len(e.reply.tokens) for e in group])
+        total += flops * (2 if problem.draws and guidance != 1 else 1)
+        if isinstance(model, Janus):
+            vq, vision = model.shape.vq_config, model.shape.vision_config
+            total += len(problem.pictures) * vision_flops(vision)
+            total += problem.draws * len(group) * (vq_flops(vq) - vq_flops(vq, paints=False))
     return total
 
 

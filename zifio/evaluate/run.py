@@ -126,7 +126,9 @@ def make_look(
         for k, share in found.get("pass_at_k", {}).items():
             low, high = found["pass_at_k_interval"][k]
             metrics |= {f"pass_at_{k}": share, f"pass_at_{k}_low": low, f"pass_at_{k}_high": high}
-        return metrics | {"n_verifier_errors": found["n_errors"]}, sampling_flops(policy, task, episodes_P_G)
+        return metrics | {"n_verifier_errors": found["n_errors"]}, sampling_flops(
+            policy, task, episodes_P_G, sampling.guidance
+        )
 
     return look
 
@@ -208,7 +210,7 @@ class _Exam:
             "parameters": {"total": size.total, "active": size.active},
             "model_digest": model_digest(path),
             "exam_digest": self.digest,
-            "flops": sampling_flops(policy, self.task, episodes_P_G) + scoring,
+            "flops": sampling_flops(policy, self.task, episodes_P_G, self.stage.sampling.guidance) + scoring,
             "n_tokens": n_tokens,
         }
         write_jsonl(self._records(key), rows)
