@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 from zifio.config import ConfigError
 from zifio.data.template import ASSISTANT, BOS, EOS, SPECIAL_TOKENS, USER, ChatTokenizer
 from zifio.data.tokenizer import TokenizerConfig, save_tokenizer, train_tokenizer
+from zifio.pictures import PICTURE
 
 
 def user(text: str) -> dict[str, str]:
@@ -162,3 +163,26 @@ def test_a_broken_template_is_an_error(pair):
 def test_a_token_that_the_vocabulary_lacks_is_an_error(pair):
     with pytest.raises(ConfigError, match="<end>"):
         _ = ChatTokenizer(pair[0].tokenizer, eos_token="<end>").eos_id
+
+
+PARTS = (
+    "{%for message in messages%}<{{message['role']}}>"
+    "{%for part in message['content']%}{%if part['type']=='image'%}<image_placeholder>\n"
+    "{%elif part['type']=='text'%}{{part['text']}}{%endif%}{%endfor%}"
+    "{%if not loop.last or add_generation_prompt%}{{'\n' if message['role']=='user' else eos_token}}{%endif%}"
+    "{%endfor%}{%if add_generation_prompt%}<assistant>{%endif%}"
+)
+
+
+def test_templates_of_parts_get_parts_a_beginning_and_an_end():
+    """As Janus' own: neither the first token nor the end of the last reply is in it."""
+    bpe = train_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300, pictures=True), ["what is this"])
+    tokenizer = ChatTokenizer(bpe, PARTS)
+    user = {"role": "user", "content": f"{PICTURE}What?"}
+    prompt = f"{BOS}<user>{PICTURE}\nWhat?\n<assistant>"
+    assert tokenizer.render([user], generation_prompt=True) == prompt
+    reply = {"role": "assistant", "content": "a dog"}
+    assert tokenizer.segments([user, reply]) == [(prompt, False), (f"a dog{EOS}", True)]
+    again = tokenizer.segments([user, reply, {"role": "user", "content": "No."}, reply])
+    assert [text for text, counts in again if counts] == [f"a dog{EOS}"] * 2
+    assert "".join(text for text, _ in again) == f"{prompt}a dog{EOS}<user>No.\n<assistant>a dog{EOS}"

@@ -148,9 +148,15 @@ class ChatTokenizer:
         if CALL_BEGIN not in self.template:  # DeepSeek's join arguments as text, others write them as JSON themselves
             messages = [_with_tables(message) for message in messages]
         marks = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
+        before, behind = "", ""
+        if self._wants_parts:
+            ends = bool(messages) and messages[-1]["role"] == "assistant" and not generation_prompt
+            before, behind = self.bos_token, self.eos_token if ends else ""
+            messages = [_in_parts(message) for message in messages]
         try:
             own = {"messages": messages, "tools": list(tools) or None, "add_generation_prompt": generation_prompt}
-            return compile_template(self.template).render(**{"documents": None, **variables, **marks, **own})
+            text = compile_template(self.template).render(**{"documents": None, **variables, **marks, **own})
+            return before + text + behind
         except (TemplateError, TypeError, ValueError) as error:  # also what a filter makes of strange values
             raise ConfigError(f"chat template: cannot render the messages: {error}. Mend the messages.") from None
 
@@ -258,6 +264,12 @@ class ChatTokenizer:
         known = self._characters.ids
         return "".join(character for character in text if character in known)
 
+    @property
+    def _wants_parts(self) -> bool:
+        """Whether the template is as Janus' own: contents are parts, of text and of pictures; it writes neither the
+        first token nor the end of the last reply."""
+        return PICTURE in self.template and "'type'" in self.template and "bos_token" not in self.template
+
     @cached_property
     def _special(self) -> re.Pattern[str] | None:
         """Finds special tokens in a text."""
@@ -285,6 +297,16 @@ def _check(messages: Sequence[Message]) -> None:
                     f"message: {key}: wanted text, came {message.get(key)!r} in {str(message)[:80]}. "
                     'Write {"role": "user", "content": "6+1"}.'
                 )
+
+
+def _in_parts(message: Message) -> Message:
+    """The message with its text cut at the marks of pictures, as templates want it that know pictures."""
+    texts = message["content"].split(PICTURE)
+    parts: list[dict[str, str]] = []
+    for place, text in enumerate(texts):
+        parts += [{"type": "image"}] if place else []
+        parts += [{"type": "text", "text": text}] if text or len(texts) == 1 else []
+    return {**message, "content": parts}
 
 
 def _with_tables(message: Message) -> Message:
