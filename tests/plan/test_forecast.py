@@ -143,3 +143,8 @@ def test_a_rehearsal_that_fails_says_why(tmp_path: Path):
     path.write_text(RECIPE.replace("row_tokens = 64", "row_tokens = 8"))
     with pytest.raises(ConfigError, match=r"small: wanted a rehearsal, came: .*row_tokens"):
         forecast_recipe(path, (), seconds=2.0)
+
+
+def test_recipes_of_pictures_are_refused():
+    with pytest.raises(ConfigError, match="stage codes: wanted stages of text"):
+        forecast_recipe(Path("recipes/janus-nano.toml"), [])
