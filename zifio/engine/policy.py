@@ -11,7 +11,8 @@ from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Dialogue
-from zifio.engine.engine import Completion, Engine
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
