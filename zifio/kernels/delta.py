@@ -64,9 +64,7 @@ def spans(sizes: Sizes, tensors: tuple[Tensor, ...], spans_M4: Tensor) -> Tensor
 def slots(sizes: Sizes, tensors: tuple[Tensor, ...], runs_M4: Tensor, memories: Tensor, tails: Tensor) -> Tensor:
     """The same for sequences whose memories are kept; `runs_M4` are (first token here, tokens, slot, position)."""
     layer, out, kept = _layer(sizes, tensors)
-    _lib().delta_slots(
-        ctypes.addressof(layer), len(runs_M4), runs_M4.data_ptr(), memories.data_ptr(), tails.data_ptr()
-    )
+    _lib().delta_slots(ctypes.addressof(layer), len(runs_M4), runs_M4.data_ptr(), memories.data_ptr(), tails.data_ptr())
     del kept
     return out
 

@@ -285,9 +285,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: boo
     return y
 
 
-def attention(
-    q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float, window: int = 0
-) -> Tensor:
+def attention(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float, window: int = 0) -> Tensor:
     """Causal attention within spans and their prefixes, see `models.attention.attend`; only for `native` tensors."""
     return _Attention.apply(q_NHK, k_NJK, v_NJX, spans_M4, scale, window)
 

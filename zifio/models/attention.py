@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from zifio.kernels import operators as kernels
 from zifio.models.families import GroupedConfig, LatentConfig
-from zifio.models.layers import Linear, RMSNorm
 from zifio.models.indexer import Ask, Indexer, attend_picked
+from zifio.models.layers import Linear, RMSNorm
 from zifio.models.linear_attention import Held, Order
 from zifio.models.rope import rotate, temperature
 
@@ -124,9 +124,7 @@ def laid(spans_M4: Tensor, window: int = 0) -> Laid:
     return Laid(index_MT, index_MS.clamp(max=n - 1), visible_MTS, column_T < count_M1)
 
 
-def attend(
-    q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float, window: int = 0
-) -> Tensor:
+def attend(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float, window: int = 0) -> Tensor:
     """Causal softmax(q k^T scale) v within each span and its prefix, as [N, H, X]; query heads share key/value heads
     in groups. With a window, over a query's last so many keys."""
     if kernels.native(q_NHK):

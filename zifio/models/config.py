@@ -90,9 +90,8 @@ def read_config(folder: str | Path) -> AnyConfig:
         if key not in family.model_fields and raw.get(key) not in (neutral, None):
             raise ConfigError(f"{path}: {key} = {raw[key]!r} is not supported; wanted {neutral!r}.")
     if others := sorted(set(raw.get("layer_types") or ()) - {*family.mixers}):
-        raise ConfigError(
-            f"{path}: layer_types has {others[0]!r}, which is not supported; wanted {' or '.join(map(repr, family.mixers))}."
-        )
+        wanted = " or ".join(map(repr, family.mixers))
+        raise ConfigError(f"{path}: layer_types has {others[0]!r}, which is not supported; wanted {wanted}.")
     read_fp8_block(folder)
     raw = _flat_rope(raw, path, family)
     for alias, name in family.aliases.items():

@@ -12,6 +12,7 @@ Try it: `python -c "from zifio.models.hybrids import HybridConfig; print(HybridC
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -167,8 +168,7 @@ class HybridConfig(LayeredConfig, MaybeBiasedConfig):
     @property
     def linear(self) -> LinearShape:
         """Shape of the layers of linear attention."""
-        plain = super().linear
-        return LinearShape(**(vars(plain) | {"strongest": 2.0 if self.linear_allow_neg_eigval else 1.0}))
+        return replace(super().linear, strongest=2.0 if self.linear_allow_neg_eigval else 1.0)
 
     @property
     def indexer(self) -> IndexerShape:

@@ -1,4 +1,4 @@
-"""DeepSeek sparse attention (DeepSeek-V3.2, arXiv:2512.02556, section 2.1): a small indexer picks what a query attends to.
+"""DeepSeek sparse attention (arXiv:2512.02556, section 2.1): a small indexer picks what a query attends to.
 
     I_ts = sum_j w_tj ReLU(q_tj k_s)        kept: the tokens s <= t with the largest I_ts, at most n_kept
 
@@ -72,8 +72,15 @@ def picks(scores_MTS: Tensor, visible_MTS: Tensor, n_kept: int) -> Tensor:
     """Whether a query attends to a key: the visible ones that score highest, as [M, T, S]."""
     if scores_MTS.shape[-1] <= n_kept:
         return visible_MTS
-    best = scores_MTS.detach().masked_fill(~visible_MTS, -torch.inf).topk(n_kept, dim=-1, sorted=False).indices
-    return torch.zeros_like(visible_MTS).scatter(-1, best, True) & visible_MTS
+    return best(scores_MTS.detach().masked_fill(~visible_MTS, -torch.inf), n_kept) & visible_MTS
+
+
+def best(scores_MTS: Tensor, n_kept: int) -> Tensor:
+    """Where the `n_kept` highest scores of each row are, of equal ones the first: ReLU makes many equal to 0, and
+    which of them count must not depend on what else is computed."""
+    lowest = scores_MTS.topk(n_kept, dim=-1).values[..., -1:]
+    above, level = scores_MTS > lowest, scores_MTS == lowest
+    return above | (level & (level.cumsum(dim=-1) <= n_kept - above.sum(dim=-1, keepdim=True)))
 
 
 def attend_picked(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, laid: Laid, scale: float, ask: Ask) -> Tensor:
@@ -81,18 +88,25 @@ def attend_picked(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, laid: Laid, scale
 
     With gradients the weights of all heads exist at once, since the indexer learns from them.
     """
-    group = q_NHK.shape[1] // k_NJK.shape[1]
-    q_MHTK = q_NHK[laid.index_MT].transpose(1, 2)
-    k_MHSK, v_MHSX = (x[laid.index_MS].repeat_interleave(group, dim=2).transpose(1, 2) for x in (k_NJK, v_NJX))
     scores_MTS = index_scores(ask.q_NIY[laid.index_MT], ask.weight_NI[laid.index_MT], ask.k_NY[laid.index_MS])
     picked_MTS = picks(scores_MTS, laid.visible_MTS, ask.n_kept)
-    logits_MHTS = torch.matmul(q_MHTK * scale, k_MHSK.transpose(2, 3)).float()
-    weights_MHTS = logits_MHTS.masked_fill(~picked_MTS[:, None], -torch.inf).softmax(dim=-1)
-    out_MHTX = torch.matmul(weights_MHTS.to(v_MHSX.dtype), v_MHSX)
+    out_MTHX, wanted_MTS = attend_where(
+        q_NHK[laid.index_MT], k_NJK[laid.index_MS], v_NJX[laid.index_MS], picked_MTS, scale
+    )
     if scores_MTS.requires_grad:
-        wanted_MTS = weights_MHTS.detach().mean(dim=1)
-        out_MHTX = _Taught.apply(out_MHTX, scores_MTS, _gradient(scores_MTS, picked_MTS, wanted_MTS, laid.real_MT))
-    return out_MHTX.transpose(1, 2)[laid.real_MT]
+        out_MTHX = _Taught.apply(out_MTHX, scores_MTS, _gradient(scores_MTS, picked_MTS, wanted_MTS, laid.real_MT))
+    return out_MTHX[laid.real_MT]
+
+
+def attend_where(
+    q_MTHK: Tensor, k_MSJK: Tensor, v_MSJX: Tensor, picked_MTS: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over what was picked, [M, T, H, X], and its weights' mean over heads, without gradient, [M, T, S]."""
+    q_MTJGK = q_MTHK.unflatten(2, (k_MSJK.shape[2], -1))
+    logits_MJGTS = torch.einsum("mtjgk,msjk->mjgts", q_MTJGK * scale, k_MSJK).float()
+    weights_MJGTS = logits_MJGTS.masked_fill(~picked_MTS[:, None, None], -torch.inf).softmax(dim=-1)
+    out_MTJGX = torch.einsum("mjgts,msjx->mtjgx", weights_MJGTS.to(v_MSJX.dtype), v_MSJX)
+    return out_MTJGX.flatten(2, 3), weights_MJGTS.detach().mean(dim=(1, 2))
 
 
 def _gradient(scores_MTS: Tensor, picked_MTS: Tensor, wanted_MTS: Tensor, real_MT: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ Try it alone: `pytest tests/models/test_linear_attention.py`
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -57,7 +58,7 @@ class Rule(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """Sequences cut into Z pieces of at most U tokens, in levels: a piece goes on where one of the level before ended."""
+    """Sequences cut into Z pieces of at most U tokens, in levels: each goes on where one of the level before ended."""
 
     token_ZU: Tensor
     """Which token stands where in a piece; N, one behind the last, where none does."""
@@ -85,7 +86,7 @@ def cut(spans: np.ndarray, given: np.ndarray | None = None, chunk: int = CHUNK) 
         depth = depths[parent] + 1 if n_prefix else 0
         inner = borders.get(start, set()) if not n_prefix else set()
         at = sorted({*range(0, count, chunk), *inner, count})
-        for first, last in zip(at, at[1:], strict=False):
+        for first, last in pairwise(at):
             is_root = depth == 0
             parents.append((-1 if given is None else int(given[place])) if is_root else parent)
             starts.append(start + first)
@@ -123,8 +124,8 @@ def _levelled(
     token_ZU = np.where(held_ZU, starts[order, None] + column_U, n)
     place_N = np.empty(n, np.int64)
     place_N[token_ZU[held_ZU]] = np.flatnonzero(held_ZU)
-    columns = (torch.from_numpy(column) for column in (token_ZU, place_N, parent_Z))
-    return Pieces(*columns, tuple(sizes.tolist()), torch.from_numpy(rank[ends]))
+    token, place, parent, end = (torch.from_numpy(column) for column in (token_ZU, place_N, parent_Z, rank[ends]))
+    return Pieces(token, place, parent, tuple(sizes.tolist()), end)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -155,7 +156,7 @@ def step(rule: Rule, memory_MHKX: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunked(rule: Rule, pieces: Pieces, memory_SHKX: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The same for all sequences at once, piece by piece: outputs [N, H, X], and what each piece ends with, [Z, H, K, X].
+    """The same for all sequences at once: outputs [N, H, X], and the memory behind each piece, [Z, H, K, X].
 
     Within a piece that begins with S, G_t the product of the decays up to t, and A strictly lower triangular:
 
@@ -253,8 +254,9 @@ def held_order(runs: np.ndarray, d_conv: int, device: torch.device) -> Order:
 
 
 def _on(device: torch.device, pieces: Pieces | None, taps: np.ndarray) -> Order:
-    if pieces is not None:
-        pieces = Pieces(*(part.to(device) if isinstance(part, Tensor) else part for part in pieces))
+    if pieces is not None and device.type != "cpu":
+        token, place, parent, sizes, end = pieces
+        pieces = Pieces(token.to(device), place.to(device), parent.to(device), sizes, end.to(device))
     return Order(pieces, torch.from_numpy(taps).to(device))
 
 
@@ -349,20 +351,25 @@ class GatedDeltaNet(nn.Module):
         tail_RC: Tensor | None = None,
         memory_SHKX: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All between the projections, in torch and in fp32: outputs [N, H, X]; memories at the ends of pieces, or of
-        sequences that have one token; and what the convolution sees, as `Order.taps_WN` counts it."""
+        """All between the projections, in torch and in fp32 at least: outputs [N, H, X]; memories at the ends of
+        pieces, or of sequences that have one token; and what the convolution sees, as `Order.taps_WN` counts it."""
         shape, n_key_heads = self.shape, self.shape.n_key_heads
         with torch.autocast(inputs[0].device.type, enabled=False):
-            qkvz_NY, ba_NY, conv_WC, rate_H, shift_H, norm_X = (x.float() for x in inputs)
+            wide = torch.promote_types(inputs[0].dtype, torch.float32)
+            qkvz_NY, ba_NY, conv_WC, rate_H, shift_H, norm_X = (x.to(wide) for x in inputs)
             d_mixed = shape.d_mixed // n_key_heads
             mixed_NJY, gate_NJY = qkvz_NY.unflatten(-1, (n_key_heads, -1)).tensor_split([d_mixed], dim=-1)
             rows_RC = _rows(mixed_NJY.flatten(1), tail_RC)
             seen_NC = rows_RC[: len(qkvz_NY)]
             if shape.d_conv:
-                taps = zip(order.taps_WN, conv_WC.flip(0), strict=True)
-                seen_NC = sum(rows_RC.index_select(0, tap_N) * weight_C for tap_N, weight_C in taps)
-            q_NJK, k_NJK, v_NJY = F.silu(seen_NC).unflatten(-1, (n_key_heads, -1)).split(
-                [shape.d_key, shape.d_key, d_mixed - 2 * shape.d_key], dim=-1
+                now_C, *before = conv_WC.flip(0)
+                seen_NC = seen_NC * now_C
+                for tap_N, weight_C in zip(order.taps_WN[1:], before, strict=True):
+                    seen_NC = seen_NC + rows_RC.index_select(0, tap_N) * weight_C
+            q_NJK, k_NJK, v_NJY = (
+                F.silu(seen_NC)
+                .unflatten(-1, (n_key_heads, -1))
+                .split([shape.d_key, shape.d_key, d_mixed - 2 * shape.d_key], dim=-1)
             )
             group = shape.n_heads // n_key_heads
             q_NHK, k_NHK = (unit(x).repeat_interleave(group, dim=1) for x in (q_NJK, k_NJK))
@@ -377,7 +384,7 @@ class GatedDeltaNet(nn.Module):
             else:
                 out_NHX, ends = chunked(rule, order.pieces, memory_SHKX)
             out_NHX = F.rms_norm(out_NHX, norm_X.shape, norm_X, self.eps)
-            return out_NHX * F.silu(gate_NJY.reshape(out_NHX.shape)), ends, rows_RC
+            return (out_NHX * F.silu(gate_NJY.reshape(out_NHX.shape))).to(inputs[0].dtype), ends, rows_RC
 
 
 def _rows(mixed_NC: Tensor, tail_RC: Tensor | None) -> Tensor:

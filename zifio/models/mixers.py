@@ -43,7 +43,7 @@ class LinearShape:
 
     @property
     def memory(self) -> int:
-        """Numbers that a sequence leaves in a layer, however long it is: memories, and the convolution's last tokens."""
+        """Numbers that a sequence leaves in a layer, however long: memories, and the convolution's last tokens."""
         return self.n_heads * self.d_key * self.d_value + max(self.d_conv - 1, 0) * self.d_mixed
 
 
@@ -63,6 +63,8 @@ class IndexerShape:
     """Tokens that a query attends to, at most."""
 
 
-def repeated(n_layers: int, first: Mixer = "linear_attention", last: Mixer = "full_attention", every: int = 4) -> list[Mixer]:
+def repeated(
+    n_layers: int, first: Mixer = "linear_attention", last: Mixer = "full_attention", every: int = 4
+) -> list[Mixer]:
     """Layers of one kind, and every so many one of another: 3 to 1 as it stands, as Qwen3-Next has it."""
     return [first if (layer + 1) % every else last for layer in range(n_layers)]
