@@ -120,8 +120,8 @@ class Windows:
             assert tokens is not None
             tokens = tokens.to(q_NHK.device)
             self._pages.begin(*columns)
-            parts = (x.index_select(0, tokens) for x in (q_NHK, k_NJK, v_NJX))
-            out_NHX[tokens] = self._pages.attend(layer, *parts, scale).to(out_NHX.dtype)
+            q, k, v = (x.index_select(0, tokens) for x in (q_NHK, k_NJK, v_NJX))
+            out_NHX[tokens] = self._pages.attend(layer, q, k, v, scale).to(out_NHX.dtype)
         return out_NHX
 
     def copy(self, source: int, target: int) -> None:
