@@ -31,6 +31,7 @@ from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
 from zifio.engine.graphs import DecodeGraphs, graphs_wanted
 from zifio.engine.guide import Bias, PromptScores, Top
+from zifio.engine.layered import AnyCache, new_cache, slots_of, slots_within
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
 from zifio.engine.request import Completion, Event, Finish, Load, Request, Stats
@@ -81,9 +82,10 @@ class Engine:
             )
         if self.settings.record_routing and not model.routers():
             raise ConfigError("record_routing: wanted a model with experts, came one without. Set it to false.")
-        self._cache: PagedCache | None = None
+        self._cache: AnyCache | None = None
         self._graphs: DecodeGraphs | None = None
         self._n_pages = self._wanted = 0  # of the cache: what it has, and what was wanted when it was made
+        self._n_slots: int | None = None  # of states, in a model that has some
         self._scheduler: Scheduler | None = None
         self._is_queue = False
         self._routing: RoutingStore | None = None
@@ -116,7 +118,7 @@ class Engine:
         longest = max(asked, key=len)
         n_tokens = min(len(longest) + sampling.max_new_tokens, self.model.config.max_position_embeddings)
         per_row = -(-n_tokens // PAGE) + 2  # two to spare, as the scheduler keeps them
-        self._open(min(self.max_rows, sum(map(len, seeds))) * per_row)
+        self._open(min(self.max_rows, sum(map(len, seeds))), per_row)
         self._is_queue = False
         for prompt in [longest, *asked]:
             if fault := self._fault(prompt, sampling, "the longest prompt"):
@@ -148,7 +150,7 @@ class Engine:
         """
         assert not self.has_work, "reserve while requests are under way"
         self._pack()
-        self._open(max(1, min(self.max_rows, n_rows)) * (-(-n_tokens // PAGE) + 2))
+        self._open(max(1, min(self.max_rows, n_rows)), -(-n_tokens // PAGE) + 2)
         self._is_queue = True
         assert self._scheduler is not None
         return min(n_tokens, self._scheduler.pages.n_pages * PAGE)
@@ -161,7 +163,7 @@ class Engine:
         if not self._is_queue:
             assert not self.has_work
             self._pack()
-            self._open(self.max_rows * -(-self.model.config.max_position_embeddings // PAGE))
+            self._open(self.max_rows, -(-self.model.config.max_position_embeddings // PAGE))
             self._is_queue = True
         if fault := self._fault(request.prompt, request.sampling, "the prompt"):
             ids = [self._next_id() for _ in request.seeds]
@@ -215,6 +217,7 @@ class Engine:
         assert not self.has_work, "release while requests are under way"
         self._graphs = self._cache = self._routing = self._scheduler = None
         self._n_pages = self._wanted = 0
+        self._n_slots = None
         self._is_queue = False
         self.model.unpack()
         give_back()
@@ -233,26 +236,31 @@ class Engine:
     def _page_bytes(self) -> int:
         return bytes_per_page(self.model.config, self.settings.latent_cache, self._dtype, self.device)
 
-    def _open(self, wanted: int) -> None:
-        """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
-        config, settings = self.model.config, self.settings
+    def _open(self, n_rows: int, per_row: int) -> None:
+        """An empty scheduler with so many pages for each of so many rows, or as many as memory allows; a cache that is
+        large enough is kept."""
+        config, settings, wanted = self.model.config, self.settings, n_rows * per_row
         insist(self.model, settings, self.precision)  # it may have been moved since
-        if wanted > self._wanted:
+        if wanted > self._wanted or (self._n_slots is not None and n_rows > self._n_slots):
             self._graphs = self._cache = self._routing = None  # before the memory is looked at
             give_back()
             self._wanted = wanted
-            self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, str(self.device))
-            n_padding = int(graphs_wanted(self.device, settings))  # one page behind the others
-            self._cache = PagedCache(config, self._n_pages + n_padding, settings.latent_cache, self._dtype, self.device)
+            where = (settings.memory_gb, str(self.device))
+            self._n_slots, taken = slots_within(config, n_rows, self._dtype, self.device, *where)
+            self._n_pages = n_pages(wanted, self._page_bytes(), *where, taken)
+            n_padding = int(graphs_wanted(self.device, settings, config))  # one page behind the others
+            form = (settings.latent_cache, self._dtype, self.device)
+            self._cache = new_cache(config, self._n_pages + n_padding, self._n_slots, *form)
             self._routing = RoutingStore(self._n_pages) if settings.record_routing else None
-        if self._graphs is None and graphs_wanted(self.device, settings):
-            assert self._cache is not None
+        if self._graphs is None and graphs_wanted(self.device, settings, config):
+            assert isinstance(self._cache, PagedCache)
             self._graphs = DecodeGraphs(self.model, self._cache, padding_page=self._n_pages)
-        rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
+        rows = Rows(min(self.max_rows, self._n_slots or self.max_rows), PAGE, config.vocab_size or 0)
         pages = Pages(min(wanted, self._n_pages), PAGE)
         self._scheduler = Scheduler(
-            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats
-        )
+            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats,
+            slots_of(self._cache, self._n_slots),
+        )  # fmt: skip
 
     def _copy_page(self, source: int, target: int) -> None:
         assert self._cache is not None

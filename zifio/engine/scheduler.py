@@ -24,6 +24,7 @@ import numpy as np
 from zifio.engine.pages import Pages
 from zifio.engine.request import Stats
 from zifio.engine.rows import Rows, Sample
+from zifio.engine.slots import Slots
 
 
 @dataclass(eq=False)
@@ -39,6 +40,8 @@ class Job:
     """Tokens that are in the cache."""
     born: int
     era: int
+    slot: int = -1
+    """Where its state is, in a model that has one."""
 
 
 class Chunk(NamedTuple):
@@ -60,9 +63,13 @@ class Scheduler:
         sharing: bool,
         copy_page: Callable[[int, int], None],
         stats: Stats,
+        slots: Slots | None = None,
     ) -> None:
+        """With `slots` sequences have a state beside their pages (engine/slots.py): the prompt that a group shares is
+        computed once still, but no prefix is found again later, since its state is gone."""
         self.pages, self.rows, self.chunk_tokens, self.sharing = pages, rows, chunk_tokens, sharing
-        self.copy_page, self.stats = copy_page, stats
+        self.copy_page, self.stats, self.slots = copy_page, stats, slots
+        self._finds = sharing and slots is None
         self.jobs: list[Job] = []
         self.waiting: deque[list[Sample]] = deque()
         self._coming: set[bytes] = set()  # keys of pages that a job is computing
@@ -115,6 +122,7 @@ class Scheduler:
                 job.samples.remove(sample)
                 if not job.samples:
                     self._close(job)
+                    self._free(job)
                     self.pages.release(job.table)
                 return
         group = next(group for group in self.waiting if sample in group)
@@ -151,6 +159,7 @@ class Scheduler:
         if self.jobs and (row < 0 or self.jobs[-1].born > rows.born[row]):
             job = self.jobs[-1]
             self._close(job)
+            self._free(job)
             self.pages.release(job.table)
             group = job.samples
         else:
@@ -161,7 +170,8 @@ class Scheduler:
 
     def _give_back(self, sample: Sample) -> None:
         """Release a former row's pages; the full ones stay known, as the prefix of what may come."""
-        if self.sharing and sample.era == self.pages.era:
+        self._free(sample)
+        if self._finds and sample.era == self.pages.era:
             n_computed = len(sample.prompt) + len(sample.tokens) - 1
             sample.keys = self.pages.keys(sample.all_tokens[:n_computed], sample.keys)
             for page, key in zip(sample.table, sample.keys, strict=False):
@@ -180,7 +190,7 @@ class Scheduler:
         while budget and place < len(self.waiting) and self._n_free_rows():
             group = self.waiting[place]
             tokens = group[0].all_tokens
-            shares = self.sharing and group[0].prompt_scores is None
+            shares = self._finds and group[0].prompt_scores is None
             keys = group[0].keys = self.pages.keys(tokens[:-1], group[0].keys) if shares else []
             found = self.pages.find(keys)
             if len(found) < len(keys) and keys[len(found)] in self._coming:
@@ -199,6 +209,8 @@ class Scheduler:
             if rest:
                 self.waiting.insert(place, rest)
             job = Job(samples, tokens, table, keys, len(found) * self.pages.size, self._births, self.pages.era)
+            if self.slots is not None:
+                job.slot = self.slots.take()
             for sample in samples:
                 sample.born, sample.keys, sample.era = self._births, keys, job.era
                 sample.n_cached = job.done if sample.n_cached is None else sample.n_cached
@@ -238,17 +250,25 @@ class Scheduler:
         n_own = (len(job.tokens) - 1) // self.pages.size  # where the page begins that every sample writes to
         for place, sample in enumerate(job.samples):
             if place == 0:
-                sample.table = job.table
+                sample.table, sample.slot = job.table, job.slot
             elif self.pages.n_available:
                 for page in job.table[:n_own]:
                     self.pages.share(page)
                 sample.table = [*job.table[:n_own], self.pages.take()]
                 self.copy_page(job.table[n_own], sample.table[-1])
+                if self.slots is not None:
+                    sample.slot = self.slots.copied(job.slot)
             else:
                 self.waiting.appendleft(job.samples[place:])
                 return place
             self.rows.add(sample)
         return len(job.samples)
+
+    def _free(self, owner: Job | Sample) -> None:
+        """Give back the slot of a state, where there is one."""
+        if self.slots is not None:
+            self.slots.give_back(owner.slot)
+            owner.slot = -1
 
     def _close(self, job: Job) -> None:
         """The job is over, one way or the other."""

@@ -82,6 +82,8 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 
 
 def _outward(config: AnyConfig, name: str) -> str:
+    for ours, theirs in config.renamed.items():
+        name = name.replace(ours, theirs)
     if name.startswith(("lm_head.", "score.")):
         return name
     if name.startswith("mtp."):
@@ -94,7 +96,11 @@ def _outward(config: AnyConfig, name: str) -> str:
 
 
 def _inward(config: AnyConfig, name: str) -> str | None:
+    if name.startswith(config.left_out):
+        return None
     name = name.removeprefix("model.")
+    for ours, theirs in config.renamed.items():
+        name = name.replace(theirs, ours)
     match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
     if match is None or int(match[1]) < config.num_hidden_layers:
         return None if name.endswith("rotary_emb.inv_freq") else name
