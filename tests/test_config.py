@@ -175,7 +175,8 @@ def _override_message(change: str) -> str:
 
 def test_digest_is_stable():
     canonical = (
-        b'{"max_new_tokens":128,"min_p":0.0,"repetition_penalty":1.0,"stop":[],"temperature":1.0,"top_k":0,"top_p":1.0}'
+        b'{"guidance":1.0,"max_new_tokens":128,"min_p":0.0,"repetition_penalty":1.0,"stop":[],"temperature":1.0,'
+        b'"top_k":0,"top_p":1.0}'
     )
     expected = hashlib.sha256(canonical).hexdigest()[:12]
     assert Sampling().digest() == Sampling(temperature=1).digest() == expected

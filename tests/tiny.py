@@ -29,6 +29,9 @@ from zifio.models.families import (
     Yarn,
 )
 from zifio.models.hybrids import DeepseekV32Config, HybridConfig, Qwen3NextConfig
+from zifio.models.janus import Janus
+from zifio.models.janus_config import JanusConfig
+from zifio.models.vq import Vq
 from zifio.models.weights import save_model
 from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
@@ -36,8 +39,10 @@ from zifio.tasks.task import Problem, Verdict
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage
 from zifio.train.distill import distill
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
+from zifio.train.janus import janus as janus_stage
 from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
+from zifio.train.picture_config import JanusStage, VqStage
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
 from zifio.train.prm import prm
@@ -45,6 +50,7 @@ from zifio.train.rl import rl
 from zifio.train.sample import sample
 from zifio.train.sft import sft
 from zifio.train.stage import Context
+from zifio.train.vq import vq
 
 KINDS = {
     "pretrain": (PretrainStage, pretrain),
@@ -56,6 +62,8 @@ KINDS = {
     "prm": (PrmStage, prm),
     "reward": (RewardStage, reward),
     "dpo": (DpoStage, dpo),
+    "vq": (VqStage, vq),
+    "janus": (JanusStage, janus_stage),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)
 ADAM, MUON = {"kind": "adamw", "lr": 3e-3}, {"kind": "muon", "lr": 3e-3}
@@ -133,6 +141,61 @@ def hybrid(**changes: Any) -> HybridConfig:
         "sliding_window": 7, "index_topk": 9,
     }  # fmt: skip
     return HybridConfig(**(GROUPED | fields | MILD | changes))
+
+
+def janus(text: AnyConfig | None = None, **changes: Any) -> JanusConfig:
+    """Pictures of 16 pixels a side as 16 patches; drawings of as many pixels as 16 of 24 codes."""
+    text = text or llama()
+    vision: dict[str, Any] = {
+        "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2.0, "image_size": 16,
+        "patch_size": 4, "num_image_tokens": 16, "projection_dim": text.hidden_size,
+    }  # fmt: skip
+    vq: dict[str, Any] = {
+        "embed_dim": 4, "num_embeddings": 24, "latent_channels": 8, "base_channels": 32, "num_patches": 4,
+        "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "projection_dim": text.hidden_size,
+        "image_token_embed_dim": text.hidden_size,
+    }  # fmt: skip
+    parts = {"vision_config": vision | changes.pop("vision", {}), "vq_config": vq | changes.pop("vq", {})}
+    return JanusConfig(**({"text_config": text, "image_token_id": 39} | parts | changes))
+
+
+def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
+    """A model that reads and draws, with random norms and biases."""
+    model = Janus(shape or janus(), seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.normal_(0.0, 0.3, generator=generator)
+    return model
+
+
+def picture_characters() -> ChatTokenizer:
+    """The tokenizer of captions, with the tokens for pictures."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz ?:W+=0123456789%()"
+    return chat_tokenizer(train_tokenizer(TokenizerConfig(alphabet=alphabet, pictures=True), []))
+
+
+def scene_janus(seed: int = 1, **text: Any) -> Janus:
+    """A model over the tokens of `picture_characters` that reads and draws pictures of 32 pixels, in 64 tokens."""
+    size = {"vocab_size": picture_characters().vocab_size, "max_position_embeddings": 256}
+    vision = {"image_size": 32, "num_image_tokens": 64}
+    return made_janus(janus(llama(**(size | text)), vision=vision, vq={"num_patches": 8}), seed)
+
+
+def save_with_pictures(folder: Path, model: Decoder | Vq) -> Path:
+    """A model with the tokenizer of captions, as a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder)
+    save_tokenizer(picture_characters(), folder)
+    return folder
+
+
+def pixels_like(n: int, side: int = 16, seed: int = 4) -> Tensor:
+    """Random pictures, [n, 3, side, side], from -1 to 1."""
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 EVERY_FAMILY: dict[str, AnyConfig] = {

@@ -27,7 +27,7 @@ from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.decoder import Decoder
 from zifio.models.lora import adapters, base_digest, restore_adapter, save_adapter
-from zifio.models.weights import load_state, read_tensors, save_model, weight_files
+from zifio.models.weights import AnyModel, load_state, read_tensors, save_model, weight_files
 
 _KEPT = 2
 
@@ -43,7 +43,7 @@ class Resume:
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: Decoder, optimizer: dict[str, Tensor], state: dict[str, Any]
+    folder: Path, step: int, model: AnyModel, optimizer: dict[str, Tensor], state: dict[str, Any]
 ) -> None:
     """Write `folder/step-NNNNNN` and remove all but the newest two."""
     with_manifest(folder / f"step-{step:06d}", lambda beside: _write(beside, step, model, optimizer, state))
@@ -51,8 +51,8 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def _write(beside: Path, step: int, model: Decoder, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
-    if adapters(model):
+def _write(beside: Path, step: int, model: AnyModel, optimizer: dict[str, Tensor], state: dict[str, Any]) -> None:
+    if isinstance(model, Decoder) and adapters(model):
         save_adapter(model, beside)
         state = {**state, "base": base_digest(model)}
     else:
@@ -61,7 +61,7 @@ def _write(beside: Path, step: int, model: Decoder, optimizer: dict[str, Tensor]
     (beside / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
 
 
-def load_checkpoint(folder: Path, model: Decoder) -> Resume | None:
+def load_checkpoint(folder: Path, model: AnyModel) -> Resume | None:
     """Load the newest whole checkpoint into `model`; None when there is none.
 
     A damaged one is named on the terminal and the one before is tried. Raises ConfigError when all are damaged, or when
@@ -83,9 +83,9 @@ def load_checkpoint(folder: Path, model: Decoder) -> Resume | None:
     return None
 
 
-def _load_weights(path: Path, model: Decoder, base: str | None) -> None:
+def _load_weights(path: Path, model: AnyModel, base: str | None) -> None:
     """The checkpoint's weights into the model: all of them, or the adapters on the base of this digest."""
-    if not adapters(model):
+    if not isinstance(model, Decoder) or not adapters(model):
         load_state(model, read_tensors(path), str(path))
         return
     if base != (own := base_digest(model)):

@@ -343,6 +343,18 @@ VERBS = {
         "zifio dpo recipes/smoke.toml --out runs/try",
         _stage_arguments,
     ),
+    "vq": Verb(
+        STAGE,
+        "train a tokenizer of pictures",
+        "zifio vq recipes/janus-nano.toml steps=20 --out runs/try",
+        _stage_arguments,
+    ),
+    "janus": Verb(
+        STAGE,
+        "train a model that reads pictures and draws",
+        "zifio janus recipes/janus-nano.toml --stage adaptors steps=20 --out runs/try",
+        _stage_arguments,
+    ),
     "eval": Verb(
         "zifio.exam:run_eval",
         "measure a model, an endpoint or recorded replies on a task; or a recipe's models",

@@ -65,13 +65,16 @@ class Sampling(Config):
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Logits of tokens that the prompt or the reply holds already are divided by this, or multiplied where negative
     (CTRL, arXiv:1909.05858); 1 means no penalty."""
+    guidance: float = Field(default=1.0, ge=0)
+    """Of drawings: scale of classifier-free guidance (arXiv:2207.12598), that sets a prompt against one that asks for
+    nothing; 1 is none."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """A reply ends with the first of these texts, which its text then leaves out."""
 
     def off_policy(self) -> dict[str, float]:
         """The fields that make draws follow another distribution than softmax(logits / temperature), and what they
         would have to be."""
-        harmless = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        harmless = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "guidance": 1.0}
         return {name: value for name, value in harmless.items() if getattr(self, name) != value}
 
 

@@ -39,6 +39,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
+from zifio.train.picture_config import JanusStage, VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -54,12 +55,14 @@ AnyStage = Annotated[
     | PrmStage
     | RewardStage
     | DpoStage
+    | VqStage
+    | JanusStage
     | EvalStage,
     Field(discriminator="kind"),
 ]
 
 
-_LEARNERS = (PretrainStage, SftStage, DistillStage, DpoStage)
+_LEARNERS = (PretrainStage, SftStage, DistillStage, DpoStage, JanusStage)
 _SCORES = {"process.by": "scores of steps", "reward_model": "scores of replies"}
 """What a reward model must score; those of other keys may do either."""
 
@@ -95,7 +98,7 @@ def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
     if isinstance(stage, EvalStage):
         return [*stage.models, *stage.scorers.values()]
-    keys = ("tokenizer", "from_", "data", "teacher", "people")
+    keys = ("tokenizer", "from_", "codes", "data", "held_out_data", "text_data", "teacher", "people")
     values = [getattr(stage, key, None) for key in keys]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
@@ -125,12 +128,13 @@ def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
 def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
-    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies"}
+    makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies", VqStage: "codes of pictures"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
         else:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
+            wanted |= {"codes": "codes of pictures", "text_data": "data"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
         needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
@@ -148,7 +152,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -169,6 +173,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
+        looks = None if isinstance(stage, VqStage | JanusStage) else looks  # at pictures
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
@@ -356,6 +361,10 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.preference import reward as run
     elif isinstance(stage, DpoStage):
         from zifio.train.preference import dpo as run
+    elif isinstance(stage, VqStage):
+        from zifio.train.vq import vq as run
+    elif isinstance(stage, JanusStage):
+        from zifio.train.janus import janus as run
     else:
         from zifio.evaluate.run import eval_stage
 

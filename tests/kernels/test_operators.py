@@ -176,3 +176,10 @@ def test_draw_follows_the_cumulative_distribution(vocab: int) -> None:
     greedy, at_one = kernels.draw(logits, torch.zeros(1), uniform[:1])
     assert greedy.item() == logits.argmax().item()
     torch.testing.assert_close(at_one, logits.log_softmax(dim=-1)[0, greedy])
+
+
+def test_no_rows_are_no_error() -> None:
+    x, weight = torch.zeros(0, 12, requires_grad=True), torch.randn(5, 12, requires_grad=True)
+    out = kernels.linear(x, weight)
+    out.sum().backward()
+    assert out.shape == (0, 5) and x.grad is not None and not weight.grad.any()

@@ -139,6 +139,12 @@ def test_seeds_streams_and_what_is_counted(both: Both):
         time.sleep(0.1)
 
 
+def below(pid: int) -> list[int]:
+    """Processes that a process started, and those that they did."""
+    listed = [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
+    return listed + [other for one in listed for other in below(one)]
+
+
 @pytest.mark.slow
 def test_when_vllm_dies_everybody_is_told_and_another_is_started(folder: Path):
     """Killed with -9 under a stream."""
@@ -148,10 +154,13 @@ def test_when_vllm_dies_everybody_is_told_and_another_is_started(folder: Path):
         with client.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
+            started = below(engine)
+            assert started  # vLLM has processes of its own
             os.kill(engine, signal.SIGKILL)
             last = [line for line in lines if line][-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_failed"
         assert choices(client, prompt="a", path="/v1/completions")[0]["finish_reason"]
+        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 0
 

@@ -40,7 +40,7 @@ def rows(task: Task, n: int, split: Split = "train", seed: int = 0, first: int =
 def reward_func(task: Task, tokenizer: Any = None) -> Callable[..., list[float | None]]:
     """The task's reward of each completion, a function of TRL's; None where the check or the environment broke."""
 
-    def zifio_reward(completions: list[Any], problem: list[dict[str, str]], **columns: Any) -> list[float | None]:
+    def zifio_reward(completions: list[Any], problem: list[dict[str, Any]], **columns: Any) -> list[float | None]:
         last = [said if isinstance(said, str) else said[-1] for said in completions]
         if tokenizer is not None:
             raw = tokenizer.batch_decode(columns["completion_ids"], skip_special_tokens=True)
@@ -71,7 +71,7 @@ class _Environment:
     _task: Interactive
     _seeds: Iterator[int]
 
-    def reset(self, problem: dict[str, str], **row: Any) -> None:
+    def reset(self, problem: dict[str, Any], **row: Any) -> None:
         """A new episode of the row's problem; what there is to say of it stands in the prompt already."""
         limit = sys.maxsize if self._task.tools else None  # calls come one by one: max_tool_calling_iterations
         self._played = Played(self._task, Problem(**problem), next(self._seeds), limit)

@@ -28,7 +28,13 @@ class Sequence:
     experts_TLA: np.ndarray | None = field(default=None, compare=False)
     """Experts that each token is to go to, layer by layer, -1 where the router is to choose; int16."""
 
+    pixels_MUYX: np.ndarray | None = field(default=None, compare=False)
+    """Pictures that the tokens are about, which number them from 0; float32, from -1 to 1."""
+    patches: tuple[int, int] = (0, 0)
+    """With pictures: the token of the first patch of the first one, and how many patches each has."""
+
     def __post_init__(self) -> None:
+        assert self.pixels_MUYX is None or not self.n_prefix, "prefixes are compared by their tokens, not by pictures"
         experts = {} if self.experts_TLA is None else {"experts_TLA": self.experts_TLA}
         for name, values in {"weight": self.weight, **self.columns, **experts}.items():
             assert len(values) == len(self.tokens), f"{name}: {len(values)} values for {len(self.tokens)} tokens"

@@ -22,12 +22,16 @@ from tokenizers import Tokenizer
 
 from zifio.config import ConfigError
 from zifio.data.calls import CALL_BEGIN
+from zifio.pictures import PICTURE
 
 PAD, BOS, EOS = "<｜▁pad▁｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SPECIAL_TOKENS = (PAD, BOS, EOS, USER, ASSISTANT, *TAGS)
 """In the order of their ids, from 0."""
+PICTURE_BEGIN, PICTURE_END = "<begin_of_image>", "<end_of_image>"
+PICTURE_TOKENS = (PICTURE, PICTURE_BEGIN, PICTURE_END)
+"""Of models that read and draw, named as Janus has them."""
 
 CHAT_TEMPLATE = """\
 {{- bos_token -}}

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from zifio.config import Config, ConfigError
 from zifio.data.calls import CALL_BEGIN, TOOL_TOKENS
 from zifio.data.gguf import read_gguf_tokenizer
-from zifio.data.template import SPECIAL_TOKENS, TAGS, TOOL_TEMPLATE, ChatTokenizer
+from zifio.data.template import PICTURE_TOKENS, SPECIAL_TOKENS, TAGS, TOOL_TEMPLATE, ChatTokenizer
 from zifio.gguf import is_gguf
 
 _BYTES = 256
@@ -36,14 +36,16 @@ class TokenizerConfig(Config):
     """For bpe: at most this many tokens, special tokens and the 256 bytes among them."""
     text: str = ""
     """A text or JSONL file to train on. Empty: what the recipe's task says."""
+    pictures: bool = False
+    """Whether there are tokens for pictures too, which a model that reads and draws needs."""
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str], with_tools: bool = False) -> Tokenizer:
     """The tokenizer of this config, trained on `texts` (special tokens in them do not count).
 
-    Tokens for tool calls come behind the other special ones, and only when asked for.
+    Tokens for tool calls and for pictures come behind the other special ones, and only when asked for.
     """
-    special = SPECIAL_TOKENS + (TOOL_TOKENS if with_tools else ())
+    special = SPECIAL_TOKENS + (TOOL_TOKENS if with_tools else ()) + (PICTURE_TOKENS if config.pictures else ())
     return _characters(config, texts, special) if config.kind == "characters" else _bpe(config, texts, special)
 
 

@@ -100,6 +100,12 @@ def join(one: Batch, two: Batch) -> Batch:
     )
 
 
+def places_of(n_fed: int, chunks: list[Chunk], which: list[int]) -> np.ndarray:
+    """Places in a pass of the rows' tokens, and behind them of the last ones of `which` chunks."""
+    end_of_chunk = n_fed + np.cumsum([count for _, _, count in chunks], dtype=np.int64) - 1
+    return np.concatenate([np.arange(n_fed), end_of_chunk[which]]) if which else np.arange(n_fed)
+
+
 def _padded(tables: list[list[int]], width: int) -> np.ndarray:
     """Tables as one array, zeros behind the shorter ones."""
     out = np.zeros((len(tables), width), np.int64)

@@ -15,7 +15,7 @@ Try it: `zifio chat MODEL`, or
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,27 +24,26 @@ import torch
 from torch import Tensor
 
 from zifio.config import ConfigError, Sampling
-from zifio.engine.batch import Batch, chunk_batch, join, row_batch
+from zifio.engine.batch import Batch, chunk_batch, join, places_of, row_batch
 from zifio.engine.bitwise import insist
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
+from zifio.engine.draws import Tops, draw_mixed, draw_text, moved, score_prompts, tops
 from zifio.engine.graphs import DecodeGraphs, graphs_wanted
-from zifio.engine.guide import Bias, PromptScores, Top
+from zifio.engine.guide import Drawing, PromptScores, Top
 from zifio.engine.layered import AnyCache, new_cache, slots_of, slots_within
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
 from zifio.engine.request import Completion, Event, Finish, Load, Request, Stats
 from zifio.engine.routing import RoutingStore
 from zifio.engine.rows import Rows, Sample
-from zifio.engine.sampler import Settings, choose, draw, likeliest, policy_logp
 from zifio.engine.scheduler import Chunk, Scheduler
 from zifio.engine.stops import TextOf, find_stop
 from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
-
-_SCORED = 128  # tokens of a prompt whose logits exist at once
+from zifio.models.janus import Janus
 
 
 class Engine:
@@ -97,43 +96,53 @@ class Engine:
 
     # A batch -----------------------------------------------------------------------------------------------
 
-    def generate(self, prompts: list[list[int]], seeds: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        """For every prompt as many completions as it has seeds, in order.
+    def generate(
+        self,
+        prompts: list[list[int]],
+        seeds: list[list[int]],
+        sampling: Sampling,
+        drawings: Sequence[Drawing] | None = None,
+    ) -> list[list[Completion]]:
+        """For every prompt as many completions as it has seeds, in order; with `drawings`, one each, codes come.
 
         Knows no prefixes of earlier calls, so that equal calls give equal floats. Raises ConfigError, before anything
         is computed, when a prompt with its reply would not fit the model's context or the memory.
         """
         assert not self.has_work, "generate while requests are under way"
         self._pack(instead=self.settings.one_copy)
+        each = zip(prompts, seeds, drawings or [None] * len(prompts), strict=True)
+        requests = [Request(prompt, sampling, tuple(group), drawing=drawing) for prompt, group, drawing in each]
         try:
-            return self._batch(prompts, seeds, sampling)
+            return self._batch(requests)
         finally:
             if self.settings.one_copy:
                 self.release()
 
-    def _batch(self, prompts: list[list[int]], seeds: list[list[int]], sampling: Sampling) -> list[list[Completion]]:
-        asked = [prompt for prompt, group in zip(prompts, seeds, strict=True) if group]
+    def _batch(self, requests: list[Request]) -> list[list[Completion]]:
+        asked = [request for request in requests if request.seeds]
         if not asked:
-            return [[] for _ in prompts]
-        longest = max(asked, key=len)
-        n_tokens = min(len(longest) + sampling.max_new_tokens, self.model.config.max_position_embeddings)
+            return [[] for _ in requests]
+        longest = max(asked, key=lambda request: len(request.prompt))
+        n_new = max(request.sampling.max_new_tokens for request in asked)
+        n_tokens = min(len(longest.prompt) + n_new, self.model.config.max_position_embeddings)
         per_row = -(-n_tokens // PAGE) + 2  # two to spare, as the scheduler keeps them
-        self._open(min(self.max_rows, sum(map(len, seeds))), per_row)
+        n_rows = sum(len(request.seeds) * (1 + request.is_paired) for request in asked)
+        self._open(min(self.max_rows, n_rows), per_row)
         self._is_queue = False
-        for prompt in [longest, *asked]:
-            if fault := self._fault(prompt, sampling, "the longest prompt"):
+        for request in [longest, *asked]:
+            if fault := self._fault(request, "the longest prompt"):
                 raise ConfigError(fault)
         done: dict[int, Completion] = {}
         try:
-            for prompt, group in zip(prompts, seeds, strict=True):
-                self._queue(Request(prompt, sampling, tuple(group)))
+            for request in requests:
+                self._queue(request)
             while self.has_work:
                 done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
         finally:  # whoever interrupts a batch may ask again
             self._samples.clear()
             self._events.clear()
         replies = iter(done[id] for id in sorted(done))
-        return [[next(replies) for _ in group] for group in seeds]
+        return [[next(replies) for _ in request.seeds] for request in requests]
 
     # A queue -----------------------------------------------------------------------------------------------
 
@@ -165,7 +174,7 @@ class Engine:
             self._pack()
             self._open(self.max_rows, -(-self.model.config.max_position_embeddings // PAGE))
             self._is_queue = True
-        if fault := self._fault(request.prompt, request.sampling, "the prompt"):
+        if fault := self._fault(request, "the prompt"):
             ids = [self._next_id() for _ in request.seeds]
             self._events += [Event(id, [], [], Completion([], [], "refused", fault)) for id in ids]
             return ids
@@ -268,18 +277,29 @@ class Engine:
         if self._routing is not None:
             self._routing.copy_page(source, target)
 
-    def _fault(self, prompt: list[int], sampling: Sampling, what: str) -> str:
+    def _fault(self, request: Request, what: str) -> str:
         """Why the request can never be answered; empty when it can."""
-        config = self.model.config
+        config, prompt, sampling = self.model.config, request.prompt, request.sampling
         assert self._scheduler is not None
-        n_vocab, n_pages = config.vocab_size or 0, self._scheduler.pages.n_pages
+        n_vocab, n_pages = self.model.n_tokens, self._scheduler.pages.n_pages
         if not prompt:
             return "prompt: wanted at least one token, came none. Begin with the tokenizer's first token."
-        if min(prompt) < 0 or max(prompt) >= n_vocab:
-            wrong = min(prompt) if min(prompt) < 0 else max(prompt)
+        every = prompt if request.drawing is None else [*prompt, *request.drawing.blank]
+        if min(every) < 0 or max(every) >= n_vocab:
+            wrong = min(every) if min(every) < 0 else max(every)
             return f"prompt: wanted tokens below {n_vocab}, came {wrong}. Use the tokenizer of this model."
         if sampling.stop and self.text_of is None:
             return f"stop={list(sampling.stop)} wants text and this engine has no tokenizer. Give it `text_of`."
+        if fault := _drawing_fault(self.model, request):
+            return fault
+        if self.model.pictures_of(prompt) is None:
+            return "prompt: wanted pictures that are held, came one that was let go. Look at it again."
+        if request.score_prompt and max(prompt) >= (config.vocab_size or 0):
+            return "score_prompt: wanted a prompt of text alone, came one with a picture. Leave either out."
+        if request.is_paired:
+            n_pages //= 2
+            if self.max_rows < 2:
+                return "drawing: guidance wants two rows, and max_rows is 1. Raise it, or set scale to 1."
         context = config.max_position_embeddings
         return misfit(len(prompt), sampling.max_new_tokens, context, PAGE, self._page_bytes(), n_pages, what)
 
@@ -287,8 +307,14 @@ class Engine:
         prompt, sampling = list(request.prompt), request.sampling
         scores = PromptScores.of(len(prompt)) if request.score_prompt else None
         samples = [Sample(self._next_id(), prompt, seed, sampling, prompt_scores=scores) for seed in request.seeds]
+        pictures = self.model.pictures_of(prompt) or ()
         for place, sample in enumerate(samples):
             sample.n_top, sample.guide = request.n_top, request.guides[place] if request.guides else None
+            sample.drawing, sample.pictures = request.drawing, pictures
+            if request.is_paired:
+                assert request.drawing is not None
+                blank = Sample(0, list(request.drawing.blank), sample.seed, sampling, is_blank=True)
+                blank.drawing, sample.twin, blank.twin = request.drawing, blank, sample
         self._samples.update((sample.id, sample) for sample in samples)
         if samples:
             assert self._scheduler is not None
@@ -310,7 +336,7 @@ class Engine:
             batch = join(batch, chunk_batch(chunks)) if batch else chunk_batch(chunks)
         assert batch is not None
         only_decodes = n_fed == len(rows) == len(batch.tokens_N)
-        if self._graphs is not None and only_decodes and self._graphs.takes(n_fed):
+        if self._graphs is not None and only_decodes and not rows.n_drawings and self._graphs.takes(n_fed):
             stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
             return self._decode(self._graphs, rows, batch)
         output = batch.forward(self.model, self._cache)
@@ -319,34 +345,39 @@ class Engine:
             self._routing.store(batch, output)
         if self.settings.speculate and chunks:
             read_prompts(self.model, self._cache, chunks, hidden_ND[n_fed:])
-        self._score_prompts(chunks, hidden_ND[n_fed:])
+        score_prompts(self.model, chunks, hidden_ND[n_fed:])
         stats.prefill_tokens += len(batch.tokens_N) - n_fed
         origin = scheduler.commit(chunks)
         stats.peak_pages = max(stats.peak_pages, scheduler.pages.n_held)
         if not len(rows):
             return []
-        logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
         counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
-        token_N, logp_N = self._draw(rows, logits_NV, counts)
-        return self._finish(rows, token_N, logp_N, counts, place_N, hidden_ND, logits_NV)
+        if rows.n_drawings:  # then nothing is drafted: a row has one token
+            place_N = places_of(n_fed, chunks, origin)
+            drawn = draw_mixed(self.model, rows, hidden_ND[moved(place_N, self.device)])
+        else:
+            logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
+            drawn = *draw_text(rows, logits_NV, counts), tops(rows, logits_NV, counts)
+        return self._finish(rows, *drawn, counts, place_N, hidden_ND)
 
     def _decode(self, graphs: DecodeGraphs, rows: Rows, batch: Batch) -> list[Event]:
         """The same where every row has one token to compute and no prompt is read."""
         n = len(rows)
         hidden_ND, logits_NV, token_N, logp_N = graphs.step(batch, rows.uniforms(), rows.temperature[:n])
         if rows.is_special[:n].any():
-            token_N, logp_N = self._draw(rows, logits_NV, batch.count_M)
-        return self._finish(rows, token_N, logp_N, batch.count_M, np.arange(n), hidden_ND, logits_NV)
+            token_N, logp_N = draw_text(rows, logits_NV, batch.count_M)
+        likely = tops(rows, logits_NV, batch.count_M)
+        return self._finish(rows, token_N, logp_N, likely, batch.count_M, np.arange(n), hidden_ND)
 
     def _finish(
         self,
         rows: Rows,
         token_N: Tensor,
         logp_N: Tensor,
+        likely: Tops,
         counts: np.ndarray,
         place_N: np.ndarray,
         hidden_ND: Tensor,
-        logits_NV: Tensor,
     ) -> list[Event]:
         """Let rows take what was drawn, with drafts for what comes next, and let those leave that are finished."""
         if token_N.is_cpu:
@@ -354,7 +385,7 @@ class Engine:
         else:  # in one piece, and exactly
             both_2N = torch.stack([token_N, logp_N.double().view(torch.int64)]).cpu()
             tokens, logps = both_2N[0].tolist(), both_2N[1].view(torch.float64).tolist()
-        new, ended, events = self._accept(rows, tokens, logps, counts, self._tops(rows, logits_NV, counts))
+        new, ended, events = self._accept(rows, tokens, logps, counts, likely)
         if self.settings.speculate:
             self._speculate(rows, new, ended, counts, place_N, hidden_ND)
         return events + [self._end(*end) for end in ended]
@@ -368,72 +399,13 @@ class Engine:
         """
         if not chunks:
             return self.model.logits(hidden_ND), np.arange(n_fed)
-        end_of_chunk = n_fed + np.cumsum([count for _, _, count in chunks]) - 1
         finished = sorted(set(origin))
-        once_U = np.concatenate([np.arange(n_fed), end_of_chunk[finished]])
-        logits_UV = self.model.logits(hidden_ND[self._moved(once_U)])
+        once_U = places_of(n_fed, chunks, finished)
+        logits_UV = self.model.logits(hidden_ND[moved(once_U, self.device)])
         if len(finished) == len(origin):
             return logits_UV, once_U
         index_N = np.concatenate([np.arange(n_fed), n_fed + np.searchsorted(finished, origin)])
-        return logits_UV[self._moved(index_N)], once_U[index_N]
-
-    def _draw(self, rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-        """A token and its log-prob for each of the logits; row r has counts[r] of them."""
-        n = len(rows)
-        row_N = slice(n) if len(logits_NV) == n else np.repeat(np.arange(n), counts)
-        uniform_N = self._moved(rows.uniforms(None if len(logits_NV) == n else counts))
-        temperature_N = self._moved(rows.temperature[row_N])
-        if not rows.is_special[:n].any():
-            return draw(logits_NV, uniform_N, temperature_N)
-        columns = (rows.top_k, rows.top_p, rows.min_p, rows.penalty)
-        settings = Settings(temperature_N, *(self._moved(column[row_N]) for column in columns))
-        return choose(logits_NV, uniform_N, settings, self._seen(rows, counts), _bias(rows, counts))
-
-    def _seen(self, rows: Rows, counts: np.ndarray) -> Tensor | None:
-        """Which tokens a penalty concerns, for each of the logits; a draft counts for what comes after it."""
-        if all(sample.seen is None for sample in rows.samples):
-            return None
-        seen_NV = np.zeros((int(counts.sum()), rows.vocab_size), np.bool_)
-        for row, end in enumerate(np.cumsum(counts).tolist()):
-            seen = rows.samples[row].seen
-            if seen is not None:
-                seen_NV[end - counts[row] : end] = seen
-                if counts[row] == 2:
-                    seen_NV[end - 1, rows.draft[row]] = True
-        return self._moved(seen_NV)
-
-    def _moved(self, column: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(column)
-        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
-
-    def _tops(self, rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> dict[int, list[Top]]:
-        """The likeliest tokens by place in the logits, for rows that want them told."""
-        tops: dict[int, list[Top]] = {}
-        if not any(sample.n_top for sample in rows.samples):
-            return tops
-        for row, end in enumerate(np.cumsum(counts).tolist()):
-            if n_top := rows.samples[row].n_top:
-                first = end - int(counts[row])
-                heat_N = torch.full((end - first,), float(rows.temperature[row]), device=logits_NV.device)
-                tops.update(enumerate(likeliest(logits_NV[first:end], heat_N, n_top), first))
-        return tops
-
-    def _score_prompts(self, chunks: list[Chunk], hidden_ND: Tensor) -> None:
-        """Note the log-probs of the chunks' tokens for those who want them; `hidden_ND` are the chunks' states."""
-        at = 0
-        for job, first, count in chunks:
-            scores = job.samples[0].prompt_scores
-            last = 0 if scores is None else min(first + count, len(scores.logps) - 1)
-            for begin in range(first, last, _SCORED):
-                assert scores is not None
-                end = min(begin + _SCORED, last)
-                logits_NV = self.model.logits(hidden_ND[at + begin - first : at + end - first])
-                target_N = torch.tensor(job.tokens[begin + 1 : end + 1], device=logits_NV.device)
-                heat_N = torch.ones(end - begin, device=logits_NV.device)
-                scores.logps[begin + 1 : end + 1] = policy_logp(logits_NV, target_N, heat_N).tolist()
-                if n_top := job.samples[0].n_top:
-                    scores.tops[begin + 1 : end + 1] = likeliest(logits_NV, heat_N, n_top)
-            at += count
+        return logits_UV[moved(index_N, self.device)], once_U[index_N]
 
     def _accept(
         self, rows: Rows, tokens: list[int], logps: list[float], counts: np.ndarray, tops: dict[int, list[Top]]
@@ -448,6 +420,11 @@ class Engine:
         drafts = rows.draft[: len(rows)].tolist() if self.settings.speculate else None
         at = 0
         for row, (sample, count) in enumerate(zip(rows.samples, counts.tolist(), strict=True)):
+            if sample.twin is not None and (sample.is_blank or sample.is_apart):  # the other one tells
+                new.append([] if sample.is_apart else [tokens[at]])
+                sample.tokens += new[-1]
+                at += count
+                continue
             end = self._take(sample, tokens[at], logps[at])
             n = 1
             if count == 2 and end is None and drafts is not None and tokens[at] == drafts[row]:
@@ -464,12 +441,13 @@ class Engine:
             else:
                 ended.append((sample, *end[:2], n, end[2]))
             at += count
-        n_new = np.array([len(drawn) for drawn in new]) if drafts is not None else 1
-        n_rows = len(rows)
-        rows.token[:n_rows] = [drawn[-1] for drawn in new]
+        n_rows, is_even = len(rows), drafts is None and not rows.n_drawings
+        n_new = 1 if is_even else np.array([len(drawn) for drawn in new])
+        rows.token[:n_rows] = [drawn[-1] if drawn else rows.token[row] for row, drawn in enumerate(new)]
         rows.position[:n_rows] += n_new
         rows.cursor[:n_rows] += n_new
-        self.stats.tokens += sum(map(len, new)) if drafts is not None else n_rows
+        n_twice = sum(sample.is_blank and not sample.is_apart for sample in rows.samples) if rows.n_drawings else 0
+        self.stats.tokens += (n_rows if is_even else sum(map(len, new))) - n_twice
         return new, ended, events
 
     def _take(self, sample: Sample, token: int, logp: float) -> tuple[Finish, str, str | None] | None:
@@ -535,10 +513,21 @@ class Engine:
             self.weights_changed()
 
 
-def _bias(rows: Rows, counts: np.ndarray) -> Bias | None:
-    """What the guides have to say; their rows have one token each."""
-    said = [(row, sample.guide.bias()) for row, sample in enumerate(rows.samples) if sample.guide is not None]
-    said = [(row, bias) for row, bias in said if bias is not None]
-    if not said:
-        return None
-    return Bias(np.cumsum(counts)[[row for row, _ in said]] - 1, np.stack([bias for _, bias in said]))
+def _drawing_fault(model: Decoder, request: Request) -> str:
+    """Why a drawing can never be made as it is asked for; empty when it can."""
+    drawing, sampling = request.drawing, request.sampling
+    if drawing is None:
+        return ""
+    if not isinstance(model, Janus):
+        return "drawing: wanted a model that draws, came one that only writes. Load a Janus."
+    n_codes = model.shape.vq_config.n_tokens
+    if sampling.max_new_tokens != n_codes:
+        return f"max_new_tokens: wanted {n_codes}, the codes of a drawing, came {sampling.max_new_tokens}. Set it so."
+    if drawing.is_guided and len(drawing.blank) != len(request.prompt):
+        return (
+            f"drawing: wanted a blank prompt of the prompt's {len(request.prompt)} tokens, came one of "
+            f"{len(drawing.blank)}. Make it with `unconditioned`, or set scale to 1."
+        )
+    if sampling.repetition_penalty != 1 or sampling.stop or request.guides or request.n_top or request.score_prompt:
+        return "drawing: stop strings, penalties, guides and likeliest tokens are of text. Leave them out."
+    return ""

@@ -30,6 +30,22 @@ class Guide(Protocol):
         ...
 
 
+class Drawing(NamedTuple):
+    """That a reply is a drawing: codes come, as many as a drawing has, instead of text."""
+
+    scale: float = 1.0
+    """Of classifier-free guidance (arXiv:2207.12598): logits are u + scale (c - u), with u those of `blank`."""
+    blank: tuple[int, ...] = ()
+    """The prompt that asks for nothing, as long as the prompt (`models.janus.unconditioned`); not needed at scale 1.
+
+    It is computed beside the prompt, in a row of its own that takes the same tokens."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the blank prompt counts."""
+        return self.scale != 1
+
+
 class Bias(NamedTuple):
     """Biases of some rows of a batch of logits."""
 

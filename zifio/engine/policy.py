@@ -12,11 +12,13 @@ from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Dialogue
 from zifio.engine.engine import Engine
+from zifio.engine.pictures import asks_for_drawing, drawing, looked_at, painted_urls, picture_prompt
 from zifio.engine.request import Completion
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
+from zifio.models.janus import Janus
 from zifio.models.weights import load_model
 from zifio.tasks.environment import tools_of
 from zifio.tasks.episode import Episode, Message, Reply, Start, conversation
@@ -50,6 +52,8 @@ class LocalPolicy:
     ) -> list[list[Reply]]:
         """n replies to each conversation; reply j to conversation p draws from `seeds[p][j]` alone."""
         assert all(len(group) == n for group in seeds), "one seed per reply"
+        if any(asks_for_drawing(c) or any(m.get("pictures") for m in c) for c in conversations):
+            return self._with_pictures(conversations, sampling, seeds)
         openings = [self.opening(c) if self.opening else [] for c in conversations]
         prompts = [self.prompt(c) + opening for c, opening in zip(conversations, openings, strict=True)]
         completions_P_G = self.engine.generate(prompts, seeds, sampling)
@@ -57,6 +61,35 @@ class LocalPolicy:
             [self._reply(completion, opening) for completion in group]
             for group, opening in zip(completions_P_G, openings, strict=True)
         ]
+
+    def _with_pictures(
+        self, conversations: list[list[Message]], sampling: Sampling, seeds: list[list[int]]
+    ) -> list[list[Reply]]:
+        """Replies about pictures, or drawings; of a conversation all of which is text, a text."""
+        prompts = [picture_prompt(self.model, self.tokenizer, c) for c in conversations]
+        looked = [looked_at(self.model, prompt) for prompt in prompts]  # pictures are held until all is said
+        out: list[list[Reply]] = [[] for _ in conversations]
+        for draws in (False, True):
+            places = [place for place, c in enumerate(conversations) if asks_for_drawing(c) == draws]
+            tokens, part = [looked[place][0] for place in places], [seeds[place] for place in places]
+            if not places:
+                continue
+            if draws:
+                assert isinstance(self.model, Janus), "`picture_prompt` has refused others"
+                how = sampling.model_copy(update={"max_new_tokens": self.model.shape.vq_config.n_tokens, "stop": ()})
+                drawings = [drawing(one, self.tokenizer, sampling.guidance) for one in tokens]
+                found = [self._drawn(group) for group in self.engine.generate(tokens, part, how, drawings)]
+            else:
+                completions = self.engine.generate(tokens, part, sampling)
+                found = [[self._reply(one, []) for one in group] for group in completions]
+            for place, group in zip(places, found, strict=True):
+                out[place] = group
+        return out
+
+    def _drawn(self, completions: list[Completion]) -> list[Reply]:
+        """Drawings, each of which is whole, as data URLs."""
+        urls = painted_urls(self.model, [one.tokens for one in completions])
+        return [Reply(one.tokens, url, one.logps, "stop") for one, url in zip(completions, urls, strict=True)]
 
     def converse(
         self, starts_P_G: list[list[Start]], sampling: Sampling, max_turns: int, tools: list[dict[str, Any]]
@@ -73,8 +106,9 @@ class LocalPolicy:
         return Dialogue(self.engine, self.tokenizer, sampling, max_turns, longest).play(starts_P_G, prompts)
 
     def prompt(self, conversation: list[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """The tokens after which the model replies; `tools` are offered where the chat template does that."""
-        return self.tokenizer.encode_chat(conversation, generation_prompt=True, tools=tools)[0]
+        """The tokens after which the model replies, pictures numbered from 0 among them; `tools` are offered where the
+        chat template does that."""
+        return picture_prompt(self.model, self.tokenizer, conversation, tools).tokens
 
     def _reply(self, completion: Completion, opening: list[int]) -> Reply:
         """What the engine drew, behind what the reply was made to begin with."""

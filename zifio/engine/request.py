@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from zifio.config import Sampling
-from zifio.engine.guide import Guide, PromptScores, Top
+from zifio.engine.guide import Drawing, Guide, PromptScores, Top
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,13 @@ class Request:
     """How many of the likeliest tokens to tell beside each that is drawn."""
     score_prompt: bool = False
     """Whether to tell the log-probs of the prompt's tokens too."""
+    drawing: Drawing | None = None
+    """Draw codes instead of text."""
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether every reply takes two rows: guidance reads the blank prompt too."""
+        return self.drawing is not None and self.drawing.is_guided
 
 
 class Event(NamedTuple):

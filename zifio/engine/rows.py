@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zifio.config import Sampling
-from zifio.engine.guide import Guide, PromptScores, Top
+from zifio.engine.guide import Drawing, Guide, PromptScores, Top
 from zifio.engine.request import Finish
 
 _BLOCK = 64  # random numbers that a row has in stock, at most
@@ -53,6 +53,27 @@ class Sample:
     """Where its state is, in a model that has one."""
     n_cached: int | None = None
     """Tokens of the prompt that needed no computing when it was first admitted."""
+    drawing: Drawing | None = None
+    """Set where codes are drawn, not text."""
+    twin: Sample | None = None
+    """Under guidance: the sample of the blank prompt beside that of the prompt, and the other way round. They move
+    together or not at all."""
+    is_blank: bool = False
+    """Whether it is the one of the blank prompt, which takes what the other draws."""
+    pictures: tuple[object, ...] = ()
+    """What the prompt is about, held so that the model knows it as long as it may be asked."""
+
+    @property
+    def both(self) -> list[Sample]:
+        """The sample, and its twin behind it where there is one; the one with the prompt first."""
+        if self.twin is None:
+            return [self]
+        return [self.twin, self] if self.is_blank else [self, self.twin]
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its twin is not being decoded, so that it has to wait."""
+        return self.twin is not None and self.twin.row < 0
 
     @property
     def all_tokens(self) -> list[int]:
@@ -81,6 +102,7 @@ class Rows:
         self.is_special = np.zeros(max_rows, np.bool_)  # draws from other than softmax(logits / temperature)
         self.uniform = np.zeros((max_rows, _BLOCK), np.float64)
         self.cursor = np.zeros(max_rows, np.int64)  # its next number in `uniform`
+        self.n_drawings = 0  # rows that draw codes
         self._streams: list[np.random.Generator] = []
 
     def __len__(self) -> int:
@@ -90,18 +112,20 @@ class Rows:
         """Let a sample whose tokens are all computed take the next row; its first token here is still to be drawn."""
         row, sampling = len(self.samples), sample.sampling
         self.samples.append(sample)
+        self.n_drawings += sample.drawing is not None
         sample.row = row
         self._widen(len(sample.table))
         self.table[row, : len(sample.table)] = sample.table
         self.capacity[row] = len(sample.table) * self.page_size
         self.position[row] = len(sample.prompt) + len(sample.tokens) - 1
+        self.token[row] = (sample.tokens or sample.prompt)[-1]  # computed once more if the sample has to wait
         self.draft[row], self.born[row], self.slot[row] = -1, sample.born, sample.slot
         self.temperature[row], self.top_p[row], self.top_k[row] = sampling.temperature, sampling.top_p, sampling.top_k
         self.min_p[row], self.penalty[row] = sampling.min_p, sampling.repetition_penalty
-        self.is_special[row] = bool(sampling.off_policy()) or sample.guide is not None
+        self.is_special[row] = bool(sampling.off_policy().keys() - {"guidance"}) or sample.guide is not None
         if sampling.repetition_penalty != 1 and sample.seen is None:
             sample.seen = np.zeros(self.vocab_size, np.bool_)
-            sample.seen[sample.all_tokens] = True
+            sample.seen[[token for token in sample.all_tokens if token < self.vocab_size]] = True
         stream = np.random.Generator(np.random.Philox(sample.seed))
         stream.random(len(sample.tokens))  # those that it has drawn with before
         self._streams.append(stream)
@@ -130,6 +154,7 @@ class Rows:
             self.samples[row].row = row
         self.samples.pop()
         self._streams.pop()
+        self.n_drawings -= sample.drawing is not None
         sample.row = -1
         return sample
 

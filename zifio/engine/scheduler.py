@@ -6,6 +6,9 @@ arrival. Those with equal tokens wait as one group, whose tokens are computed on
 sharing the full pages and copying the last one, to which it will write. When pages run out, the latest admitted goes
 back to the queue and is computed again later; its random numbers are named by its seed, so it says the same.
 
+A guided drawing has two samples, of its prompt and of the blank one. They are admitted together and sent back together;
+until both are decoded, neither moves (`Sample.is_apart`).
+
 Nobody waits for ever: a sample that could not run alone is refused beforehand (`engine.refusal`), the oldest one is
 never sent back, and the head of the queue is admitted at the latest when nothing else runs.
 
@@ -15,7 +18,7 @@ Try it alone: `pytest tests/engine/test_scheduler.py`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +55,19 @@ class Chunk(NamedTuple):
     count: int
 
 
+class _Side(NamedTuple):
+    """A group's prompt, and its pages that are known."""
+
+    samples: Sequence[Sample]
+    tokens: list[int]
+    keys: list[bytes]
+    found: list[int]
+    n_fresh: int
+    """Pages that it takes beside those."""
+    is_coming: bool
+    """Whether a job is computing the next one."""
+
+
 class Scheduler:
     """Decides; `rows` and `jobs` are what runs, and all pages are taken and given back here."""
 
@@ -74,11 +90,12 @@ class Scheduler:
         self.waiting: deque[list[Sample]] = deque()
         self._coming: set[bytes] = set()  # keys of pages that a job is computing
         self._births = 0
+        self._homeless: list[list[Sample]] = []  # whose prompts are computed, and who found no page
 
     @property
     def has_work(self) -> bool:
         """Whether anything runs or waits."""
-        return bool(self.rows.samples or self.jobs or self.waiting)
+        return bool(self.rows.samples or self.jobs or self.waiting or self._homeless)
 
     def submit(self, samples: list[Sample]) -> None:
         """Queue samples of one prompt."""
@@ -86,6 +103,7 @@ class Scheduler:
 
     def plan(self) -> list[Chunk]:
         """See to it that every row has room for its next token, and choose the chunks to compute beside the rows."""
+        self._house()
         self._make_room()
         chunks, budget = [], self.chunk_tokens
         for job in self.jobs:
@@ -112,11 +130,20 @@ class Scheduler:
         return origin
 
     def remove(self, sample: Sample) -> None:
-        """Take a sample out of wherever it is, and give back its pages."""
+        """Take a sample out of wherever it is, its twin too, and give back their pages."""
+        found = [self._withdraw(one) for one in sample.both]
+        if not any(found):
+            group = next(group for group in self.waiting if sample in group)
+            group.remove(sample)
+            if not group:
+                self.waiting.remove(group)
+
+    def _withdraw(self, sample: Sample) -> bool:
+        """Take one out of the rows, its job or those without a place; False where it is in none of them."""
         if sample.row >= 0:
             self.rows.remove(sample.row)
             self._give_back(sample)
-            return
+            return True
         for job in self.jobs:
             if sample in job.samples:
                 job.samples.remove(sample)
@@ -124,11 +151,29 @@ class Scheduler:
                     self._close(job)
                     self._free(job)
                     self.pages.release(job.table)
-                return
-        group = next(group for group in self.waiting if sample in group)
-        group.remove(sample)
-        if not group:
-            self.waiting.remove(group)
+                return True
+        for group in self._homeless:
+            if sample in group:
+                group.remove(sample)
+                return True
+        return False
+
+    def _house(self) -> None:
+        """Send back whoever found no page when the last batch was done."""
+        homeless, self._homeless = self._homeless, []
+        sent = set[Sample]()
+        for group in homeless:
+            first = [sample for sample in group if sample.both[0] not in sent]
+            if first:
+                self._send_back(first)
+                sent.update(sample.both[0] for sample in first)
+
+    def _send_back(self, group: list[Sample]) -> None:
+        """To the head of the queue, each with its twin, which waits there in its name."""
+        for sample in group:
+            for one in sample.both:
+                self._withdraw(one)
+        self.waiting.appendleft([sample.both[0] for sample in group])
 
     # Rows --------------------------------------------------------------------------------------------------
 
@@ -156,16 +201,9 @@ class Scheduler:
         rows = self.rows
         n = len(rows)
         row = int(rows.born[:n].argmax()) if n else -1
-        if self.jobs and (row < 0 or self.jobs[-1].born > rows.born[row]):
-            job = self.jobs[-1]
-            self._close(job)
-            self._free(job)
-            self.pages.release(job.table)
-            group = job.samples
-        else:
-            group = [rows.remove(row)]
-            self._give_back(group[0])
-        self.waiting.appendleft(group)
+        in_job = self.jobs and (row < 0 or self.jobs[-1].born > rows.born[row])
+        group = list(self.jobs[-1].samples) if in_job else [rows.samples[row]]
+        self._send_back(group)
         self.stats.preemptions += len(group)
 
     def _give_back(self, sample: Sample) -> None:
@@ -189,39 +227,51 @@ class Scheduler:
         place = 0
         while budget and place < len(self.waiting) and self._n_free_rows():
             group = self.waiting[place]
-            tokens = group[0].all_tokens
-            shares = self._finds and group[0].prompt_scores is None
-            keys = group[0].keys = self.pages.keys(tokens[:-1], group[0].keys) if shares else []
-            found = self.pages.find(keys)
-            if len(found) < len(keys) and keys[len(found)] in self._coming:
+            sides = [self._side(samples) for samples in zip(*(sample.both for sample in group), strict=True)]
+            if any(side.is_coming for side in sides):
                 place += 1
                 continue
-            for page in found:
-                self.pages.share(page)
-            n_fresh = -(-len(tokens) // self.pages.size) - len(found)
-            n_samples = self._how_many(len(group), n_fresh)
+            for side in sides:
+                for page in side.found:
+                    self.pages.share(page)
+            n_samples = self._how_many(len(group), sum(side.n_fresh for side in sides), len(sides))
             if not n_samples:
-                self.pages.release(found)
+                for side in sides:
+                    self.pages.release(side.found)
                 return
-            table = found + [self.pages.take() for _ in range(n_fresh)]
-            samples, rest = group[:n_samples], group[n_samples:]
             del self.waiting[place]
-            if rest:
+            if rest := group[n_samples:]:
                 self.waiting.insert(place, rest)
-            job = Job(samples, tokens, table, keys, len(found) * self.pages.size, self._births, self.pages.era)
-            if self.slots is not None:
-                job.slot = self.slots.take()
-            for sample in samples:
-                sample.born, sample.keys, sample.era = self._births, keys, job.era
-                sample.n_cached = job.done if sample.n_cached is None else sample.n_cached
-                self._births += 1
-            self.stats.shared_tokens += job.done + (n_samples - 1) * len(tokens)
-            self._coming.update(keys[len(found) :])
-            self.jobs.append(job)
-            budget = self._chunk(job, budget, chunks)
+            for side in sides:
+                budget = self._chunk(self._start(side, n_samples), budget, chunks)
 
-    def _how_many(self, n_samples: int, n_fresh: int) -> int:
-        """How many of a group may start, when the prompt takes `n_fresh` pages.
+    def _side(self, samples: Sequence[Sample]) -> _Side:
+        """What is known of a group's prompt; a guided group has two sides."""
+        tokens = samples[0].all_tokens
+        shares = self._finds and samples[0].prompt_scores is None
+        keys = samples[0].keys = self.pages.keys(tokens[:-1], samples[0].keys) if shares else []
+        found = self.pages.find(keys)
+        is_coming = len(found) < len(keys) and keys[len(found)] in self._coming
+        return _Side(samples, tokens, keys, found, -(-len(tokens) // self.pages.size) - len(found), is_coming)
+
+    def _start(self, side: _Side, n_samples: int) -> Job:
+        """A job for the first samples of a side whose known pages are held."""
+        table = side.found + [self.pages.take() for _ in range(side.n_fresh)]
+        samples, n_done = list(side.samples[:n_samples]), len(side.found) * self.pages.size
+        job = Job(samples, side.tokens, table, side.keys, n_done, self._births, self.pages.era)
+        if self.slots is not None:
+            job.slot = self.slots.take()
+        for sample in samples:
+            sample.born, sample.keys, sample.era = self._births, side.keys, job.era
+            sample.n_cached = job.done if sample.n_cached is None else sample.n_cached
+            self._births += 1
+        self.stats.shared_tokens += job.done + (n_samples - 1) * len(side.tokens)
+        self._coming.update(side.keys[len(side.found) :])
+        self.jobs.append(job)
+        return job
+
+    def _how_many(self, n_samples: int, n_fresh: int, n_sides: int) -> int:
+        """How many of a group may start, when the prompt takes `n_fresh` pages, on all sides together.
 
         Half of the rows, and everybody who begins, shall find one more page; a sample beside the first needs a copy of
         the last page too. More in reserve would idle where replies end early, less would send back too many.
@@ -230,9 +280,9 @@ class Scheduler:
         n_in_jobs = self.rows.max_rows - n_rows - n_free
         spare = self.pages.n_available - n_fresh - n_rows // 2 - 2 * n_in_jobs
         if not self.rows.samples and not self.jobs:
-            spare = max(spare, 1)
+            spare = max(spare, n_sides)
             assert self.pages.n_available >= n_fresh, "what cannot run alone is refused beforehand"
-        return max(0, min(n_samples, n_free, (spare + 1) // 2))
+        return max(0, min(n_samples, n_free // n_sides, (spare // n_sides + 1) // 2))
 
     def _n_free_rows(self) -> int:
         """Rows that no sample has, nor will have when its prompt is computed."""
@@ -258,8 +308,8 @@ class Scheduler:
                 self.copy_page(job.table[n_own], sample.table[-1])
                 if self.slots is not None:
                     sample.slot = self.slots.copied(job.slot)
-            else:
-                self.waiting.appendleft(job.samples[place:])
+            else:  # the batch is under way, so nobody else's row may move now
+                self._homeless.append(job.samples[place:])
                 return place
             self.rows.add(sample)
         return len(job.samples)

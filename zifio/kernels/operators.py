@@ -44,7 +44,7 @@ def _address(tensor: Tensor | None) -> int:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
     """x weight^T + bias; `packed` is `pack(weight)`, for few rows and no gradient, or a copy of it in another type."""
-    if not native(x):
+    if not native(x) or not x.numel():  # the kernels divide rows among threads
         return F.linear(x, lowered(weight, packed), bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         out = _Linear.apply(x, weight)

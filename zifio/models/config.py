@@ -9,7 +9,8 @@ The alphabet of shapes, valid in the whole repository (a tensor's suffix spells 
     H query heads           J key/value heads          K width per head          R rotary width per head
     C latent rank of MLA    Q latent rank of queries   E routed experts          A experts active per token
     P prompts (RL)          G rollouts per prompt      M sequences in a packed batch
-    Z pieces of sequences   U tokens of a piece        (linear attention)
+    Z pieces of sequences      U tokens of a piece     (linear attention)
+    Z codes of a codebook      U channels, Y rows and X columns of a picture
 
 Try it: `python -c "from zifio.models.config import read_config; print(read_config('MODEL'))"`.
 """
@@ -70,6 +71,10 @@ ROPES: dict[str, type[Config]] = {"yarn": Yarn, "llama3": Llama3Rope, "linear": 
 # Values that other programs write and that change nothing here when they are as listed; anything else in them would
 # change the mathematics, so it is refused by name. A family's own such keys are its `fixed`.
 _NEUTRAL: dict[str, Any] = {"mlp_bias": False, "attention_dropout": 0.0, "partial_rotary_factor": 1.0}
+_ELSEWHERE = {
+    "janus": " This one also reads pictures and draws: `models.janus_config` reads it.",
+    "multi_modality": " Of DeepSeek's Janus, take the copy for transformers: deepseek-community/Janus-Pro-1B or -7B.",
+}
 _NEUTRAL_ROPE: dict[str, Any] = {"attention_factor": None, "truncate": True, "partial_rotary_factor": 1.0}
 
 
@@ -79,11 +84,18 @@ def read_config(folder: str | Path) -> AnyConfig:
     Raises ConfigError when the file is absent or unreadable, names a family we do not have, or asks for
     mathematics we do not implement.
     """
-    raw, path = _read_json(folder)
+    raw, path = read_json(folder)
+    read_fp8_block(folder)
+    return parsed(raw, path)
+
+
+def parsed(raw: dict[str, Any], path: Path) -> AnyConfig:
+    """The same of what stands in a file; its quantization is not looked at."""
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise ConfigError(
             f"{path}: model_type = {raw.get('model_type')!r} is not supported; supported: {', '.join(FAMILIES)}."
+            f"{_ELSEWHERE.get(str(raw.get('model_type')), '')}"
         )
     raw["num_labels"] = _n_labels(raw, family, path)
     for key, neutral in (_NEUTRAL | family.fixed).items():
@@ -92,7 +104,6 @@ def read_config(folder: str | Path) -> AnyConfig:
     if others := sorted(set(raw.get("layer_types") or ()) - {*family.mixers}):
         wanted = " or ".join(map(repr, family.mixers))
         raise ConfigError(f"{path}: layer_types has {others[0]!r}, which is not supported; wanted {wanted}.")
-    read_fp8_block(folder)
     raw = _flat_rope(raw, path, family)
     for alias, name in family.aliases.items():
         if alias in raw:
@@ -126,7 +137,7 @@ def read_fp8_block(folder: str | Path) -> tuple[int, int] | None:
 
     Raises ConfigError for any other quantization.
     """
-    raw, path = _read_json(folder)
+    raw, path = read_json(folder)
     given = raw.get("quantization_config")
     if given is None:
         return None
@@ -147,6 +158,11 @@ def read_fp8_block(folder: str | Path) -> tuple[int, int] | None:
 
 def write_config(config: AnyConfig, folder: str | Path, dtype: str = "float32") -> None:
     """Write `folder/config.json` so that transformers, vLLM and we open the folder; `dtype` is the weights'."""
+    Path(folder, "config.json").write_text(json.dumps(written(config, dtype), indent=2) + "\n")
+
+
+def written(config: AnyConfig, dtype: str) -> dict[str, Any]:
+    """What `write_config` writes."""
     raw = config.model_dump(mode="json")
     architecture = config.architecture.removesuffix("ForCausalLM") + config.head
     raw |= {"architectures": [architecture], **config.fixed, **config.resolved, "torch_dtype": dtype}
@@ -155,10 +171,10 @@ def write_config(config: AnyConfig, folder: str | Path, dtype: str = "float32") 
         raw["label2id"] = {name: int(label) for label, name in raw["id2label"].items()}
     if config.rope_scaling is not None:
         raw["rope_scaling"]["rope_type"] = config.rope_scaling.type  # newer readers want this name
-    Path(folder, "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    return raw
 
 
-def _read_json(folder: str | Path) -> tuple[dict[str, Any], Path]:
+def read_json(folder: str | Path) -> tuple[dict[str, Any], Path]:
     """The object in `folder/config.json` and the file's path. Raises ConfigError when there is none."""
     path = Path(folder) / "config.json"
     try:

@@ -17,6 +17,7 @@ from itertools import repeat
 
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
+from zifio.models.janus_config import JanusConfig, VisionConfig, VqConfig
 from zifio.models.mixers import Mixer
 
 
@@ -148,6 +149,108 @@ def _attention(config: AnyConfig) -> int:
     return (
         queries + latents + rank * heads * (config.qk_nope_head_dim + config.v_head_dim) + heads * config.v_head_dim * d
     )
+
+
+def janus_parameters(config: JanusConfig) -> dict[str, int]:
+    """Parameter counts of a model that reads and draws, by the part as it is called there; their sum is the total.
+
+    `language` has the output head of text, `drawing` the embedding, adaptor and head of codes.
+    """
+    vision, vq, d = config.vision_config, config.vq_config, config.text_config.hidden_size
+    width, d_hidden = vision.hidden_size, int(vision.hidden_size * vision.mlp_ratio)
+    layer = 4 * _linear(width, width) + _linear(width, d_hidden) + _linear(d_hidden, width) + 4 * width
+    patches = _linear(3 * vision.patch_size**2, width) + vision.num_image_tokens * width
+    head = _linear(d, vq.projection_dim) + _linear(vq.projection_dim, vq.num_embeddings)
+    return {
+        "language": parameters(config.text_config).total,
+        "vision": patches + vision.num_hidden_layers * layer + 2 * width,
+        "reading": _adaptor(width, d, vision.depth),
+        "vq": _vq(vq),
+        "drawing": vq.num_embeddings * vq.embed_dim + _adaptor(vq.embed_dim, d, vq.num_hidden_layers) + head,
+    }
+
+
+def _linear(d_in: int, d_out: int) -> int:
+    return d_in * d_out + d_out
+
+
+def _adaptor(d_in: int, d_out: int, depth: int) -> int:
+    return _linear(d_in, d_out) + (depth - 1) * _linear(d_out, d_out)
+
+
+def _vq(vq: VqConfig) -> int:
+    """Encoder, codebook and decoder of LlamaGen's shape (arXiv:2406.06525)."""
+    widths = [vq.base_channels * times for times in vq.channel_multiplier]
+    first, last, latent = vq.base_channels, widths[-1], vq.latent_channels
+    middle = 2 * _residual(last, last) + _attended(last)
+    total = _linear(9 * 3, first) + middle + 2 * last + _linear(9 * last, latent)  # the encoder but for its levels
+    total += _linear(9 * latent, last) + middle + 2 * first * vq.channel_multiplier[0] + _linear(9 * widths[0], 3)
+    for n_blocks, order in ((vq.num_res_blocks, widths), (vq.num_res_blocks + 1, widths[::-1])):
+        before = first if order is widths else last
+        for place, width in enumerate(order):
+            total += _residual(before, width) + (n_blocks - 1) * _residual(width, width)
+            total += n_blocks * _attended(width) * (place == (len(order) - 1 if order is widths else 0))
+            total += _linear(9 * width, width) * (place < len(order) - 1)
+            before = width
+    return total + vq.num_embeddings * vq.embed_dim + _linear(latent, vq.embed_dim) + _linear(vq.embed_dim, latent)
+
+
+def vision_flops(vision: VisionConfig) -> float:
+    """FLOPs of a picture through the encoder that pictures are read with, and its adaptor."""
+    d, n, d_out = vision.hidden_size, vision.num_image_tokens, vision.projection_dim
+    weights = 4 * d * d + 2 * d * int(d * vision.mlp_ratio)
+    layers = vision.num_hidden_layers * (2.0 * n * weights + 4.0 * n * n * d)
+    return layers + 2.0 * n * (3 * vision.patch_size**2 * d + d * d_out + (vision.depth - 1) * d_out**2)
+
+
+def code_flops(vq: VqConfig) -> float:
+    """FLOPs of a code of a drawing in its adaptor and its head."""
+    d, inner = vq.image_token_embed_dim, vq.projection_dim
+    adaptor = vq.embed_dim * d + (vq.num_hidden_layers - 1) * d * d
+    return 2.0 * (adaptor + d * inner + inner * vq.num_embeddings)
+
+
+def vq_flops(vq: VqConfig, paints: bool = True) -> float:
+    """FLOPs of a picture through encoder, codebook and, where it is painted again, decoder."""
+    first, latent = vq.base_channels, vq.latent_channels
+    widths = [first * times for times in vq.channel_multiplier]
+    last, side = widths[-1], vq.image_size
+    lowest = vq.n_tokens
+    middle = 2 * _convolved(last, last, lowest) + _looked(last, lowest)
+    weights = 27 * first * side**2 + 9 * last * latent * lowest + latent * vq.embed_dim * lowest
+    weights += (27 * widths[0] * side**2 + 9 * last * latent * lowest + latent * vq.embed_dim * lowest) * paints
+    total = (1 + paints) * middle + 2.0 * weights + 2.0 * lowest * vq.num_embeddings * vq.embed_dim
+    sides = ((vq.num_res_blocks, widths), (vq.num_res_blocks + 1, widths[::-1]))
+    for n_blocks, order in sides[: 1 + paints]:
+        is_encoder, before = n_blocks == vq.num_res_blocks, first if n_blocks == vq.num_res_blocks else last
+        for place, width in enumerate(order):
+            level = place if is_encoder else len(order) - 1 - place
+            area = (side >> level) ** 2
+            total += _convolved(before, width, area) + (n_blocks - 1) * _convolved(width, width, area)
+            total += n_blocks * _looked(width, area) * (level == len(order) - 1)
+            moved = area // 4 if is_encoder else area * 4  # pixels of the next level
+            total += 18.0 * width * width * moved * (place < len(order) - 1)
+            before = width
+    return total
+
+
+def _convolved(d_in: int, d_out: int, area: int) -> float:
+    """FLOPs of a residual block."""
+    return 2.0 * area * (9 * d_in * d_out + 9 * d_out * d_out + d_in * d_out * (d_in != d_out))
+
+
+def _looked(channels: int, area: int) -> float:
+    """FLOPs of attention among pixels."""
+    return 8.0 * area * channels * channels + 4.0 * area * area * channels
+
+
+def _residual(d_in: int, d_out: int) -> int:
+    shortcut = _linear(d_in, d_out) if d_in != d_out else 0
+    return 2 * d_in + _linear(9 * d_in, d_out) + 2 * d_out + _linear(9 * d_out, d_out) + shortcut
+
+
+def _attended(channels: int) -> int:
+    return 2 * channels + 4 * _linear(channels, channels)
 
 
 def forward_flops(

@@ -170,7 +170,7 @@ class Decoder(nn.Module):
         """
         geometry = self._geometry(positions_BT, cache, absorb)
         experts_NLA = None if experts_BTLA is None else experts_BTLA.flatten(0, 1)
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = self.embed(tokens_BT)
         routing: list[Routing] = []
         if cache is not None and self._is_fused(cache, x_BTD):
             assert self._fused is not None
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         mtp_hidden = None
         if with_mtp and self.mtp:
             shorter = self._geometry(positions_BT[:, :-1], None, absorb)
-            embedded_BTD = self.embed_tokens(tokens_BT[:, 1:])
+            embedded_BTD = self.embed(tokens_BT[:, 1:])
             mtp_hidden, went = self._run(self.mtp[0], embedded_BTD, hidden_BTD[:, :-1], shorter)
             routing += [went] if went is not None else []
         return Output(hidden_BTD, mtp_hidden, tuple(routing))
@@ -198,7 +198,7 @@ class Decoder(nn.Module):
 
         The module attends to its own layer of the cache, which was told the same positions.
         """
-        return self.mtp[0](self.embed_tokens(next_BT), hidden_BTD, self._geometry(positions_BT, cache, None), cache)[0]
+        return self.mtp[0](self.embed(next_BT), hidden_BTD, self._geometry(positions_BT, cache, None), cache)[0]
 
     def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, Routing | None]:
         """block(*inputs); with `recompute`, what the gradient needs of it is computed again when it is needed.
@@ -209,6 +209,20 @@ class Decoder(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return block(*inputs)
         return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """What the first layer reads of tokens, [B, T, D]."""
+        return self.embed_tokens(tokens_BT)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that may come: all below this number."""
+        return self.config.vocab_size or 0
+
+    def pictures_of(self, tokens: list[int]) -> tuple[object, ...] | None:
+        """What must be held as long as these tokens may be asked about: pictures, in a model that reads some. None
+        where one of them was let go."""
+        return ()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, from hidden states of any leading shape."""

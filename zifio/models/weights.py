@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,11 +31,26 @@ from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
+from zifio.models.janus import Janus
+from zifio.models.janus_config import (
+    ARCHITECTURE,
+    VqConfig,
+    is_janus,
+    read_janus_config,
+    read_vq_config,
+    write_janus_config,
+    write_vq_config,
+)
+from zifio.models.vq import Vq
+
+AnyModel = Decoder | Vq
+"""What a folder may hold: a decoder, Janus among them, or a tokenizer of pictures."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_JANUS = ("vision_model.", "aligner.", "vqmodel.", "generation_")
 _EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
@@ -81,6 +98,33 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
     return {ours: tensor for name, tensor in out.items() if (ours := _inward(config, name)) is not None}
 
 
+def disk_state(model: AnyModel) -> dict[str, Tensor]:
+    """A model's state under Hugging Face's names; the tensors share its memory.
+
+    A tokenizer of pictures has the same names here and there. Janus has the decoder's below `model.language_model` and
+    its own parts beside it.
+    """
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if isinstance(model, Vq):
+        return state
+    if not isinstance(model, Janus):
+        return to_disk_names(model.config, state)
+    own = {f"model.{name}": tensor for name, tensor in state.items() if name.startswith(_JANUS)}
+    text = to_disk_names(model.config, {name: t for name, t in state.items() if not name.startswith(_JANUS)})
+    return {re.sub(r"^model\.", "model.language_model.", name): tensor for name, tensor in text.items()} | own
+
+
+def _is_known(model: AnyModel, name: str) -> bool:
+    """Whether a tensor on disk that we do not expect may be passed over."""
+    if isinstance(model, Vq):
+        return False
+    if isinstance(model, Janus):
+        if name.endswith("embeddings.position_ids"):
+            return True
+        name = name.replace("model.language_model.", "model.", 1)
+    return _inward(model.config, name) is None
+
+
 def _outward(config: AnyConfig, name: str) -> str:
     for ours, theirs in config.renamed.items():
         name = name.replace(ours, theirs)
@@ -116,15 +160,20 @@ def _inward(config: AnyConfig, name: str) -> str | None:
 # Writing ---------------------------------------------------------------------------------------------------
 
 
-def save_model(model: Decoder, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
+def save_model(model: AnyModel, folder: str | Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write `config.json` and the weights into `folder`, which must exist; weights that lie there are replaced.
 
     Up to `shard_bytes` they are one file, `model.safetensors`; beyond, shards of at most that size (or of one tensor
     that is larger) and `model.safetensors.index.json`.
     """
     folder = Path(folder)
-    disk = {name: tensor.detach() for name, tensor in to_disk_names(model.config, model.state_dict()).items()}
-    write_config(model.config, folder, str(model.embed_tokens.weight.dtype).removeprefix("torch."))
+    disk, dtype = disk_state(model), str(next(model.parameters()).dtype).removeprefix("torch.")
+    if isinstance(model, Vq):
+        write_vq_config(model.config, folder, dtype)
+    elif isinstance(model, Janus):
+        write_janus_config(model.shape, folder, dtype)
+    else:
+        write_config(model.config, folder, dtype)
     for old in (_WHOLE, _INDEX, "model-?????-of-?????.safetensors"):
         for path in folder.glob(old):
             path.unlink()
@@ -164,6 +213,8 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decode
     (transformers drops it when it saves) is left out. Raises ConfigError when a file is missing or torn, a key is
     missing or unknown, or a shape does not fit.
     """
+    if not is_gguf(folder) and is_janus(folder):
+        return load_janus(folder, dtype)
     if is_gguf(folder):
         from zifio.models.gguf import read_gguf  # its library is of use for nothing else
 
@@ -176,15 +227,46 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Decode
     if config.n_mtp and not any(name.startswith(mtp) for name in disk):
         say(f"{folder}: config.json announces a multi-token prediction module, the files hold none; going on without")
         config = config.model_copy(update={"num_nextn_predict_layers": 0})
-    model = _allocate(config, dtype)
+    model = _allocate(partial(Decoder, config), dtype)
     load_state(model, disk, str(folder), fp8_block)
     return model
 
 
-def _allocate(config: AnyConfig, dtype: torch.dtype) -> Decoder:
-    """A decoder with memory for its weights and no values in them: initialising would take longer than loading."""
+def load_janus(folder: str | Path, dtype: torch.dtype = torch.float32) -> Janus:
+    """A model that reads and draws, of a Hugging Face folder; raises what `load_model` raises.
+
+    A head that differs from the embedding is its own, also where config.json lets transformers tie them: it does where
+    nothing is said, and DeepSeek's are apart.
+    """
+    shape, disk = read_janus_config(folder), read_tensors(folder)
+    head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    ties = shape.text_config.tie_word_embeddings and head in disk and embedding in disk
+    if ties and not torch.equal(disk[head], disk[embedding]):
+        text = shape.text_config.model_copy(update={"tie_word_embeddings": False})
+        shape = shape.model_copy(update={"text_config": text})
+    if shape.text_config.vocab_size is None:
+        raise ConfigError(
+            f"{folder}/config.json: text_config.vocab_size is missing; wanted the number of embedding rows."
+        )
+    model = _allocate(partial(Janus, shape), dtype)
+    load_state(model, disk, str(folder))
+    return model
+
+
+def load_vq(folder: str | Path, dtype: torch.dtype = torch.float32) -> Vq:
+    """A tokenizer of pictures that stands by itself; raises what `load_model` raises."""
+    model = _allocate(partial(Vq, read_vq_config(folder)), dtype)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
+
+
+_Model = TypeVar("_Model", Decoder, Janus, Vq)
+
+
+def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
+    """A model with memory for its weights and no values in them: initialising would take longer than loading."""
     with torch.device("meta"):
-        model = Decoder(config)
+        model = make()
     stored = model.state_dict().keys()
     made: dict[nn.Parameter, nn.Parameter] = {}  # tied parameters stay tied
     for name, module in model.named_modules():
@@ -262,7 +344,7 @@ def read_tensors(folder: str | Path) -> Mapping[str, Tensor]:
 
 @torch.no_grad()
 def load_state(
-    model: Decoder, disk: Mapping[str, Tensor], where: str, fp8_block: tuple[int, int] | None = None
+    model: AnyModel, disk: Mapping[str, Tensor], where: str, fp8_block: tuple[int, int] | None = None
 ) -> None:
     """Copy tensors under Hugging Face's names into the model, in its precision; every key must fit exactly.
 
@@ -270,17 +352,17 @@ def load_state(
     Raises ConfigError for a key that is missing or unknown (before anything is copied), or for a shape or type that
     does not fit (some tensors are copied by then).
     """
-    config, own = model.config, model.state_dict()
-    expected = to_disk_names(config, own)
+    config, expected = model.config, disk_state(model)
+    is_tied = not isinstance(config, VqConfig) and config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
-    also = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    also = {"lm_head.weight"} if is_tied else set()
     if fp8_block:
         also |= {f"{name}_scale_inv" for name in expected if name.endswith(".weight")}
     others = sorted(disk.keys() - expected.keys() - also)
-    if unknown := [name for name in others if _inward(config, name) is not None]:
+    if unknown := [name for name in others if not _is_known(model, name)]:
         raise ConfigError(
-            f"{where}: {unknown[0]} is not part of this architecture, {config.architecture} "
+            f"{where}: {unknown[0]} is not part of this architecture, {_architecture(model)} "
             f"({len(unknown)} tensors in all)."
         )
     for name in (name for name in disk if name in expected):  # in the order of the files
@@ -298,6 +380,12 @@ def load_state(
         if scale is not None and fp8_block is not None:
             tensor = dequantise(tensor, scale, fp8_block, f"{where}: {name}")
         target.copy_(tensor)
+
+
+def _architecture(model: AnyModel) -> str:
+    if isinstance(model, Vq):
+        return "JanusVQVAE"
+    return ARCHITECTURE if isinstance(model, Janus) else model.config.architecture
 
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

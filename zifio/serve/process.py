@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +88,7 @@ class EngineProcess:
             self.process = subprocess.Popen(
                 [self._plan.python or sys.executable, "-c", _OPENING, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_with_zifio(),
+                start_new_session=True,
             )  # fmt: skip
         line = Connection(ours.detach())
         try:
@@ -152,11 +154,11 @@ class EngineProcess:
             self._socket.detach()
             self._line.close()
             self._line = None
-        try:
-            return self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:  # it computes, and does not look up
-            self.process.kill()
-            return self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it computes, and does not look up
+            self.process.wait(timeout=10)
+        with contextlib.suppress(ProcessLookupError):  # it, and whatever it had started
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
 
 
 def _with_zifio() -> dict[str, str]:

@@ -25,6 +25,7 @@ from zifio.tasks.custom import Custom
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
 from zifio.tasks.lax import LaxMod
+from zifio.tasks.scenes import GlyphCaptions, GlyphDrawings, GlyphWords
 from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainMod, ChainSum
@@ -45,6 +46,9 @@ TaskConfig = Annotated[
     | Mbpp
     | Calculator
     | TicTacToe
+    | GlyphCaptions
+    | GlyphDrawings
+    | GlyphWords
     | Agent,
     Field(discriminator="name"),
 ]

@@ -18,7 +18,8 @@ from zifio.seed import stream_seed
 from zifio.tasks.task import Problem, Task, Verdict
 
 Message = dict[str, Any]
-"""A role and a content, both text; what an assistant calls stands in `tool_calls`, as in OpenAI's chat format."""
+"""A role and a content, both text; what an assistant calls stands in `tool_calls`, as in OpenAI's chat format. Beside
+them the `pictures` of a user's message, and whether a drawing should answer it (`draws`)."""
 
 THINKING_KEYS = ("reasoning_content", "reasoning")
 """Where an assistant's message has its thinking when it stands apart: DeepSeek's and SGLang's name, and vLLM's."""
@@ -116,7 +117,10 @@ class Interactive(Task, Protocol):
 
 def conversation(problem: Problem) -> list[Message]:
     """The messages that put the problem to a policy."""
-    return [{"role": "user", "content": problem.prompt}]
+    message: Message = {"role": "user", "content": problem.prompt}
+    if problem.pictures:
+        message["pictures"] = list(problem.pictures)
+    return [message | ({"draws": True} if problem.draws else {})]
 
 
 def tools_of(task: Task) -> list[dict[str, Any]]:

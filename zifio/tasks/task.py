@@ -38,6 +38,10 @@ class Problem:
     """The right answer, or one of them where the task accepts many."""
     working: str = ""
     """A true working that leads to `gold`; empty where the task has none."""
+    pictures: tuple[str, ...] = ()
+    """What the prompt is about, as data URLs, one for each mark of a picture in it."""
+    draws: bool = False
+    """Whether the response is a picture, as a data URL."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ class Batch:
     """Experts that tokens are to go to (`Decoder.forward`), -1 where the router chooses; a shared prefix goes where the
     first of those behind it sends it. None when no sequence brought any."""
 
+    pixels_MUYX: Tensor | None = None
+    """Pictures, from -1 to 1; where a tokenizer of pictures learns, a row stands for the codes of each."""
+
     def column(self, name: str) -> Tensor | None:
         """A column, or None when no sequence brought it, so that its term need not be computed."""
         return self.columns.get(name)
@@ -58,6 +61,7 @@ class Batch:
             real_BT=self.real_BT.to(device),
             columns={name: column.to(device) for name, column in self.columns.items()},
             experts_BTLA=None if self.experts_BTLA is None else self.experts_BTLA.to(device),
+            pixels_MUYX=None if self.pixels_MUYX is None else self.pixels_MUYX.to(device),
         )
 
     @property
@@ -105,6 +109,7 @@ def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id:
         for row in places
     ]
     width = max(sum(len(sequence.tokens) - cut for sequence, cut in row) for row in rows)
+    rows, pixels_MUYX = _numbered(rows)
     names = {name for row in rows for sequence, _ in row for name in sequence.columns}
     assert names <= set(COLUMNS), f"unknown columns {sorted(names - set(COLUMNS))}"
     has_weight = any(any(sequence.weight) for row in rows for sequence, _ in row)
@@ -130,7 +135,28 @@ def _batch(all_sequences: list[Sequence], places: list[list[list[int]]], pad_id:
         tuple(cut for _, cut in flat),
         tuple(i for row in places for bundle in row for i in bundle),
         _experts(rows, width),
+        pixels_MUYX,
     )
+
+
+_Rows = list[list[tuple[Sequence, int]]]
+"""Rows of sequences, each less its first so many tokens."""
+
+
+def _numbered(rows: _Rows) -> tuple[_Rows, Tensor | None]:
+    """The same sequences, whose tokens number the pictures of all of them, and those pictures."""
+    pictures: list[np.ndarray] = []
+
+    def number(sequence: Sequence) -> Sequence:
+        if sequence.pixels_MUYX is None:
+            return sequence
+        (first, n_patches), before = sequence.patches, len(pictures)
+        pictures.extend(sequence.pixels_MUYX)
+        tokens = [token + before * n_patches if token >= first else token for token in sequence.tokens]
+        return replace(sequence, tokens=tokens)
+
+    rows = [[(number(sequence), cut) for sequence, cut in row] for row in rows]
+    return rows, torch.from_numpy(np.stack(pictures)) if pictures else None
 
 
 def _experts(rows: list[list[tuple[Sequence, int]]], width: int) -> Tensor | None:

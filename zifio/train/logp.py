@@ -4,6 +4,8 @@ Logits of a whole batch take B x T x V numbers, more than everything else togeth
 one log-prob per token is wanted, so the second form computes the logits of some tokens, keeps what it needs, forgets
 them, and computes them once more on the way back (as cut cross-entropy does, arXiv:2411.09009).
 
+Codes of drawings are tokens behind the vocabulary (`models/janus.py`), with a head of their own.
+
 Try it alone: `pytest tests/train/test_logp.py`
 """
 
@@ -16,9 +18,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from zifio.kernels import operators as kernels
 from zifio.models.decoder import Decoder
+from zifio.models.janus import Janus
 
 CHUNK_TOKENS = 512
 """Tokens whose logits exist at once."""
@@ -53,22 +57,56 @@ def token_logp_entropy(
     tokens only, forwards and backwards.
     """
     B, T = tokens_BT.shape
-    head = model.lm_head
-    assert isinstance(head, nn.Linear) and head.bias is None, "chunks multiply by the head's matrix and by nothing else"
     counted_BT = torch.ones_like(tokens_BT, dtype=torch.bool) if counted_BT is None else counted_BT
     before_N = torch.arange(B * T, device=tokens_BT.device) - 1 if before_N is None else before_N
     at_N, from_N = predictors(counted_BT, before_N)
     before_ND = hidden_BTD.flatten(0, 1).index_select(0, from_N)
     target_N = tokens_BT.flatten()[at_N]
-    if kernels.native(before_ND):
-        scale = kernels.scale_of(torch.tensor(temperature, device="cpu")).item()
-        logp_N, entropy_N = kernels.token_logp(
-            before_ND, head.weight, target_N, scale, chunk_tokens, with_entropy=with_entropy
-        )
+    is_code_N = target_N >= model.first_code if isinstance(model, Janus) else None
+    if is_code_N is None or not bool(is_code_N.any()):
+        logp_N, entropy_N = _text_logp(model, before_ND, target_N, temperature, with_entropy, chunk_tokens)
     else:
-        logp_N, entropy_N = _Chunks.apply(before_ND, head.weight, target_N, temperature, with_entropy, chunk_tokens)
+        assert isinstance(model, Janus)
+        text_N, code_N = (~is_code_N).nonzero()[:, 0], is_code_N.nonzero()[:, 0]
+        text = _text_logp(model, before_ND[text_N], target_N[text_N], temperature, with_entropy, chunk_tokens)
+        drawn_N = target_N[code_N] - model.first_code
+        codes = _code_logp(model, before_ND[code_N], drawn_N, temperature, with_entropy, chunk_tokens)
+        logp_N, entropy_N = (
+            one.new_zeros(len(target_N)).index_copy(0, text_N, one).index_copy(0, code_N, other)
+            for one, other in zip(text, codes, strict=True)
+        )
     logp_BT = logp_N.new_zeros(B * T).index_copy(0, at_N, logp_N).view(B, T)
     return logp_BT, logp_N.new_zeros(B * T).index_copy(0, at_N, entropy_N).view(B, T) if with_entropy else None
+
+
+def _text_logp(
+    model: Decoder, before_ND: Tensor, target_N: Tensor, temperature: float, with_entropy: bool, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of tokens of text and entropies, in chunks."""
+    head = model.lm_head
+    assert isinstance(head, nn.Linear) and head.bias is None, "chunks multiply by the head's matrix and by nothing else"
+    if kernels.native(before_ND):
+        scale = kernels.scale_of(torch.tensor(temperature, device="cpu")).item()
+        return kernels.token_logp(before_ND, head.weight, target_N, scale, chunk_tokens, with_entropy=with_entropy)
+    return _Chunks.apply(before_ND, head.weight, target_N, temperature, with_entropy, chunk_tokens)
+
+
+def _code_logp(
+    model: Janus, before_ND: Tensor, code_N: Tensor, temperature: float, with_entropy: bool, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The same of codes of drawings; a chunk's logits are computed once more on the way back."""
+
+    def chunk(hidden_nD: Tensor, code_n: Tensor) -> tuple[Tensor, Tensor]:
+        logp_nZ = (model.code_logits(hidden_nD).float() / temperature).log_softmax(dim=-1)
+        kept_nZ = logp_nZ.detach()
+        entropy_n = -(kept_nZ.exp() * kept_nZ).sum(dim=-1) if with_entropy else torch.zeros_like(kept_nZ[:, 0])
+        return logp_nZ.gather(1, code_n[:, None])[:, 0], entropy_n
+
+    found = [
+        checkpoint(chunk, before_ND[part], code_N[part], use_reentrant=False, preserve_rng_state=False)
+        for part in parts(len(code_N), chunk_tokens)
+    ]
+    return torch.cat([logp_n for logp_n, _ in found]), torch.cat([entropy_n for _, entropy_n in found])
 
 
 def predictors(

@@ -25,9 +25,12 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import forward_flops, parameters
+from zifio.models.count import code_flops, forward_flops, parameters, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
+from zifio.models.janus import Janus
 from zifio.models.lora import adapters, folded
+from zifio.models.vq import Vq
+from zifio.models.weights import AnyModel
 from zifio.train.batch import Batch
 from zifio.train.config import ModelStage
 from zifio.train.loss import LossResult, LossTerms, batch_loss
@@ -72,15 +75,15 @@ class Memory(Protocol):
         ...
 
 
-Look = Callable[[Decoder, int], tuple[dict[str, float], float]]
-"""Evaluate on held-out problems: (model, step) -> (metrics, FLOPs)."""
+Look = Callable[[Any, int], tuple[dict[str, float], float]]
+"""Evaluate on held-out problems: (the trained model, step) -> (metrics, FLOPs)."""
 
 
 @dataclass
 class Trainer:
     """One stage's training: its model, its settings and where it writes."""
 
-    model: Decoder
+    model: AnyModel
     stage: ModelStage
     terms: LossTerms
     folder: Path
@@ -95,7 +98,8 @@ class Trainer:
         Raises Diverged when the loss is not finite; the last checkpoint stays.
         """
         self.log = RunFolder(self.folder)
-        self.model.recompute = self.stage.rows.recompute
+        if isinstance(self.model, Decoder):
+            self.model.recompute = self.stage.rows.recompute
         self.optimizer = Optimizer(self.model, self.stage.optim)
         start, totals = self._resume()
         with Progress(self.stage.name, self.stage.steps, done=start) as progress, stop_between_steps() as stopping:
@@ -153,7 +157,7 @@ class Trainer:
                 raise Diverged(self._advice(step, f"the gradient's norm is {norm}"))
             lr = self.optimizer.step(step, self.stage.steps)
             load_LE = _total_load(results)
-            if not adapters(self.model):  # a router's bias belongs to the base, which stays as it is
+            if isinstance(self.model, Decoder) and not adapters(self.model):  # else its base stays as it is
                 self.model.update_balance(load_LE, self.stage.balance.bias_speed)
             collected["n_tokens"] += sum(batch.n_tokens for batch in batches)
             collected["train_flops"] += sum(map(self._flops, batches))
@@ -179,11 +183,24 @@ class Trainer:
 
     def _flops(self, batch: Batch) -> float:
         """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
+        if isinstance(self.model, Vq):
+            return 3 * vq_flops(self.model.config) * batch.n_sequences
+        if isinstance(self.model, Janus):
+            return self._janus_flops(self.model, batch)
         flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)
         n_adapter = sum(p.numel() for p in self.optimizer.named.values()) if adapters(self.model) else 0
         if n_adapter:
             flops += 2.0 * batch.n_tokens * (3 * n_adapter - parameters(self.model.config).multiplied)
         return flops
+
+    def _janus_flops(self, model: Janus, batch: Batch) -> float:
+        """The same of all parts of a Janus: the decoder hands gradients on also where it is frozen."""
+        shape, trained = model.shape, {name.partition(".")[0] for name in self.optimizer.named}
+        is_code_BT = (batch.tokens_BT >= model.first_code) & (batch.tokens_BT < model.first_patch) & batch.real_BT
+        decoder = forward_flops(model.config, batch.lengths, firsts=batch.firsts)
+        pictures = 0.0 if batch.pixels_MUYX is None else len(batch.pixels_MUYX) * vision_flops(shape.vision_config)
+        codes = 3 * int(is_code_BT.sum()) * code_flops(shape.vq_config)
+        return (3 if "layers" in trained else 2) * decoder + (3 if "vision_model" in trained else 1) * pictures + codes
 
     def _check_weights(self, step: int) -> None:
         """Raise Diverged rather than keep weights that are not finite."""
@@ -205,7 +222,7 @@ class Trainer:
         if self.look is None or not every or (step % every and step != self.stage.steps):
             return
         began = time.perf_counter()
-        with folded(self.model):
+        with folded(self.model) if isinstance(self.model, Decoder) else contextlib.nullcontext():
             metrics, flops = self.look(self.model, step)
         totals["look_flops"] += flops
         self.log.metrics(step, {f"held_out/{key}": value for key, value in metrics.items()})
@@ -226,7 +243,7 @@ class Trainer:
         )
 
 
-def autocast(model: Decoder, stage: ModelStage) -> torch.autocast:
+def autocast(model: AnyModel, stage: ModelStage) -> torch.autocast:
     """Matrix products in bfloat16 where the stage asks for them; the weights stay in fp32."""
     return torch.autocast(model.device.type, torch.bfloat16, enabled=stage.precision == "bf16")
 

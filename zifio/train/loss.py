@@ -19,6 +19,9 @@ k3_corrected = r k3 (DeepSeek-V3.2, arXiv:2512.02556). On the policy's own token
 value KL(pi || ref); as losses k2 and k3_corrected have its gradient, k3 has that of KL(ref || pi), and k1 has none in
 expectation, since E[grad logp] = 0: it belongs into the reward.
 
+A tokenizer of pictures learns from pixels alone (VQ-VAE, arXiv:1711.00937, eq. 3), latents z and codes e of length 1:
+|x - x'|^2 + l1 |x - x'| + |sg(z) - e|^2 + beta |z - sg(e)|^2, each a mean.
+
 The last two terms are of stages of their own. p is the probability of the second class at the last token of a step, y
 its label or a share. A pair's margin is what the chosen text has more than the rejected one: of a reward model's score
 (Bradley and Terry, 1952), or of beta * sum(logp - ref) (DPO, arXiv:2305.18290).
@@ -26,6 +29,7 @@ its label or a share. A pair's margin is what the chosen text has more than the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +40,8 @@ from torch import Tensor
 
 from zifio.models.attention import predecessors
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
+from zifio.models.vq import Vq
+from zifio.models.weights import AnyModel
 from zifio.train.batch import Batch
 from zifio.train.config import Correction
 from zifio.train.divergence import Teacher, Top, divergence
@@ -63,6 +69,10 @@ class LossTerms:
     """Which divergence from the teacher: 0 forward KL, 1 reverse KL, between them GKD's."""
     dpo_beta: float = 0.1
     """Of DPO."""
+    l1_weight: float = 0.0
+    """Of the absolute error of pixels, beside the squared one."""
+    hears_codes: Callable[[Tensor], None] | None = None
+    """Is told which codes a micro-batch of pictures became."""
 
 
 @dataclass
@@ -75,10 +85,12 @@ class LossResult:
     """Tokens per expert and MoE layer, for the loss-free balance."""
 
 
-def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
+def batch_loss(model: AnyModel, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
     """The loss of a micro-batch that holds `share_of_step` of the step's sequences."""
+    if isinstance(model, Vq):
+        return picture_loss(model, batch, terms, share_of_step)
     with_mtp = terms.mtp_weight > 0
-    output = model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=batch.experts_BTLA)
+    output = _forward(model, batch, with_mtp)
     if model.config.num_labels is None:
         result = _of_tokens(model, output, batch, terms)
     else:
@@ -90,6 +102,28 @@ def batch_loss(model: Decoder, batch: Batch, terms: LossTerms, share_of_step: fl
         result.loss = result.loss + terms.balance_weight * share_of_step * balance_loss
         result.sums["balance_loss"] = share_of_step * balance_loss.item()
     return result
+
+
+def _forward(model: Decoder, batch: Batch, with_mtp: bool = False) -> Output:
+    """The model's pass over a micro-batch, with its pictures where it has some."""
+    pictures = {} if batch.pixels_MUYX is None else {"pixels_MUYX": batch.pixels_MUYX}
+    experts_BTLA = batch.experts_BTLA
+    return model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=experts_BTLA, **pictures)
+
+
+def picture_loss(model: Vq, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
+    """How far a tokenizer's pictures are from those it was shown, and its latents from its codes."""
+    assert batch.pixels_MUYX is not None, "a tokenizer of pictures learns from pictures"
+    painted_MUYX, coded = model(batch.pixels_MUYX)
+    off_MUYX = painted_MUYX.float() - batch.pixels_MUYX
+    codebook = (coded.code_BTU - coded.latent_BTU.detach()).square().sum(dim=-1).mean()
+    commitment = (coded.latent_BTU - coded.code_BTU.detach()).square().sum(dim=-1).mean()
+    squared = off_MUYX.square().mean()
+    loss = squared + terms.l1_weight * off_MUYX.abs().mean() + codebook + model.config.beta * commitment
+    if terms.hears_codes is not None:
+        terms.hears_codes(coded.ids_BT)
+    sums = {"squared_error": squared, "commitment": commitment}
+    return LossResult(share_of_step * loss, {name: share_of_step * value.item() for name, value in sums.items()})
 
 
 def _of_tokens(model: Decoder, output: Output, batch: Batch, terms: LossTerms) -> LossResult:
@@ -117,7 +151,7 @@ def _of_tokens(model: Decoder, output: Output, batch: Batch, terms: LossTerms) -
 def policy_logp(model: Decoder, batch: Batch, temperature: float) -> Float[Tensor, "B T"]:
     """Log-probs under `model` of the tokens that have a policy weight or are of a pair, 0 elsewhere; no gradient."""
     weight_BT = batch.columns["pair" if "pair" in batch.columns else "policy_weight"]
-    hidden_BTD = model(batch.tokens_BT, batch.positions_BT, experts_BTLA=batch.experts_BTLA).hidden_BTD
+    hidden_BTD = _forward(model, batch).hidden_BTD
     before_N = predecessors(batch.positions_BT)
     return token_logp_entropy(model, hidden_BTD, batch.tokens_BT, temperature, weight_BT != 0, before_N)[0]
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from zifio.models.decoder import Decoder
 from zifio.train.config import Optim
 
 _UPDATE_RMS = 0.2  # of AdamW's typical update (Moonlight, equation 4)
@@ -22,7 +21,7 @@ _UPDATE_RMS = 0.2  # of AdamW's typical update (Moonlight, equation 4)
 class Optimizer:
     """Both optimizers behind one step, with a state that is a flat table of named tensors."""
 
-    def __init__(self, model: Decoder, config: Optim) -> None:
+    def __init__(self, model: nn.Module, config: Optim) -> None:
         self.config = config
         self.named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.muon = {name: p for name, p in self.named.items() if config.kind == "muon" and _is_hidden_matrix(name, p)}
@@ -93,8 +92,9 @@ class Optimizer:
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and not any(
-        part in name for part in ("embed_tokens", "lm_head", "score.", ".gate.weight", ".conv1d.")
+    return parameter.ndim in (2, 3) and not any(
+        part in name
+        for part in ("embed_tokens", "embedding", "lm_head", "vision_head", "score.", ".gate.weight", ".conv1d.")
     )
 
 

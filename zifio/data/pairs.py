@@ -1,0 +1,85 @@
+"""Pairs of pictures and texts, from JSON lines or parquet.
+
+Try it alone: `pytest tests/data/test_pairs.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zifio.config import ConfigError
+from zifio.data.sources import check_texts, read_jsonl
+from zifio.pictures import read_picture
+
+Kind = Literal["understanding", "generation", "both"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and what is said of it."""
+
+    image: Path | bytes
+    text: str
+    kind: Kind = "both"
+    """Which way it is learnt: from the picture to the text, from the text to the picture, or both."""
+    question: str = ""
+    """What the text answers; empty where it describes the picture."""
+    where: str = ""
+    """File and row, for messages."""
+
+    def picture(self) -> np.ndarray:
+        """The picture. Raises ConfigError as `read_picture` does."""
+        return read_picture(self.image, self.where)
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet.
+
+    Every row has `text` and `image`: a path, from the file's folder, or in parquet the file's bytes or the hub's own
+    {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
+    """
+    path = Path(path)
+    pairs = []
+    for number, row in enumerate(_rows(path), 1):
+        where = f"{path}: row {number}"
+        check_texts(row, ("text", *(["question"] if row.get("question") is not None else [])), where, "Mend the row.")
+        kind = row.get("kind") or "both"
+        if kind not in get_args(Kind):
+            raise ConfigError(f"{where}: kind: wanted {', '.join(get_args(Kind))}, came {kind!r}. Mend the row.")
+        image = _image(row.get("image"), path.parent, where)
+        pairs.append(Pair(image, row["text"], kind, row.get("question") or "", where))
+    return pairs
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix != ".parquet":
+        yield from read_jsonl(path)
+        return
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: wanted a file, came none. Check the path.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: wanted a parquet file, came another or a torn one ({error}).") from None
+    with file:
+        wanted = [name for name in ("image", "text", "kind", "question") if name in file.schema_arrow.names]
+        for batch in file.iter_batches(256, columns=wanted):
+            yield from batch.to_pylist()
+
+
+def _image(value: Any, folder: Path, where: str) -> Path | bytes:
+    if isinstance(value, dict):  # as the hub's data sets have it
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value and "\0" not in value:
+        return folder / value
+    came = "nothing" if value is None else repr(value)[:60]
+    raise ConfigError(f"{where}: image: wanted a path, or bytes in parquet, came {came}. Mend the row.")
