@@ -132,6 +132,30 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
     _json_argument(parser)
 
 
+def _draw_arguments(parser: argparse.ArgumentParser) -> None:
+    _picture_arguments(parser, temperature=1.0)
+    parser.add_argument("prompt", metavar="PROMPT", help="what to draw")
+    parser.add_argument("-n", metavar="N", type=int, default=16, help="how many drawings (default: %(default)s)")
+    parser.add_argument("--cfg", metavar="X", type=float, default=5.0, help="guidance (1: none; default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE.png", type=Path, default=Path("drawing.png"), help="(drawing.png)")
+    parser.add_argument("--columns", metavar="N", type=int, help="drawings side by side (default: a square)")
+
+
+def _see_arguments(parser: argparse.ArgumentParser) -> None:
+    _picture_arguments(parser, temperature=0.0)
+    parser.add_argument("image", metavar="IMAGE", type=Path, help="PNG, JPEG, GIF, WebP or BMP")
+    parser.add_argument("question", metavar="QUESTION", nargs="?", default="What is this?", help="(What is this?)")
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest reply (default: 256, or what fits)")
+
+
+def _picture_arguments(parser: argparse.ArgumentParser, temperature: float) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a Janus: a folder, or a name at the hub")
+    parser.add_argument("--temperature", metavar="T", type=float, default=temperature, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same (default: 0)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="(default: %(default)s)")
+    _json_argument(parser)
+
+
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a GGUF file or a model folder")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
@@ -420,6 +444,18 @@ VERBS = {
         "say what a model or a recipe costs before it runs, and whether it can learn",
         "zifio plan deepseek-v3",
         _plan_arguments,
+    ),
+    "draw": Verb(
+        "zifio.easel:draw",
+        "let a model draw what words say",
+        'zifio draw runs/janus-nano/janus/model "red circle left of blue square" -n 16 --cfg 3 --out grid.png',
+        _draw_arguments,
+    ),
+    "see": Verb(
+        "zifio.easel:see",
+        "ask a model about a picture",
+        'zifio see runs/janus-nano/janus/model picture.png "What is this?"',
+        _see_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",

@@ -1,4 +1,4 @@
-"""Pairs of pictures and texts, from JSON lines or parquet.
+"""Pairs of pictures and texts, from JSON lines, parquet, or the IDX files of Fashion-MNIST.
 
 Try it alone: `pytest tests/data/test_pairs.py`
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
+from zifio.data.idx import is_idx, read_idx
 from zifio.data.sources import check_texts, read_jsonl
 from zifio.pictures import read_picture
 
@@ -25,7 +26,8 @@ Kind = Literal["understanding", "generation", "both"]
 class Pair:
     """A picture and what is said of it."""
 
-    image: Path | bytes
+    image: Path | bytes | np.ndarray
+    """Where it is, its file's bytes, or grey levels."""
     text: str
     kind: Kind = "both"
     """Which way it is learnt: from the picture to the text, from the text to the picture, or both."""
@@ -36,16 +38,22 @@ class Pair:
 
     def picture(self) -> np.ndarray:
         """The picture. Raises ConfigError as `read_picture` does."""
+        if isinstance(self.image, np.ndarray):
+            return np.repeat(self.image[..., None], 3, axis=2)
         return read_picture(self.image, self.where)
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet.
+    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet, or of IDX files (`data/idx.py`).
 
     Every row has `text` and `image`: a path, from the file's folder, or in parquet the file's bytes or the hub's own
     {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
     """
     path = Path(path)
+    if is_idx(path):
+        levels_NYX, words = read_idx(path)
+        rows = zip(levels_NYX, words, strict=True)
+        return [Pair(levels, word, where=f"{path}: row {row}") for row, (levels, word) in enumerate(rows, 1)]
     pairs = []
     for number, row in enumerate(_rows(path), 1):
         where = f"{path}: row {number}"

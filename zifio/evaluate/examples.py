@@ -35,6 +35,8 @@ class Example:
     prompt: str
     gold: str
     answers: list[Answer]
+    pictures: list[str]
+    """What the prompt is about, as data URLs."""
 
 
 def examples(stage: StageRecord, count: int = 8) -> list[Example]:
@@ -64,7 +66,7 @@ def _example(problem: str, rows_of: dict[str, dict[str, dict[str, Any]]]) -> Exa
     rows = {model: rows[problem] for model, rows in rows_of.items()}
     any_row = next(iter(rows.values()))
     answers = [_answer(model, row) for model, row in rows.items()]
-    return Example(any_row["prompt"], any_row["gold"], answers)
+    return Example(any_row["prompt"], any_row["gold"], answers, any_row.get("pictures", []))
 
 
 def _answer(model: str, row: dict[str, Any]) -> Answer:

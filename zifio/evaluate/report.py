@@ -25,6 +25,7 @@ from zifio.evaluate.drawing import THEME
 from zifio.evaluate.examples import examples
 from zifio.evaluate.figures import colour_of, draw
 from zifio.evaluate.ledger import ledger
+from zifio.evaluate.sight import is_picture, rows_of_sight, sight
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, points_text, seconds_text
 from zifio.record.stage import StageRecord, read_run, write_whole
 
@@ -56,7 +57,8 @@ def write_report(run_folder: Path, recipe_name: str, stage_order: Sequence[tuple
 
 
 def build_report(recipe_name: str, stages: Sequence[StageRecord], run_folder: Path) -> dict[str, Any]:
-    """What report.json holds: `models`, `stages`, `evaluations`, the models' `ledger`, and totals over all stages.
+    """What report.json holds: `models`, `stages`, `evaluations`, what they see and draw (`sight`), the `ledger` of the
+    models, and totals over all stages.
 
     A model that several `eval` stages have measured stands in `models` as the first of them found it.
     """
@@ -75,6 +77,7 @@ def build_report(recipe_name: str, stages: Sequence[StageRecord], run_folder: Pa
         "models": {name: models[name] for stage in stages for name in stage.results},
         "stages": {name: {key: v for key, v in row.items() if v is not None} for name, row in values.items()},
         "evaluations": {stage.name: stage.results for stage in stages if stage.results},
+        "sight": sight(stages),
         "ledger": ledger({name: _stage_folder(run_folder, name, found) for name, found in models.items()}),
     }
     return report
@@ -161,8 +164,10 @@ def _pages(escaped: bool) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.tests["picture"] = is_picture
     environment.filters |= {
         "percent": percent,
+        "rows_of_sight": rows_of_sight,
         "points": points_text,
         "seconds": seconds_text,
         "flops": flops_text,

@@ -191,18 +191,22 @@ def _check_shape(replies_P_G: list[list[Reply]], n: int, problems: Sequence[Prob
 def record(episode: Episode, place: int) -> dict[str, Any]:
     """The episode as one JSON object; `place` is its number within the group."""
     problem, reply, verdict = episode.problem, episode.reply, episode.verdict
-    return {
-        "problem": problem.id,
-        "place": place,
-        "prompt": problem.prompt,
-        "response": reply.text,
-        "gold": problem.gold,
-        "outcome": verdict.outcome,
-        "parts": verdict.parts,
-        "reason": verdict.reason,
-        "n_tokens": reply.n_sampled,
-        "finish": reply.finish,
-    } | (told(conversation(problem), reply) if reply.messages else {})
+    return (
+        {
+            "problem": problem.id,
+            "place": place,
+            "prompt": problem.prompt,
+            "response": reply.text,
+            "gold": problem.gold,
+            "outcome": verdict.outcome,
+            "parts": verdict.parts,
+            "reason": verdict.reason,
+            "n_tokens": reply.n_sampled,
+            "finish": reply.finish,
+        }
+        | ({"pictures": list(problem.pictures)} if problem.pictures else {})
+        | (told(conversation(problem), reply) if reply.messages else {})
+    )
 
 
 def told(opening: list[Message], episode: Reply | Transcript) -> dict[str, Any]:

@@ -28,11 +28,13 @@ from zifio.config import ConfigError
 from zifio.data.pack import Sequence
 from zifio.data.template import ChatTokenizer
 from zifio.engine.config import EngineConfig
+from zifio.engine.pictures import picture_prompt
 from zifio.engine.policy import LocalPolicy, open_model, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.models.count import forward_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision, sampling_precision
+from zifio.models.janus import Janus
 from zifio.models.lora import folded
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import tools_of
@@ -298,7 +300,8 @@ class Rollouts:
 
         What the policy was told, before its first turn and between turns, has 0 in every column.
         """
-        reply, prompt = episode.reply, self.policy.prompt(conversation(episode.problem), self.tools)
+        asked = picture_prompt(self.policy.model, self.tokenizer, conversation(episode.problem), self.tools)
+        reply, prompt = episode.reply, asked.tokens
         name = "old_logp" if self.stage.old_logps == "sampler" else "sampler_logp"
         given = [0.0] * len(prompt)
         columns = {key: given + [value if own else 0.0 for own in reply.own] for key, value in values.items()}
@@ -307,7 +310,13 @@ class Rollouts:
         if experts is not None:  # behind its last token nothing was sampled, so nobody knows where that would have gone
             missing = len(tokens) - len(experts)
             experts = np.pad(experts, ((0, missing), (0, 0), (0, 0)), constant_values=-1)
-        return Sequence(tokens, [0.0] * len(tokens), columns, len(prompt), experts)
+        weight = [0.0] * len(tokens)
+        if asked.pixels:  # prompts with pictures are not shared
+            assert isinstance(self.policy.model, Janus), "`picture_prompt` has refused others"
+            shape = self.policy.model.shape.vision_config
+            patches = (self.policy.model.first_patch, shape.num_image_tokens)
+            return Sequence(tokens, weight, columns, 0, experts, np.stack(asked.pixels), patches)
+        return Sequence(tokens, weight, columns, len(prompt), experts)
 
     def _batches(self, sequences: list[Sequence]) -> list[Batch]:
         rows = self.stage.rows

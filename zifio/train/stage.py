@@ -23,6 +23,7 @@ from zifio.log import RunFolder, peak_rss_bytes, say
 from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.device import find_device
+from zifio.models.janus import Janus
 from zifio.models.lora import adapters, apply, bare, merge, save_adapter
 from zifio.models.weights import save_model
 from zifio.seed import stream_seed
@@ -90,6 +91,8 @@ def prepare(model: Decoder, stage: ModelStage, context: Context) -> None:
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         say(f"{stage.name}: adapters on {len(adapters(model))} layers; {trained:,} of {total:,} weights train")
+    if isinstance(model, Janus):  # codes mean what they meant when drawings were learnt
+        model.vqmodel.requires_grad_(False)
     model.to(find_device(stage.device, stage.name))
 
 
