@@ -1,4 +1,4 @@
-"""C5: a verifier with a bug, and what rewards for steps do about it, in each form; and what a policy reaches by steps alone.
+"""C5: a verifier with a bug, what rewards for steps do about it in each form, and how far steps alone lead.
 
 Run: `zifio lab run C5 --scale smoke`
 """
