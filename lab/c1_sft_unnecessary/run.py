@@ -5,6 +5,7 @@ Run: `zifio lab run C1 --scale smoke`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ def _tag(dose: float) -> str:
     return f"{round(1000 * dose):03d}"
 
 
-def _design(settings: Table, seed: int) -> Design:
+def _design(settings: Table, seed: int) -> list[Design]:
     terms, device = settings["terms"], settings["pretrain"]
     task = {"name": "chain_mod", "min_terms": terms, "max_terms": terms, "working": "totals"}
     looks = {"held_out": s.look(settings["every"], settings["problems"])} | device
@@ -65,7 +66,7 @@ def _design(settings: Table, seed: int) -> Design:
             task | {"name": "flawed_mod", "rotten": 1.0, "rot": "shuffled"}, settings["worked"], seed
         ),
     }
-    return Design(stages, task, arms, [Probe(task)], files)
+    return [Design(stages, task, arms, [Probe(task)], files)]
 
 
 def _rows(table: Table, n: int, seed: int) -> list[Table]:
@@ -79,10 +80,11 @@ def _gold(table: Table) -> Table:
     return {key: value for key, value in table.items() if key not in ("rotten", "rot")} | {"name": "chain_mod"}
 
 
-def _measure(trial: Any) -> Table:
+def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
     """Per dose and arm: accuracy at the FLOPs that all arms of the dose have, and at the end."""
+    trial = parts["main"]
     out: Table = {}
-    for dose in trial.settings["doses"]:
+    for dose in settings["doses"]:
         tag, curves = _tag(dose), {}
         for name in ARMS:
             before = f"{name}-start-{tag}" if name in ("cold", "shuffled") else None

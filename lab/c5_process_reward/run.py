@@ -5,6 +5,7 @@ Run: `zifio lab run C5 --scale smoke`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -31,10 +32,10 @@ SCALES: dict[str, Table] = {
 }  # fmt: skip
 
 
-def _design(settings: Table, seed: int) -> Design:
+def _design(settings: Table, seed: int) -> list[Design]:
     terms, device = settings["terms"], settings["device"]
     task = {"name": "chain_mod", "min_terms": terms, "max_terms": terms, "working": "steps"}
-    lax, hedged = task | {"name": "lax_mod"}, task | {"name": "lax_mod", "hedged": 0.05}
+    lax, hedged = task | {"name": "lax_mod"}, task | {"name": "lax_mod", "hedged": 0.15}
     unpaid = task | {"name": "flawed_mod", "unpaid": True}
     longest = 5 * terms + 24
     draws = {"sampling": {"temperature": 1.0, "max_new_tokens": longest}, "rows": {"row_tokens": 192}}
@@ -51,15 +52,16 @@ def _design(settings: Table, seed: int) -> Design:
         "strict-mean": {"task": task, "process": half},
         "process-only": {"task": unpaid, "process": {"form": "mean", "neutral": 1.0}},
     }
-    looks = {"held_out": s.look(settings["every"], settings["problems"])} | draws | device
+    looks = {"guard": s.guard(task, settings["every"], settings["problems"] // 2)} | draws | device
     steps, prompts = settings["rl_steps"], settings["prompts"]
     stages = [s.tokenizer(), base]
     stages += [s.rl(name, "base", steps, prompts, **extras[name], **looks) for name in ARMS]
+    stages.append(s.examine("final", ["base", *ARMS], 2 * settings["problems"], 4, sampling=draws["sampling"]))
     arms = [
         Arm(name, name, {"task.name": extras[name]["task"]["name"], **_form(extras[name]), "from": "base"})
         for name in ARMS
     ]
-    return Design(stages, task, arms, [Probe(task), Probe(unpaid), Probe(lax)])
+    return [Design(stages, task, arms, [Probe(task), Probe(unpaid), Probe(lax)])]
 
 
 def _form(extra: Table) -> Table:
@@ -69,16 +71,19 @@ def _form(extra: Table) -> Table:
     return told | {"overlong_cache": extra.get("overlong_cache", 0)}
 
 
-def _measure(trial: Any) -> Table:
-    """Per arm: gold and true workings at each look, length, and what its own verifier says at the end."""
-    out: Table = {"steps": [], "gold": {}, "worked": {}, "length": {}, "proxy": {}}
+def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
+    """Per arm: gold, what only its own verifier accepts, and length at each look; gold and true workings at the end."""
+    trial = parts["main"]
+    out: Table = {"steps": [], "gold": {}, "gap": {}, "length": {}}
+    found = trial.results("final")
+    out["end"] = {name: found[name]["pass_at_1"] for name in ("base", *ARMS)}
+    out["worked"] = {name: found[name]["process_pass_at_1"] for name in ("base", *ARMS)}
     for arm in trial.design.arms:
         record = trial.record(arm.stage)
-        out["steps"] = list(record.series("held_out/pass_at_1")[0])
-        out["gold"][arm.name] = record.series("held_out/pass_at_1")[1]
-        out["worked"][arm.name] = record.series("held_out/process_pass_at_1")[1]
-        out["length"][arm.name] = record.series("held_out/mean_response_tokens")[1]
-        out["proxy"][arm.name] = record.series("pass_at_1")[1][-1]
+        out["steps"] = list(record.series("guard/gold")[0])
+        out["gold"][arm.name] = record.series("guard/gold")[1]
+        out["gap"][arm.name] = record.series("guard/gap")[1]
+        out["length"][arm.name] = record.series("guard/mean_length")[1]
     return out
 
 
@@ -92,14 +97,9 @@ def onset(steps: list[float], gold: list[float]) -> float | None:
     return None
 
 
-def _end(row: Table, arm: str) -> float:
-    """The mean of the last two looks."""
-    return sum(row["gold"][arm][-2:]) / len(row["gold"][arm][-2:])
-
-
 def _judge(rows: list[Table], settings: Table) -> Verdict:
     hacked = {arm: share([onset(row["steps"], row["gold"][arm]) is not None for row in rows]) for arm in ARMS}
-    ends = {arm: [_end(row, arm) for row in rows] for arm in ARMS}
+    ends = {arm: [row["end"][arm] for row in rows] for arm in ARMS}
     behind = {arm: paired(ends[arm], ends["strict"], arm) for arm in ARMS}
     holds = hacked["lax-min"][0] == 0 and behind["lax-min"].low > -0.05
     is_gated_only = max(hacked["lax-mean"][0], hacked["lax-sum"][0]) > 0.5
@@ -130,7 +130,7 @@ def _draw(canvas: Figure, rows: list[Table], verdict: Verdict) -> None:
     )
     left.set_ylim(0, 1.02)
     left.legend(fontsize=7, ncols=2)
-    bars(right, {name: [_end(row, name) for row in rows] for name in ARMS}, "gold at the end")
+    bars(right, {name: [row["end"][name] for row in rows] for name in ARMS}, "gold at the end")
 
 
 EXPERIMENT = Experiment(

@@ -5,6 +5,7 @@ Run: `zifio lab run C6 --scale smoke`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -39,11 +40,11 @@ def _noisy(task: Table, j: float) -> Table:
     return task | {"name": "flawed_mod", "false_accept": error, "false_reject": error}
 
 
-def _design(settings: Table, seed: int) -> Design:
+def _design(settings: Table, seed: int) -> list[Design]:
     terms, device, steps = settings["terms"], settings["device"], settings["rl_steps"]
     task = {"name": "chain_mod", "min_terms": terms, "max_terms": terms, "working": "totals"}
     flawed = task | {"name": "flawed_mod"}
-    looks = {"held_out": s.look(settings["every"], settings["problems"])} | device
+    looks = {"guard": s.guard(task, settings["every"], settings["problems"] // 2)} | device
     model, documents = s.llama(settings["size"]), settings["documents"]
     stages = [s.tokenizer(), s.pretrain("base-300", task, model, settings["base_steps"], documents, 0.3, **device)]
     tasks = {name: _noisy(task, j) for name, j in NOISE.items()}
@@ -56,6 +57,7 @@ def _design(settings: Table, seed: int) -> Design:
     stages.append(reward | {"pairs": 32, "optim": s.adam(1e-3), "rows": {"row_tokens": 96}} | device)
     learned = {"accuracy_weight": 0.0, "reward_model": "judge"}
     stages.append(s.rl("learned", "base-300", steps, settings["prompts"], **learned, **looks))
+    stages.append(s.examine("final", ["base-300", *tasks, "learned"], 2 * settings["problems"], 4))
     keys = ("false_accept", "false_reject", "loophole", "graded")
     defaults = {"false_accept": 0.0, "false_reject": 0.0, "loophole": "none", "graded": False}
     arms = [
@@ -66,30 +68,28 @@ def _design(settings: Table, seed: int) -> Design:
     probes = [Probe(task)] + [
         Probe(tasks[name], 1 - tasks[name]["false_reject"], tasks[name]["false_accept"]) for name in NOISE
     ]
-    return Design(stages, task, arms, [*probes, Probe(tasks["zero-ok"])])
+    return [Design(stages, task, arms, [*probes, Probe(tasks["zero-ok"])])]
 
 
-def _measure(trial: Any) -> Table:
+def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
     """Per arm: gold at each look, and how often its own verifier is content at the end."""
-    out: Table = {"steps": [], "gold": {}, "proxy": {}, "length": {}}
+    trial = parts["main"]
+    out: Table = {"steps": [], "gold": {}, "proxy": {}, "end": {}}
+    found = trial.results("final")
+    out["end"] = {name: found[name]["pass_at_1"] for name in ("base-300", *(arm.stage for arm in trial.design.arms))}
+    out["length"] = {name: found[name]["mean_response_tokens"] for name in out["end"]}
     for arm in trial.design.arms:
         record = trial.record(arm.stage)
-        steps, gold = record.series("held_out/pass_at_1")
+        steps, gold = record.series("guard/gold")
         out["steps"] = list(steps) if arm.name == "j10" else out["steps"]
         out["gold"][arm.name] = gold
-        out["proxy"][arm.name] = record.series("pass_at_1")[1][-1]
-        out["length"][arm.name] = record.series("held_out/mean_response_tokens")[1][-1]
+        out["proxy"][arm.name] = record.series("guard/proxy")[1][-1]
     return out
 
 
-def _end(row: Table, arm: str) -> float:
-    """The mean of the last two looks: one alone moves by some points."""
-    return sum(row["gold"][arm][-2:]) / len(row["gold"][arm][-2:])
-
-
 def _judge(rows: list[Table], settings: Table) -> Verdict:
-    ends = {arm: [_end(row, arm) for row in rows] for arm in (*NOISE, *OTHERS)}
-    base = [row["gold"]["j10"][0] for row in rows]
+    ends = {arm: [row["end"][arm] for row in rows] for arm in (*NOISE, *OTHERS)}
+    base = [row["end"]["base-300"] for row in rows]
     behind = {arm: paired(ends[arm], ends["j10"], arm) for arm in ends}
     gains = {arm: paired(ends[arm], base, arm, "gain") for arm in ends}
     noisy, hole, graded = behind["j04"], behind["zero-ok"], behind["graded"]
@@ -120,7 +120,7 @@ def _draw(canvas: Figure, rows: list[Table], verdict: Verdict) -> None:
     lines(left, curves, rows[0]["steps"], "step", "gold, held-out")
     left.set_ylim(0, 1.02)
     left.legend(fontsize=7, ncols=2)
-    bars(right, {name: [_end(row, name) for row in rows] for name in (*NOISE, *OTHERS)}, "gold at the end")
+    bars(right, {name: [row["end"][name] for row in rows] for name in (*NOISE, *OTHERS)}, "gold at the end")
 
 
 EXPERIMENT = Experiment(

@@ -44,7 +44,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Design:
-    """What one seed runs."""
+    """What one seed runs, or the part of it that is about one task."""
 
     stages: list[Table]
     """In order, as `[[stage]]` tables of a recipe."""
@@ -54,6 +54,8 @@ class Design:
     probes: list[Probe] = field(default_factory=list)
     files: Mapping[str, list[Table]] = field(default_factory=dict)
     """Rows of JSONL files that stages name by `file_in(...)`."""
+    name: str = "main"
+    """Names the part's folder."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ class Experiment:
     title: str
     scales: Mapping[Scale, Table]
     """The settings of each scale; `seeds` is how many."""
-    design: Callable[[Table, int], Design]
-    """(settings, seed) -> what it runs."""
-    measure: Callable[[Any], Table]
-    """(a finished seed) -> its figures, as they go to `result.json`."""
+    design: Callable[[Table, int], list[Design]]
+    """(settings, seed) -> what it runs: a recipe for each task."""
+    measure: Callable[[Mapping[str, Any], Table], Table]
+    """(a finished seed's parts by their names, settings) -> its figures, as they go to `result.json`."""
     judge: Callable[[list[Table], Table], Verdict]
     """(every seed's figures, settings) -> the verdict."""
     draw: Callable[[Figure, list[Table], Verdict], None]

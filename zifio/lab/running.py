@@ -79,12 +79,12 @@ def _run_side_by_side(
     claim: Claim, scale: Scale, out: Path, trials: Sequence[Trial], todo: list[Trial], jobs: int
 ) -> None:
     """Run the seeds that are left, `jobs` at a time. Raises ConfigError when one fails; the others are stopped."""
-    total = sum(len(trial.design.stages) for trial in trials)
+    total = sum(trial.n_stages for trial in trials)
     running: dict[int, tuple[Trial, subprocess.Popen[bytes]]] = {}
     waiting = [*todo]
 
     def n_done() -> int:
-        return sum(trial.n_done if trial in todo else len(trial.design.stages) for trial in trials)
+        return sum(trial.n_done if trial in todo else trial.n_stages for trial in trials)
 
     with Progress(f"{claim.id} {scale}", total, done=n_done()) as progress:
         try:
@@ -145,6 +145,7 @@ def result_of(claim: Claim, scale: Scale, rows: list[dict[str, Any]], words: str
         "verdict": asdict(verdict),
         "flops": sum(row["flops"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
+        "cpu_s": sum(row["cpu_s"] for row in rows),
         "seeds": rows,
     }
 

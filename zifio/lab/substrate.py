@@ -90,6 +90,11 @@ def examine(name: str, models: list[str], problems: int, n: int, **other: Any) -
     return plain | {"sampling": {"max_new_tokens": _REPLY}} | other
 
 
+def guard(task: Table, every: int, problems: int, n: int = 4) -> Table:
+    """Looks by gold at a stage whose own verifier is another one; it warns and never acts."""
+    return {"task": task, "every": every, "problems": problems, "n": n}
+
+
 def look(every: int, problems: int, n: int = 4) -> Table:
-    """Looks at held-out problems along the way, by gold."""
+    """Looks at held-out problems along the way, by the stage's own task; a stage without one has the recipe's, gold."""
     return {"every": every, "problems": problems, "n": n}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zifio.config import ConfigError
+from zifio.data.sources import read_jsonl
 from zifio.lab.controls import check_arms, check_ledger, check_verifier
 from zifio.lab.design import Design, Scale, Table, placed
 from zifio.lab.shelf import Claim, find_claim
@@ -29,18 +30,11 @@ from zifio.record.stage import StageRecord, read_json, read_stage, write_whole
 _SHARED = ("tokenizer", "pretrain")
 
 
-class Trial:
-    """A seed of a claim's experiment in its folder `OUT/SCALE/CLAIM/seed-N`."""
+class Part:
+    """A recipe of a seed in its folder, and what `measure` reads of it."""
 
-    def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path) -> None:
-        """Raises ConfigError for a claim without an experiment, or a design that is no recipe."""
-        self.claim, self.scale, self.seed = claim, scale, seed
-        self.shared, self.folder = out / scale / "shared", out / scale / claim.folder.name / f"seed-{seed}"
-        if claim.experiment is None:
-            raise ConfigError(f"{claim.id}: wanted an experiment, came a prediction alone: it has no run.py yet.")
-        self.experiment = claim.experiment
-        self.settings: Table = {**self.experiment.scales[scale]}
-        self.design: Design = self.experiment.design(self.settings, seed)
+    def __init__(self, design: Design, claim: Claim, seed: int, folder: Path) -> None:
+        self.design, self.claim, self.seed, self.folder = design, claim, seed, folder
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -56,52 +50,27 @@ class Trial:
             "task": self.design.task,
             "stage": placed(self.design.stages, (self.folder / "files").resolve()),
         }
-        return recipe_of(table, f"{self.claim.id}, seed {self.seed}")
-
-    @property
-    def digest(self) -> str:
-        """Names the design, and the code that measures it."""
-        code = (self.claim.folder / "run.py").read_bytes()
-        whole = json.dumps([self.recipe.model_dump(mode="json"), self.seed])
-        return hashlib.sha256(whole.encode() + code).hexdigest()[:12]
+        return recipe_of(table, f"{self.claim.id}, seed {self.seed}, {self.design.name}")
 
     @property
     def n_done(self) -> int:
         """Stages that are finished."""
         return sum((self.folder / stage["name"] / "done.json").exists() for stage in self.design.stages)
 
-    def finished(self) -> Table | None:
-        """The figures, if this very design has been measured."""
-        found = read_json(self.folder / "figures.json")
-        return found if found.get("digest") == self.digest else None
-
-    def run(self) -> Table:
-        """Run what is not done, check, measure, and write `figures.json`. Raises ConfigError, and Unsound."""
-        probes = [{"task": p.task, **check_verifier(p, self.seed)} for p in self.design.probes]
+    def run(self, shared: Path) -> dict[str, dict[str, Any]]:
+        """Run what is not done, and check it; the ledger's entries by arm. Raises ConfigError, and Unsound."""
         run = Run(self.recipe, self.folder)
         with RunFolder(self.folder).lock():
             for stage in self.recipe.stage:
-                self._stage(run, stage)
+                self._stage(run, stage, shared)
         check_arms(self.design.arms, self.folder)
         books = check_ledger(self.recipe, self.folder, [arm.stage for arm in self.design.arms])
-        self.work = {arm.name: books[arm.stage] for arm in self.design.arms}
-        figures = {
-            "seed": self.seed,
-            "digest": self.digest,
-            "figures": self.experiment.measure(self),
-            "work": self.work,
-            "probes": probes,
-            "seconds": sum(self.done(stage.name).get("seconds", 0.0) for stage in self.recipe.stage),
-            "flops": sum(self.done(stage.name).get("flops", 0.0) for stage in self.recipe.stage),
-        }
-        write_whole(self.folder / "figures.json", json.dumps(figures, indent=1) + "\n")
-        return figures
+        return {arm.name: books[arm.stage] for arm in self.design.arms}
 
-    def _stage(self, run: Run, stage: AnyStage) -> None:
+    def _stage(self, run: Run, stage: AnyStage, shared: Path) -> None:
         """Run a stage, or take it from what is shared."""
-        kept = self.shared / run.digest(stage)
+        kept, own = shared / run.digest(stage), self.folder / stage.name
         is_shared = stage.kind in _SHARED
-        own = self.folder / stage.name
         if is_shared and (kept / "done.json").exists() and not own.exists():
             shutil.copytree(kept, own)
         run.stage(stage)
@@ -112,8 +81,6 @@ class Trial:
                 beside.rename(kept)
             except OSError:  # another seed's process was first
                 shutil.rmtree(beside)
-
-    # What `measure` reads ----------------------------------------------------------------------------------
 
     def done(self, stage: str) -> Table:
         """A stage's totals."""
@@ -136,8 +103,63 @@ class Trial:
 
     def replies(self, stage: str, model: str) -> list[Table]:
         """Every reply of a model to an `eval` stage's problems."""
-        text = (self.folder / stage / f"records-{model}.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        return read_jsonl(self.folder / stage / f"records-{model}.jsonl")
+
+
+class Trial:
+    """A seed of a claim's experiment in its folder `OUT/SCALE/CLAIM/seed-N`."""
+
+    def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path) -> None:
+        """Raises ConfigError for a claim without an experiment."""
+        self.claim, self.scale, self.seed = claim, scale, seed
+        self.shared, self.folder = out / scale / "shared", out / scale / claim.folder.name / f"seed-{seed}"
+        if claim.experiment is None:
+            raise ConfigError(f"{claim.id}: wanted an experiment, came a prediction alone: it has no run.py yet.")
+        self.experiment = claim.experiment
+        self.settings: Table = {**self.experiment.scales[scale]}
+        designs = self.experiment.design(self.settings, seed)
+        self.parts = {one.name: Part(one, claim, seed, self.folder / one.name) for one in designs}
+
+    @property
+    def digest(self) -> str:
+        """Names the design, and the code that measures it. Raises ConfigError for a design that is no recipe."""
+        code = (self.claim.folder / "run.py").read_bytes()
+        whole = json.dumps([[part.recipe.model_dump(mode="json") for part in self.parts.values()], self.seed])
+        return hashlib.sha256(whole.encode() + code).hexdigest()[:12]
+
+    @property
+    def n_stages(self) -> int:
+        """Of all parts."""
+        return sum(len(part.design.stages) for part in self.parts.values())
+
+    @property
+    def n_done(self) -> int:
+        """Stages that are finished."""
+        return sum(part.n_done for part in self.parts.values())
+
+    def finished(self) -> Table | None:
+        """The figures, if this very design has been measured."""
+        found = read_json(self.folder / "figures.json")
+        return found if found.get("digest") == self.digest else None
+
+    def run(self) -> Table:
+        """Run what is not done, check, measure, and write `figures.json`. Raises ConfigError, and Unsound."""
+        probes = [one for part in self.parts.values() for one in part.design.probes]
+        checked = [{"task": probe.task, **check_verifier(probe, self.seed)} for probe in probes]
+        work = {name: part.run(self.shared) for name, part in self.parts.items()}
+        totals = [part.done(stage.name) for part in self.parts.values() for stage in part.recipe.stage]
+        figures = {
+            "seed": self.seed,
+            "digest": self.digest,
+            "figures": self.experiment.measure(self.parts, self.settings),
+            "work": work,
+            "probes": checked,
+            "seconds": sum(one.get("seconds", 0.0) for one in totals),
+            "cpu_s": sum(one.get("cpu_s", 0.0) for one in totals),
+            "flops": sum(one.get("flops", 0.0) for one in totals),
+        }
+        write_whole(self.folder / "figures.json", json.dumps(figures, indent=1) + "\n")
+        return figures
 
 
 def at_budget(curve: list[tuple[float, float]], budget: float) -> float:

@@ -98,14 +98,25 @@ def _plan(claim: Claim, scale: Scale, n_seeds: int | None, out: Path) -> dict[st
     """What would run: every seed's recipe is built and checked."""
     seeds = seeds_of(claim, scale, n_seeds)
     trials = [Trial(claim, scale, seed, out) for seed in seeds]
-    stages = [stage.name for stage in trials[0].recipe.stage]
-    for trial in trials[1:]:
-        assert [stage.name for stage in trial.recipe.stage] == stages, "seeds differ in nothing but the seed"
+    stages = [_stages(trial) for trial in trials]
+    assert all(one == stages[0] for one in stages), "seeds differ in nothing but the seed"
     n_done = sum(trial.n_done for trial in trials)
-    arms = [arm.name for arm in trials[0].design.arms]
+    arms = [arm.name for part in trials[0].parts.values() for arm in part.design.arms]
     say(
-        f"{claim.id} {scale}: {len(seeds)} seeds of {len(stages)} stages, {n_done} done; "
+        f"{claim.id} {scale}: {len(seeds)} seeds of {len(stages[0])} stages, {n_done} done; "
         f"arms {', '.join(arms) or 'none'}"
     )
     settings = trials[0].settings
-    return {"claim": claim.id, "seeds": seeds, "stages": stages, "arms": arms, "n_done": n_done, "settings": settings}
+    return {
+        "claim": claim.id,
+        "seeds": seeds,
+        "stages": stages[0],
+        "arms": arms,
+        "n_done": n_done,
+        "settings": settings,
+    }
+
+
+def _stages(trial: Trial) -> list[str]:
+    """Every part's recipe, built and checked. Raises ConfigError."""
+    return [f"{name}/{stage.name}" for name, part in trial.parts.items() for stage in part.recipe.stage]
