@@ -6,6 +6,7 @@ Run: `zifio lab run C1 --scale smoke`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -61,9 +62,9 @@ def _design(settings: Table, seed: int) -> list[Design]:
         kinds = {"zero": "rl", "cold": "rl", "sft": "sft", "shuffled": "rl"}
         arms += [Arm(f"{n}-{tag}", f"{n}-{tag}", {"kind": kinds[n], "from": starts[n]}) for n in ARMS]
     files = {
-        "worked.jsonl": _rows(task, settings["worked"], seed),
-        "shuffled.jsonl": _rows(
-            task | {"name": "flawed_mod", "rotten": 1.0, "rot": "shuffled"}, settings["worked"], seed
+        "worked.jsonl": partial(_rows, task, settings["worked"], seed),
+        "shuffled.jsonl": partial(
+            _rows, task | {"name": "flawed_mod", "rotten": 1.0, "rot": "shuffled"}, settings["worked"], seed
         ),
     }
     return [Design(stages, task, arms, [Probe(task)], files)]

@@ -38,8 +38,8 @@ SCALES: dict[str, Table] = {
         "device": {},
     },
     "gpu": {
-        "seeds": 5, "size": "M", "keep": "right", "taus": {"sums": [0.8, 0.9, 0.95], "splits": [0.8, 0.9, 0.95]}, "terms": 12,
-        "every": 2, "problems": 512,
+        "seeds": 5, "size": "M", "keep": "right", "taus": {"sums": [0.8, 0.9, 0.95], "splits": [0.8, 0.9, 0.95]},
+        "terms": 12, "every": 2, "problems": 512,
         "sums": {"base_steps": 3000, "documents": 512, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200},
         "splits": {
             "base_steps": 1000, "documents": 512, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200,
@@ -86,7 +86,7 @@ def reached(curve: list[tuple[float, float]], tau: float) -> int | None:
 
 
 def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
-    """Per task and tau: what the explorer paid, what each follower pays in ledgers a and b; None where it never came."""
+    """Per task and tau: what the explorer paid, what each follower pays in ledgers a and b; None if it never came."""
     out: Table = {}
     for name in TASKS:
         part = parts[name]

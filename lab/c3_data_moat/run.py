@@ -6,6 +6,7 @@ Run: `zifio lab run C3 --scale smoke`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,8 +22,8 @@ ROTS = ("answer", "rule", "shuffled")
 ARMS = ("clean-few", "clean", *ROTS)
 SCALES: dict[str, Table] = {
     "smoke": {
-        "seeds": 2, "size": "XXS", "terms": 3, "few": 8, "times": 10, "steps": 4, "sequences": 8, "problems": 16, "n": 2,
-        "device": {},
+        "seeds": 2, "size": "XXS", "terms": 3, "few": 8, "times": 10, "steps": 4, "sequences": 8, "problems": 16,
+        "n": 2, "device": {},
     },
     "cpu": {
         "seeds": 5, "size": "XS", "terms": 6, "few": 1000, "times": 10, "steps": 240, "sequences": 128, "problems": 256,
@@ -49,7 +50,9 @@ def _design(settings: Table, seed: int) -> list[Design]:
     few, many = settings["few"], settings["few"] * settings["times"]
     tables = {"clean-few": task, "clean": task}
     tables |= {rot: task | {"name": "flawed_mod", "rotten": 1.0 if rot == "rule" else 0.5, "rot": rot} for rot in ROTS}
-    files = {f"{name}.jsonl": _rows(tables[name], task, few if name == "clean-few" else many, seed) for name in ARMS}
+    files = {
+        f"{name}.jsonl": partial(_rows, tables[name], task, few if name == "clean-few" else many, seed) for name in ARMS
+    }
     arms = [Arm(name, name, {"kind": "sft", "from": "random", "steps": steps}) for name in ARMS]
     return [Design(stages, task, arms, [Probe(task)], files)]
 

@@ -1,4 +1,4 @@
-"""C4: students of a wide and of a collapsed teacher, what they can still say, and what a new rule costs them afterwards.
+"""C4: students of a wide and of a collapsed teacher, what they can still say, and what a new rule costs them.
 
 Run: `zifio lab run C4 --scale smoke`
 """
@@ -6,6 +6,7 @@ Run: `zifio lab run C4 --scale smoke`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -26,8 +27,8 @@ SCALES: dict[str, Table] = {
     },
     "cpu": {
         "seeds": 5, "size": "XS", "base_steps": 180, "documents": 128, "rl_steps": [50, 110], "prompts": 32,
-        "traces": 4096, "steps": 90, "kl_steps": 60, "rule_steps": 12, "problems": 64, "n": 32, "k": 16, "keep": "right",
-        "device": {},
+        "traces": 4096, "steps": 90, "kl_steps": 60, "rule_steps": 12, "problems": 64, "n": 32, "k": 16,
+        "keep": "right", "device": {},
     },
     "gpu": {
         "seeds": 5, "size": "M", "base_steps": 1000, "documents": 512, "rl_steps": [100, 400], "prompts": 64,
@@ -73,7 +74,7 @@ def _design(settings: Table, seed: int) -> list[Design]:
         Arm("clean", "clean", {"kind": "sft", "from": "base"}),
         *(Arm(f"rule-{name}", f"rule-{name}", {"from": name, "task.odd_first": True}) for name in MODELS[1:]),
     ]
-    return [Design(stages, task, arms, [], {"clean.jsonl": _clean(task, settings["traces"], seed)})]
+    return [Design(stages, task, arms, [], {"clean.jsonl": partial(_clean, task, settings["traces"], seed)})]
 
 
 def _clean(table: Table, n: int, seed: int) -> list[Table]:
@@ -84,7 +85,7 @@ def _clean(table: Table, n: int, seed: int) -> list[Table]:
 
 
 def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
-    """Per model: accuracy, distinct right answers among k, nats a reply, and accuracy by the new rule before and after."""
+    """Per model: accuracy, distinct right answers among k, nats a reply, accuracy by the new rule before and after."""
     part, k = parts["main"], str(settings["k"])
     final, after = part.results("final"), part.results("after")
     return {

@@ -52,8 +52,8 @@ class Design:
     """The recipe's task: gold."""
     arms: list[Arm]
     probes: list[Probe] = field(default_factory=list)
-    files: Mapping[str, list[Table]] = field(default_factory=dict)
-    """Rows of JSONL files that stages name by `file_in(...)`."""
+    files: Mapping[str, Callable[[], list[Table]]] = field(default_factory=dict)
+    """What makes the rows of the JSONL files that stages name by `file_in(...)`; asked when the seed runs."""
     name: str = "main"
     """Names the part's folder."""
 

@@ -16,7 +16,7 @@ from math import exp, log, sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from mpmath import betainc, findroot
+from mpmath import betainc
 
 from zifio.stats import Interval, bootstrap_interval, wilson_interval
 
@@ -69,10 +69,10 @@ def share(yes: Sequence[bool]) -> tuple[float, Interval]:
 
 
 def t_quantile(freedom: int, confidence: float = 0.95) -> float:
-    """Student's two-sided quantile, from the incomplete beta function."""
-    wanted = 1 - confidence
-
-    def missing(t: float) -> float:
-        return betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - wanted
-
-    return float(findroot(missing, (1.0, 14.0), solver="anderson", tol=1e-12))
+    """Student's two-sided quantile, from the incomplete beta function, by halving."""
+    low, high = 0.0, 1e4
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        beyond = betainc(freedom / 2, 0.5, 0, freedom / (freedom + middle * middle), regularized=True)
+        low, high = (middle, high) if beyond > 1 - confidence else (low, middle)
+    return high

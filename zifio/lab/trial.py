@@ -38,12 +38,11 @@ class Part:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The design as a recipe; files that it names are written first. Raises ConfigError."""
-        for name, rows in self.design.files.items():
-            text = "".join(json.dumps(row) + "\n" for row in rows)
+        """The design as a recipe; files that it names exist, still empty. Raises ConfigError."""
+        for name in self.design.files:
             path = self.folder / "files" / name
-            if not path.exists() or path.read_text() != text:
-                write_whole(path, text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
         table = {
             "name": self.claim.folder.name.replace("_", "-"),
             "seed": self.seed,
@@ -60,6 +59,11 @@ class Part:
     def run(self, shared: Path) -> dict[str, dict[str, Any]]:
         """Run what is not done, and check it; the ledger's entries by arm. Raises ConfigError, and Unsound."""
         run = Run(self.recipe, self.folder)
+        for name, rows in self.design.files.items():
+            text = "".join(json.dumps(row) + "\n" for row in rows())
+            path = self.folder / "files" / name
+            if path.read_text() != text:
+                write_whole(path, text)
         with RunFolder(self.folder).lock():
             for stage in self.recipe.stage:
                 self._stage(run, stage, shared)
