@@ -131,7 +131,7 @@ def _judge(rows: list[Table], settings: Table) -> Verdict:
     gaps = ", ".join(f"{name} {of_teacher[name].points()}" for name in of_teacher)
     debts = ", ".join(f"{name} {debt[name].points()}" for name in debt)
     why = (
-        f"Accuracy, distinct right answers among {settings['k']} right ones, accuracy by the new rule after RL: {shown}. "
+        f"Accuracy, distinct among {settings['k']} right answers, accuracy by the new rule after RL: {shown}. "
         f"Distinct against the own teacher: {gaps}. By the new rule against the clean control: {debts}."
     )
     figures = {"of_teacher": of_teacher, "of_clean": of_clean, "debt": debt}

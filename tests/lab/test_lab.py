@@ -1,4 +1,4 @@
-"""The laboratory's verb: seeds that go on where they were killed, bases that are shared, verdicts that follow from seeds."""
+"""The laboratory's verb: seeds that go on where they were killed, shared bases, verdicts that follow from seeds."""
 
 from __future__ import annotations
 
