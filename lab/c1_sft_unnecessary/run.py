@@ -27,7 +27,7 @@ SCALES: dict[str, Table] = {
     },
     "cpu": {
         "seeds": 10, "size": "XS", "terms": 6, "doses": [0.0, 0.1, 0.2, 0.3], "base_steps": 240, "documents": 128,
-        "worked": 256, "rl_steps": 24, "prompts": 16, "cold_steps": 16, "sft_steps": 48, "every": 4, "problems": 128,
+        "worked": 256, "rl_steps": 24, "prompts": 16, "cold_steps": 16, "sft_steps": 40, "every": 4, "problems": 128,
         "pretrain": {},
     },
     "gpu": {
@@ -40,6 +40,11 @@ SCALES: dict[str, Table] = {
 
 def _tag(dose: float) -> str:
     return f"{round(1000 * dose):03d}"
+
+
+def _arms(settings: Table, dose: float) -> tuple[str, ...]:
+    """The control of shuffled steps is for the highest dose, where there is a skill to disturb."""
+    return ARMS if dose == settings["doses"][-1] else ARMS[:-1]
 
 
 def _design(settings: Table, seed: int) -> list[Design]:
@@ -55,12 +60,14 @@ def _design(settings: Table, seed: int) -> list[Design]:
         stages.append(s.pretrain(base, task, model, settings["base_steps"], settings["documents"], dose, **device))
         stages.append(s.rl(f"zero-{tag}", base, steps, settings["prompts"], **looks))
         for name, data in (("cold", worked), ("shuffled", shuffled)):
+            if name not in _arms(settings, dose):
+                continue
             stages.append(s.sft(f"{name}-start-{tag}", base, data, settings["cold_steps"], **device))
             stages.append(s.rl(f"{name}-{tag}", f"{name}-start-{tag}", steps, settings["prompts"], **looks))
         stages.append(s.sft(f"sft-{tag}", base, worked, settings["sft_steps"], **looks))
         starts = {"zero": base, "cold": f"cold-start-{tag}", "sft": base, "shuffled": f"shuffled-start-{tag}"}
         kinds = {"zero": "rl", "cold": "rl", "sft": "sft", "shuffled": "rl"}
-        arms += [Arm(f"{n}-{tag}", f"{n}-{tag}", {"kind": kinds[n], "from": starts[n]}) for n in ARMS]
+        arms += [Arm(f"{n}-{tag}", f"{n}-{tag}", {"kind": kinds[n], "from": starts[n]}) for n in _arms(settings, dose)]
     files = {
         "worked.jsonl": partial(_rows, task, settings["worked"], seed),
         "shuffled.jsonl": partial(
@@ -87,7 +94,7 @@ def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
     out: Table = {}
     for dose in settings["doses"]:
         tag, curves = _tag(dose), {}
-        for name in ARMS:
+        for name in _arms(settings, dose):
             before = f"{name}-start-{tag}" if name in ("cold", "shuffled") else None
             spent = trial.done(before)["flops"] if before else 0.0
             curves[name] = trial.curve(f"{name}-{tag}", spent=spent)
@@ -99,8 +106,8 @@ def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
             "at_budget": {name: at_budget(_reach(curve, budget), budget) for name, curve in curves.items()},
             "end": {name: curve[-1][1] for name, curve in curves.items()},
             "flops": {name: curve[-1][0] for name, curve in curves.items()},
-            "length": {name: _last(trial, f"{name}-{tag}", "mean_response_tokens") for name in ARMS},
-            "worked": {name: _last(trial, f"{name}-{tag}", "process_pass_at_1") for name in ARMS},
+            "length": {name: _last(trial, f"{name}-{tag}", "mean_response_tokens") for name in curves},
+            "worked": {name: _last(trial, f"{name}-{tag}", "process_pass_at_1") for name in curves},
         }
     return out
 
@@ -152,13 +159,15 @@ def _draw(canvas: Figure, rows: list[Table], verdict: Verdict) -> None:
     axes = canvas.subplots(1, 2, sharey=True)
     tags = list(rows[0])
     for panel, key, title in ((axes[0], "at_budget", "at equal FLOPs"), (axes[1], "end", "at the end of each arm")):
-        for place, name in enumerate(ARMS):
+        for place, name in enumerate(ARMS[:-1]):
             for row in rows:
                 panel.plot(
                     range(len(tags)), [row[t][key][name] for t in tags], color=COLOURS[place], linewidth=0.5, alpha=0.35
                 )
             means = [sum(row[t][key][name] for row in rows) / len(rows) for t in tags]
             panel.plot(range(len(tags)), means, color=COLOURS[place], marker="o", markersize=4, label=name)
+        shuffled = [row[tags[-1]][key]["shuffled"] for row in rows]
+        panel.scatter([len(tags) - 1] * len(shuffled), shuffled, color=COLOURS[3], s=12, label="shuffled", zorder=3)
         panel.axhline(CHANCE, linestyle=":", linewidth=1, color="#5d6b7a")
         panel.set_xticks(range(len(tags)), [f"{rows[0][t]['dose']:g}" for t in tags])
         panel.set_xlabel("share of the base's text that shows a working")
