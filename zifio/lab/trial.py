@@ -30,6 +30,20 @@ from zifio.record.stage import StageRecord, read_json, read_stage, write_whole
 _SHARED = ("tokenizer", "pretrain")
 
 
+class _Watched:
+    """Whoever started this process, if anybody is to be watched."""
+
+    parent: int | None = None
+
+
+_watched = _Watched()
+
+
+def is_orphan() -> bool:
+    """Whether the process that started this one, and said so, is gone: it was killed and cannot tell."""
+    return _watched.parent is not None and os.getppid() != _watched.parent
+
+
 class Part:
     """A recipe of a seed in its folder, and what `measure` reads of it."""
 
@@ -66,6 +80,8 @@ class Part:
                 write_whole(path, text)
         with RunFolder(self.folder).lock():
             for stage in self.recipe.stage:
+                if is_orphan():
+                    raise KeyboardInterrupt
                 self._stage(run, stage, shared)
         check_arms(self.design.arms, self.folder)
         books = check_ledger(self.recipe, self.folder, [arm.stage for arm in self.design.arms])
@@ -181,19 +197,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lab", type=Path)
+    parser.add_argument("--parent", type=int, help="stop between two stages when this process is gone")
     words = parser.parse_args(argv)
+    _watched.parent = words.parent
     try:
         Trial(find_claim(words.claim, words.lab), words.scale, words.seed, words.out).run()
     except ConfigError as error:
         say(str(error))
         return 2
+    except KeyboardInterrupt:
+        say("stopped; what is done stays")
+        return 130
     return 0
 
 
 def command(claim: Claim, scale: Scale, seed: int, out: Path) -> list[str]:
     """The words that start `main`."""
     words: list[Any] = [sys.executable, "-m", "zifio.lab.trial", claim.id, "--scale", scale, "--seed", seed]
-    return [str(word) for word in [*words, "--out", out, "--lab", claim.folder.parent]]
+    return [str(word) for word in [*words, "--out", out, "--lab", claim.folder.parent, "--parent", os.getpid()]]
 
 
 if __name__ == "__main__":
