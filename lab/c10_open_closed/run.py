@@ -1,4 +1,4 @@
-"""C10: open against closed models, by scores that can be cited. No training: four numbers for each pair, with intervals.
+"""C10: open against closed models, by scores that can be cited. No training: four numbers for each pair.
 
 Run: `zifio lab run C10`
 """
@@ -9,7 +9,6 @@ import csv
 from collections.abc import Mapping
 from math import log
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ PAIRS = [
     ["DeepSeek-V3.2", "GPT-5 (thinking)"],
     ["MiniMax-M2", "GPT-5 (thinking)"],
 ]
-SCALES: dict[str, Table] = dict.fromkeys(("smoke", "cpu", "gpu"), {"seeds": 1, "pairs": PAIRS})
+SCALES: dict[str, Table] = {scale: {"seeds": 1, "pairs": PAIRS} for scale in ("smoke", "cpu", "gpu")}
 _EDGE = 0.005
 """Nearest to 0 and 1 that a score counts in logits: half a problem of a hundred."""
 
@@ -105,13 +104,12 @@ def _judge(rows: list[Table], settings: Table) -> Verdict:
     else:
         word = "underpowered"
     said = [
-        f"{name} ({len(pairs[name]['benchmarks'])} benchmarks, {pairs[name]['others_measured']} not measured by a maker): "
-        f"ratio over chance {n['ratio'].times()}, errors {n['errors'].times()}, logits {n['logits'].mean:+.2f} "
+        f"{name} ({len(pairs[name]['benchmarks'])} benchmarks, {pairs[name]['others_measured']} of them measured by "
+        f"others): ratio over chance {n['ratio'].times()}, errors {n['errors'].times()}, logits {n['logits'].mean:+.2f} "
         f"({n['logits'].low:+.2f} to {n['logits'].high:+.2f}), {n['lag_months'].mean:.1f} months later"
         for name, n in numbers.items()
     ]
-    low = fmean(min(o / c, 1.0) for o, c in zip(pair["open"], pair["closed"], strict=True))
-    why = f"Decided by {newest}, whose plain scores are {low:.2f} of the closed one's at most. " + "; ".join(said) + "."
+    why = f"Decided by {newest}. " + "; ".join(said) + "."
     figures = {name: {key: [*effect] for key, effect in n.items()} for name, n in numbers.items()}
     return Verdict(word, why, figures | {"decided_by": newest})
 
