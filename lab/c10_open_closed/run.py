@@ -105,7 +105,7 @@ def _judge(rows: list[Table], settings: Table) -> Verdict:
         word = "underpowered"
     said = [
         f"{name} ({len(pairs[name]['benchmarks'])} benchmarks, {pairs[name]['others_measured']} of them measured by "
-        f"others): ratio over chance {n['ratio'].times()}, errors {n['errors'].times()}, logits {n['logits'].mean:+.2f} "
+        f"others): ratio {n['ratio'].times()}, errors {n['errors'].times()}, logits {n['logits'].mean:+.2f} "
         f"({n['logits'].low:+.2f} to {n['logits'].high:+.2f}), {n['lag_months'].mean:.1f} months later"
         for name, n in numbers.items()
     ]
