@@ -26,8 +26,8 @@ SCALES: dict[str, Table] = {
         "rl_steps": 3, "prompts": 2, "cold_steps": 2, "sft_steps": 6, "every": 1, "problems": 8, "pretrain": {},
     },
     "cpu": {
-        "seeds": 10, "size": "XS", "terms": 6, "doses": [0.0, 0.1, 0.2, 0.3], "base_steps": 240, "documents": 128,
-        "worked": 256, "rl_steps": 24, "prompts": 16, "cold_steps": 16, "sft_steps": 40, "every": 4, "problems": 128,
+        "seeds": 10, "size": "XS", "terms": 6, "doses": [0.0, 0.1, 0.3], "base_steps": 240, "documents": 128,
+        "worked": 256, "rl_steps": 16, "prompts": 16, "cold_steps": 12, "sft_steps": 32, "every": 4, "problems": 128,
         "pretrain": {},
     },
     "gpu": {

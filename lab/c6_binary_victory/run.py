@@ -23,8 +23,8 @@ SCALES: dict[str, Table] = {
         "rm_problems": 24, "rm_steps": 2, "every": 1, "problems": 8, "device": {},
     },
     "cpu": {
-        "seeds": 5, "size": "XS", "terms": 6, "base_steps": 240, "documents": 128, "rl_steps": 30, "prompts": 16,
-        "rm_problems": 256, "rm_steps": 40, "every": 5, "problems": 128, "device": {},
+        "seeds": 5, "size": "XS", "terms": 6, "base_steps": 240, "documents": 128, "rl_steps": 24, "prompts": 16,
+        "rm_problems": 256, "rm_steps": 40, "every": 4, "problems": 128, "device": {},
     },
     "gpu": {
         "seeds": 10, "size": "M", "terms": 12, "base_steps": 3000, "documents": 512, "rl_steps": 200, "prompts": 64,
