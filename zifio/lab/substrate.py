@@ -3,7 +3,7 @@
 Sizes: XS 2 layers of width 64 (0.1 M parameters), XXS for smoke, M 6 layers of width 256. At XS a base and one arm of
 RL take half a minute of one core.
 
-Try it alone: `pytest tests/lab/test_substrate.py`
+Try it alone: `zifio lab run all --scale gpu --dry-run`
 """
 
 from __future__ import annotations
