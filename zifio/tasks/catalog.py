@@ -22,6 +22,7 @@ from zifio.tasks.agent import Agent
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
+from zifio.tasks.facts import Facts
 from zifio.tasks.flawed import FlawedMod
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
@@ -36,6 +37,7 @@ TaskConfig = Annotated[
     | ChainMod
     | LaxMod
     | FlawedMod
+    | Facts
     | Splits
     | Gym
     | Gsm8k
