@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from tiny_claim import RUN, tiny_claim
 
 from zifio.config import ConfigError
+from zifio.lab import trial as trial_module
 from zifio.lab import verb
 from zifio.lab.effects import over_seeds, paired, paired_ratio, share, t_quantile
 from zifio.lab.report import page, table_rows
 from zifio.lab.running import run_claim
 from zifio.lab.shelf import find_claim, find_claims
-from zifio.lab.trial import Trial, at_budget
+from zifio.lab.trial import Trial, at_budget, command
 
 WORDS = "zifio lab run C1 --scale smoke"
 
@@ -90,6 +92,14 @@ def test_a_seed_that_fails_says_why(tmp_path: Path):
     claim = find_claim("C1", tmp_path / "lab")
     with pytest.raises(ConfigError, match=r"(?s)arm two: wanted steps = 7.*what is done stays"):
         run_claim(claim, "smoke", tmp_path / "runs", 1, 1, False, WORDS)
+
+
+def test_a_seed_whose_parent_was_killed_stops_between_two_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    claim = tiny_claim(tmp_path)
+    monkeypatch.setattr(trial_module._watched, "parent", None)
+    words = command(claim, "smoke", 0, tmp_path / "runs")[3:]
+    assert trial_module.main([*words[:-1], str(os.getpid())]) == 130, "this process is not its own parent"
+    assert not (tmp_path / "runs" / "smoke" / "c1_longer" / "seed-0" / "main" / "base").exists()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def _own_sums(recipe: Recipe, folder: Path, name: str) -> dict[str, float]:
     chain = chain or [name]
     behind, before = _closure(recipe, chain), _closure(recipe, base)
     student = sum(done[one].get("flops", 0.0) - done[one].get("teacher_flops", 0.0) for one in chain)
-    sums = {"student": student}
+    sums: dict[str, float] = {"student": student}
     if base:
         sums["base"] = sum(done[one].get("flops", 0.0) for one in before)
         stages = [stage for stage in recipe.stage if stage.name in behind | before]
