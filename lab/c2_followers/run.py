@@ -30,7 +30,7 @@ SCALES: dict[str, Table] = {
     "cpu": {
         "seeds": 5, "size": "XS", "keep": "right", "taus": {"sums": [0.8, 0.9], "splits": [0.6, 0.75]}, "terms": 6,
         "every": 1, "problems": 64,
-        "sums": {"base_steps": 240, "documents": 128, "rl_steps": 20, "prompts": 16, "traces": 1024, "steps": 24},
+        "sums": {"base_steps": 360, "documents": 128, "rl_steps": 20, "prompts": 16, "traces": 1024, "steps": 24},
         "splits": {
             "base_steps": 180, "documents": 128, "rl_steps": 60, "prompts": 32, "traces": 4096, "steps": 60,
             "junk": 0.3,

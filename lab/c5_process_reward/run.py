@@ -22,7 +22,7 @@ SCALES: dict[str, Table] = {
         "every": 1, "problems": 8, "device": {},
     },
     "cpu": {
-        "seeds": 5, "size": "XS", "terms": 5, "base_steps": 280, "documents": 128, "rl_steps": 28, "prompts": 16,
+        "seeds": 5, "size": "XS", "terms": 5, "base_steps": 340, "documents": 128, "rl_steps": 24, "prompts": 16,
         "every": 4, "problems": 96, "device": {},
     },
     "gpu": {

@@ -23,7 +23,7 @@ SCALES: dict[str, Table] = {
         "rm_problems": 24, "rm_steps": 2, "every": 1, "problems": 8, "device": {},
     },
     "cpu": {
-        "seeds": 5, "size": "XS", "terms": 6, "base_steps": 240, "documents": 128, "rl_steps": 24, "prompts": 16,
+        "seeds": 5, "size": "XS", "terms": 6, "base_steps": 360, "documents": 128, "rl_steps": 20, "prompts": 16,
         "rm_problems": 256, "rm_steps": 40, "every": 4, "problems": 128, "device": {},
     },
     "gpu": {
