@@ -40,12 +40,12 @@ SCALES: dict[str, Table] = {
     "gpu": {
         "seeds": 5, "size": "M", "keep": "right", "taus": {"sums": [0.8, 0.9, 0.95], "splits": [0.8, 0.9, 0.95]},
         "terms": 12, "every": 2, "problems": 512,
-        "sums": {"base_steps": 3000, "documents": 512, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200},
+        "sums": {"base_steps": 48, "documents": 1024, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200},
         "splits": {
-            "base_steps": 1000, "documents": 512, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200,
+            "base_steps": 48, "documents": 1024, "rl_steps": 200, "prompts": 64, "traces": 16384, "steps": 200,
             "junk": 0.3,
         },
-        "device": {"device": "cuda", "precision": "bf16"},
+        "device": s.CUDA,
     },
 }  # fmt: skip
 
@@ -67,8 +67,10 @@ def _part(settings: Table, name: str, task: Table, base: str, text: Table, p_cot
         s.tokenizer(),
         s.pretrain(base, text, model, own["base_steps"], own["documents"], p_cot, **device),
         s.rl("explorer", base, own["rl_steps"], own["prompts"], **looks),
-        s.sample("text", "explorer", own["traces"], 1, keep=settings["keep"]),
+        s.sample("text", "explorer", own["traces"], 1, keep=settings["keep"], **s.for_eval(device)),
     ]
+    if device:
+        stages[:2] = [s.taught(base, own["base_steps"], own["documents"], **device)]
     arms = [Arm("explorer", "explorer", {"kind": "rl", "from": base})]
     for short, method in METHODS.items():
         given = {} if method == "reverse_kl" else {"data": "text"}

@@ -26,8 +26,8 @@ SCALES: dict[str, Table] = {
         "every": 4, "problems": 96, "device": {},
     },
     "gpu": {
-        "seeds": 10, "size": "M", "terms": 10, "base_steps": 3000, "documents": 512, "rl_steps": 300, "prompts": 64,
-        "every": 20, "problems": 512, "device": {"device": "cuda", "precision": "bf16"},
+        "seeds": 10, "size": "M", "terms": 10, "base_steps": 48, "documents": 1024, "rl_steps": 300, "prompts": 64,
+        "every": 20, "problems": 512, "device": s.CUDA,
     },
 }  # fmt: skip
 
@@ -55,8 +55,10 @@ def _design(settings: Table, seed: int) -> list[Design]:
     looks = {"guard": s.guard(task, settings["every"], settings["problems"] // 2)} | draws | device
     steps, prompts = settings["rl_steps"], settings["prompts"]
     stages = [s.tokenizer(), base]
+    if device:
+        stages = [s.taught("base", settings["base_steps"], settings["documents"], **device)]
     stages += [s.rl(name, "base", steps, prompts, **extras[name], **looks) for name in ARMS]
-    stages.append(s.examine("final", ["base", *ARMS], 2 * settings["problems"], 4, sampling=draws["sampling"]))
+    stages.append(s.examine("final", ["base", *ARMS], 2 * settings["problems"], 4, sampling=looks["sampling"]))
     arms = [
         Arm(name, name, {"task.name": extras[name]["task"]["name"], **_form(extras[name]), "from": "base"})
         for name in ARMS

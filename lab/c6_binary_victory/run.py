@@ -27,9 +27,8 @@ SCALES: dict[str, Table] = {
         "rm_problems": 256, "rm_steps": 40, "every": 4, "problems": 128, "device": {},
     },
     "gpu": {
-        "seeds": 10, "size": "M", "terms": 12, "base_steps": 3000, "documents": 512, "rl_steps": 200, "prompts": 64,
-        "rm_problems": 4096, "rm_steps": 400, "every": 20, "problems": 512,
-        "device": {"device": "cuda", "precision": "bf16"},
+        "seeds": 10, "size": "M", "terms": 12, "base_steps": 48, "documents": 1024, "rl_steps": 200, "prompts": 64,
+        "rm_problems": 4096, "rm_steps": 400, "every": 20, "problems": 512, "device": s.CUDA,
     },
 }  # fmt: skip
 
@@ -47,17 +46,20 @@ def _design(settings: Table, seed: int) -> list[Design]:
     looks = {"guard": s.guard(task, settings["every"], settings["problems"] // 2)} | device
     model, documents = s.llama(settings["size"]), settings["documents"]
     stages = [s.tokenizer(), s.pretrain("base-300", task, model, settings["base_steps"], documents, 0.3, **device)]
+    if device:
+        stages = [s.taught("base-300", settings["base_steps"], documents, **device)]
     tasks = {name: _noisy(task, j) for name, j in NOISE.items()}
     tasks |= {"j02-long": tasks["j02"], "zero-ok": flawed | {"loophole": "zero"}, "graded": flawed | {"graded": True}}
     for name, one in tasks.items():
         long = 4 if name == "j02-long" else 1
         stages.append(s.rl(name, "base-300", long * steps, settings["prompts"], task=one, **looks))
-    stages.append(s.sample("replies", "base-300", settings["rm_problems"], 4, keep="all"))
+    own = s.for_eval(device)
+    stages.append(s.sample("replies", "base-300", settings["rm_problems"], 4, keep="all", **own))
     reward = {"kind": "reward", "name": "judge", "from": "base-300", "data": "replies", "steps": settings["rm_steps"]}
     stages.append(reward | {"pairs": 32, "optim": s.adam(1e-3), "rows": {"row_tokens": 96}} | device)
     learned = {"accuracy_weight": 0.0, "reward_model": "judge"}
     stages.append(s.rl("learned", "base-300", steps, settings["prompts"], **learned, **looks))
-    stages.append(s.examine("final", ["base-300", *tasks, "learned"], 2 * settings["problems"], 4))
+    stages.append(s.examine("final", ["base-300", *tasks, "learned"], 2 * settings["problems"], 4, **own))
     keys = ("false_accept", "false_reject", "loophole", "graded")
     defaults = {"false_accept": 0.0, "false_reject": 0.0, "loophole": "none", "graded": False}
     arms = [

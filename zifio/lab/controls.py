@@ -118,7 +118,10 @@ def _own_sums(recipe: Recipe, folder: Path, name: str) -> dict[str, float]:
     while at is not None and isinstance(start := getattr(at, "from_", None), str) and recipe.named(start) is not None:
         chain.append(at.name)
         at = recipe.named(start)
-    base = {at.name} if at is not None and chain else set()
+    is_given = at is not None and isinstance(getattr(at, "from_", None), str)  # a checkpoint that no stage made
+    if at is not None and is_given:
+        chain.append(at.name)
+    base = {at.name} if at is not None and chain and not is_given else set()
     chain = chain or [name]
     behind, before = _closure(recipe, chain), _closure(recipe, base)
     student = sum(done[one].get("flops", 0.0) - done[one].get("teacher_flops", 0.0) for one in chain)

@@ -61,6 +61,11 @@ def run_claim(
     todo = [trial for trial in trials if trial.finished() is None]
     _run_side_by_side(claim, scale, out, trials, todo, jobs)
     rows = [row for trial in trials if (row := trial.finished()) is not None]
+    if len(rows) < len(trials):
+        raise ConfigError(
+            f"{claim.id}: wanted {len(trials)} seeds of one design, came {len(rows)}: run.py was changed meanwhile. Run "
+            "the same command again: what is done stays."
+        )
     result = result_of(claim, scale, rows, words)
     folder = claim.folder if scale != "smoke" else trials[0].folder.parent
     path = claim.result_path(scale) if scale != "smoke" else folder / "result.json"

@@ -18,6 +18,8 @@ SIZES: dict[str, Table] = {
     "S": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 320},
     "M": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 640},
 }
+CHECKPOINT = "Qwen/Qwen2.5-0.5B"
+"""What `gpu` scales begin with in place of a base from nothing."""
 _REPLY = 32
 _ROWS = {"row_tokens": 96, "micro_tokens": 8192}
 
@@ -45,6 +47,13 @@ def adam(lr: float, **other: Any) -> Table:
     return plain | {"warmup_steps": 3, "schedule": "cosine", "hold": 0.5, "final_lr": 0.1} | other
 
 
+CUDA: Table = {
+    "device": "cuda", "precision": "bf16", "rows": {"row_tokens": 512, "micro_tokens": 16384},
+    "sampling": {"temperature": 1.0, "max_new_tokens": 192}, "optim": adam(2e-6),
+}  # fmt: skip
+"""What every stage on a GPU overrides, with room for a real tokenizer's texts."""
+
+
 def pretrain(name: str, task: Table, model: Table, steps: int, documents: int, p_cot: float, **other: Any) -> Table:
     """A base, which learns on replies alone: prompts are random digits."""
     return {
@@ -52,6 +61,12 @@ def pretrain(name: str, task: Table, model: Table, steps: int, documents: int, p
         "p_cot": p_cot, "loss_on": "reply", "optim": muon(warmup_steps=min(20, steps // 4)), "rows": _ROWS,
         "sampling": {"max_new_tokens": _REPLY},
     } | other  # fmt: skip
+
+
+def taught(name: str, steps: int, documents: int, **other: Any) -> Table:
+    """A real checkpoint that has read worked documents of the recipe's task, for its form: a base of the same name."""
+    plain = {"kind": "sft", "name": name, "from": CHECKPOINT, "documents": documents, "steps": steps}
+    return plain | other | {"optim": adam(1e-5)}
 
 
 def rl(name: str, start: str, steps: int, prompts: int, **other: Any) -> Table:
@@ -82,6 +97,11 @@ def sample(name: str, start: str, problems: int, n: int = 1, **other: Any) -> Ta
     """Replies to learn from."""
     plain = {"kind": "sample", "name": name, "from": start, "problems": problems, "n": n}
     return plain | {"sampling": {"max_new_tokens": _REPLY}} | other
+
+
+def for_eval(device: Table) -> Table:
+    """Of a scale's overrides those that an `eval` or `sample` stage has too."""
+    return {key: value for key, value in device.items() if key not in ("rows", "optim")}
 
 
 def examine(name: str, models: list[str], problems: int, n: int, **other: Any) -> Table:
