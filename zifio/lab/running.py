@@ -63,7 +63,7 @@ def run_claim(
     rows = [row for trial in trials if (row := trial.finished()) is not None]
     if len(rows) < len(trials):
         raise ConfigError(
-            f"{claim.id}: wanted {len(trials)} seeds of one design, came {len(rows)}: run.py was changed meanwhile. Run "
+            f"{claim.id}: wanted {len(trials)} seeds of one design, came {len(rows)}: run.py changed meanwhile. Run "
             "the same command again: what is done stays."
         )
     result = result_of(claim, scale, rows, words)
