@@ -30,7 +30,8 @@ def draw(claim: Claim, rows: Sequence[Mapping[str, Any]], verdict: Verdict, path
     with matplotlib.rc_context(STYLE):
         canvas = Figure(figsize=_SIZE, layout="constrained")
         experiment.draw(canvas, [row["figures"] for row in rows], verdict)
-        title = f"{claim.id}. {claim.title}: {verdict.word} ({len(rows)} seeds)"
+        seeds = f" ({len(rows)} seeds)" if len(rows) > 1 else ""
+        title = f"{claim.id}. {experiment.title}: {verdict.word}{seeds}"
         canvas.suptitle(title, x=0.01, ha="left", fontweight="bold")
         picture = finish(canvas, claim.id.lower(), claim.title, experiment.shows, "")
     write_whole(path, picture.png)
