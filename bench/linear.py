@@ -155,7 +155,9 @@ def one_in_its_own(name: str, length: int, options: argparse.Namespace) -> dict[
 def main() -> None:
     """Measure all that is asked for, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens of prompts (default: %(default)s)")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="tokens of prompts (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="tokens that are timed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each, of which the best (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and the kernels (default: %(default)s)")

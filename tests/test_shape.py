@@ -22,7 +22,7 @@ FLOORS = {
     1.5: ("record",),
     2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
-    4: ("cli", "recipe", "chat", "convert", "exam", "forecast", "easel"),
+    4: ("cli", "recipe", "chat", "convert", "exam", "forecast", "easel", "lab"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -50,6 +50,7 @@ TORCH_FREE_ROOMS = (
     "convert",
     "exam",
     "easel",
+    "lab",
 )
 TORCH_FREE_FILES = (
     "models/config.py", "models/families.py", "models/janus_config.py", "models/count.py", "models/hub.py",

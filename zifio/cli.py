@@ -300,6 +300,22 @@ price; of a recipe, seconds and memory of every stage on this machine. With a ta
     _json_argument(parser)
 
 
+def _lab_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = """Claims about the recipe as experiments that can fail: prediction first, paired seeds, equal
+compute by the ledger, a verdict computed from every seed. Runs from a checkout of the repository."""
+    parser.add_argument("action", metavar="list|run|report", help="what to do")
+    parser.add_argument("claims", metavar="CLAIM", nargs="*", help="C1, C2, ..., or all")
+    parser.add_argument("--scale", choices=("smoke", "cpu", "gpu"), default="cpu", help="(default: %(default)s)")
+    parser.add_argument("--seeds", metavar="N", type=int, help="so many seeds in place of the scale's own")
+    parser.add_argument("--jobs", metavar="N", type=int, help="seeds side by side, a thread each (default: the cores)")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/lab"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build and check every recipe, show what would run, stop"
+    )
+    parser.add_argument("--fresh", action="store_true", help="throw away what these seeds have done")
+    _json_argument(parser)
+
+
 def _json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="as_json", action="store_true", help="write the result to stdout as JSON")
 
@@ -456,6 +472,12 @@ VERBS = {
         "ask a model about a picture",
         'zifio see runs/janus-nano/janus/model picture.png "What is this?"',
         _see_arguments,
+    ),
+    "lab": Verb(
+        "zifio.lab.verb:lab",
+        "claims as experiments that can fail: list, run, report",
+        "zifio lab run C1 --scale smoke",
+        _lab_arguments,
     ),
     "convert": Verb(
         "zifio.convert:convert",

@@ -48,9 +48,7 @@ class Drawn:
         """What `to_json` gave."""
         groups = [
             [
-                Episode(
-                    Problem(**e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"]), [*map(tuple, e["steps"])]
-                )
+                Episode(_problem(e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"]), [*map(tuple, e["steps"])])
                 for e in group
             ]
             for group in plain["episodes_P_G"]
@@ -59,6 +57,10 @@ class Drawn:
 
 
 @runtime_checkable
+def _problem(plain: dict[str, Any]) -> Problem:
+    return Problem(**{**plain, "pictures": tuple(plain.get("pictures", ()))})  # JSON has no tuples
+
+
 class Rewarder(Protocol):
     """Whoever rewards replies beside the task."""
 
