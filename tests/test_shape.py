@@ -22,7 +22,7 @@ FLOORS = {
     1.5: ("record",),
     2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
-    4: ("cli", "recipe", "chat", "convert", "exam", "forecast", "easel", "lab"),
+    4: ("cli", "verbs", "recipe", "chat", "convert", "exam", "forecast", "easel", "lab"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -44,6 +44,7 @@ TORCH_FREE_ROOMS = (
     "plan",
     "adapters",
     "cli",
+    "verbs",
     "data",
     "recipe",
     "chat",

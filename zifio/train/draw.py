@@ -57,10 +57,6 @@ class Drawn:
 
 
 @runtime_checkable
-def _problem(plain: dict[str, Any]) -> Problem:
-    return Problem(**{**plain, "pictures": tuple(plain.get("pictures", ()))})  # JSON has no tuples
-
-
 class Rewarder(Protocol):
     """Whoever rewards replies beside the task."""
 
@@ -150,6 +146,10 @@ class Drawing:
         if not self.given:
             return task.problem("train", index, self.seed)
         return nth(self.given, index, self.seed, "given")
+
+
+def _problem(plain: dict[str, Any]) -> Problem:
+    return Problem(**{**plain, "pictures": tuple(plain.get("pictures", ()))})  # JSON has no tuples
 
 
 def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:
