@@ -20,7 +20,7 @@ BENCH = $(BIN)/python -m bench.run $(TORCH_OF_OTHERS)
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser quickstart test slow check format bench bench-smoke conformance clean
+.PHONY: help setup browser quickstart test lab slow check format bench bench-smoke conformance clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ browser: setup ## a Chromium, where the machine has none, and axe-core, for the 
 
 test: setup browser ## the tests (minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+lab: setup ## every claim's experiment at smoke scale, with all its controls (minutes)
+	$(BIN)/zifio lab run all --scale smoke --fresh
 
 slow: setup ## the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -22,7 +22,7 @@ FLOORS = {
     1.5: ("record",),
     2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
-    4: ("cli", "recipe", "chat", "convert", "exam", "forecast", "easel"),
+    4: ("cli", "verbs", "recipe", "chat", "convert", "exam", "forecast", "easel", "lab"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -44,25 +44,28 @@ TORCH_FREE_ROOMS = (
     "plan",
     "adapters",
     "cli",
+    "verbs",
     "data",
     "recipe",
     "chat",
     "convert",
     "exam",
     "easel",
+    "lab",
 )
 TORCH_FREE_FILES = (
     "models/config.py", "models/families.py", "models/janus_config.py", "models/count.py", "models/hub.py",
     "models/presets.py", "train/config.py", "train/feedback.py", "train/picture_config.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
-    "engine/scheduler.py", "engine/stops.py", "engine/guide.py",
+    "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/request.py",
+    "serve/app.py", "serve/verb.py", "serve/model.py", "serve/child.py",
     "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
     "adapters/verifiers.py": "verifiers", "adapters/verifiers_tools.py": "verifiers",
-    "sink/tensorboard.py": "tensorboard",
+    "sink/tensorboard.py": "tensorboard", "serve/vllm_engine.py": "vllm", "serve/vllm_steering.py": "vllm",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
 IMPORTED_AS = {"pil": "pillow"}

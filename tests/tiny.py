@@ -28,6 +28,7 @@ from zifio.models.families import (
     Qwen3MoeConfig,
     Yarn,
 )
+from zifio.models.hybrids import DeepseekV32Config, HybridConfig, Qwen3NextConfig
 from zifio.models.janus import Janus
 from zifio.models.janus_config import JanusConfig
 from zifio.models.vq import Vq
@@ -113,6 +114,35 @@ def qwen3_moe(**changes: Any) -> Qwen3MoeConfig:
     return Qwen3MoeConfig(**(GROUPED | fields | changes))
 
 
+MILD: dict[str, Any] = {"initializer_range": 0.05, "rms_norm_eps": 1e-4}
+"""Where the rule's outputs are small, its norm makes them large again, with what they were rounded by."""
+
+
+def qwen3_next(**changes: Any) -> Qwen3NextConfig:
+    """Four layers, the last of gated attention, the second dense; four heads of values share two of keys."""
+    fields = {"num_hidden_layers": 4, "mlp_only_layers": [1], "num_experts": 8, "num_experts_per_tok": 3}
+    fields |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 20, "head_dim": 16}
+    fields |= {"linear_key_head_dim": 6, "linear_value_head_dim": 5} | MILD
+    return Qwen3NextConfig(**(GROUPED | fields | changes))
+
+
+def deepseek_v32(**changes: Any) -> DeepseekV32Config:
+    """As `deepseek`, with an indexer that keeps 12 tokens; of so many heads that no two tokens score 0."""
+    fields = deepseek(q_lora_rank=10).model_dump(exclude={"model_type"})
+    fields |= {"index_n_heads": 16, "index_head_dim": 6, "index_topk": 12}
+    return DeepseekV32Config(**(fields | changes))
+
+
+def hybrid(**changes: Any) -> HybridConfig:
+    """Four layers of all kinds of mixers; a window of 7 tokens, an indexer that keeps 9."""
+    fields: dict[str, Any] = {
+        "num_hidden_layers": 4, "head_dim": 10, "linear_key_head_dim": 6, "linear_value_head_dim": 5,
+        "layer_types": ["linear_attention", "full_attention", "sliding_attention", "indexed_attention"],
+        "sliding_window": 7, "index_topk": 9,
+    }  # fmt: skip
+    return HybridConfig(**(GROUPED | fields | MILD | changes))
+
+
 def janus(text: AnyConfig | None = None, **changes: Any) -> JanusConfig:
     """Pictures of 16 pixels a side as 16 patches; drawings of as many pixels as 16 of 24 codes."""
     text = text or llama()
@@ -182,6 +212,8 @@ EVERY_FAMILY: dict[str, AnyConfig] = {
     "v2-grouped": deepseek_v2(q_lora_rank=10, topk_method="group_limited_greedy", rope_scaling=Yarn(mscale=0.7)),
     "v3": deepseek(),
     "v3-low-rank-query": deepseek(q_lora_rank=10, n_shared_experts=2, num_nextn_predict_layers=1),
+    "qwen3-next": qwen3_next(),
+    "v3.2": deepseek_v32(),
 }
 """Tiny shapes that together use every switch of every family."""
 

@@ -106,11 +106,16 @@ def references(stage: AnyStage) -> list[str]:
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
     """The recipe of a TOML file with overrides applied. Raises ConfigError for whatever is wrong with it."""
-    recipe = build(Recipe, override(read_toml(path), overrides), str(path))
-    _check_kinds(recipe, str(path))
-    _check_lengths(recipe, str(path))
-    _check_sizes(recipe, str(path))
-    check_sinks(recipe.sinks, str(path))
+    return recipe_of(override(read_toml(path), overrides), str(path))
+
+
+def recipe_of(data: dict[str, Any], path: str) -> Recipe:
+    """The recipe of plain tables; `path` opens every message. Raises ConfigError for whatever is wrong with it."""
+    recipe = build(Recipe, data, path)
+    _check_kinds(recipe, path)
+    _check_lengths(recipe, path)
+    _check_sizes(recipe, path)
+    check_sinks(recipe.sinks, path)
     earlier: list[str] = []
     for stage in recipe.stage:
         for name in references(stage):

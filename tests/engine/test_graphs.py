@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import deepseek, lively, llama, made, tokens_like
+from tiny import deepseek, hybrid, lively, llama, made, tokens_like
 
 import zifio.engine.engine as engine_module
 from zifio.config import Sampling
@@ -41,10 +41,11 @@ def test_buckets(n: int, size: int):
 
 def test_graphs_are_for_gpus():
     cuda = torch.device("cuda")
-    assert graphs_wanted(cuda, EngineConfig())
-    assert not graphs_wanted(torch.device("cpu"), EngineConfig())
-    assert not graphs_wanted(cuda, EngineConfig(cuda_graphs=False))
-    assert not graphs_wanted(cuda, EngineConfig(record_routing=True))
+    assert graphs_wanted(cuda, EngineConfig(), llama())
+    assert not graphs_wanted(torch.device("cpu"), EngineConfig(), llama())
+    assert not graphs_wanted(cuda, EngineConfig(cuda_graphs=False), llama())
+    assert not graphs_wanted(cuda, EngineConfig(record_routing=True), llama())
+    assert not graphs_wanted(cuda, EngineConfig(), hybrid())
 
 
 def test_experts_bound_the_rows():

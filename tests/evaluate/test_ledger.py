@@ -97,3 +97,13 @@ def test_what_a_server_computed_to_sample_is_unknown(run: Path):
     made(run, "bought", "sample", 0, **{"from": url})
     made(run, "student", "sft", 1000, **{"from": "base", "data": "bought"})
     assert entry(run, "student") == {"method": "sft", "student": 1000, "base": 1, "unknown": [url]}
+
+
+def test_who_rewarded_is_on_the_bill_too(run: Path):
+    """The training of a reward model, and the replies it learned from."""
+    made(run, "judge", "reward", 1000, **{"from": "base", "data": "traces"})
+    made(run, "policy", "rl", 10_000, **{"from": "base", "reward_model": "judge"})
+    made(run, "stepwise", "rl", 10_000, **{"from": "base", "process": {"form": "min", "by": "judge"}})
+    made(run, "checked", "rl", 10_000, **{"from": "base", "process": {"form": "min", "by": "task"}})
+    for name, wanted in (("policy", 11_110), ("stepwise", 11_110), ("checked", 10_000)):
+        assert (entry(run, name)["student"], entry(run, name)["with_teacher"]) == (10_000, wanted)

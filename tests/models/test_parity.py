@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import EVERY_FAMILY, logits_of, made
+from tiny import EVERY_FAMILY, hybrid, logits_of, made
 from torch import Tensor
 
-from zifio.engine.cache import PagedCache
+from zifio.engine.cache import CPU
+from zifio.engine.layered import new_cache
 from zifio.models.config import AnyConfig, DeepseekV3Config, LlamaConfig, Yarn, read_config
 from zifio.models.decoder import Decoder
 from zifio.models.weights import load_model, load_state, save_model, to_disk_names
@@ -50,6 +51,7 @@ CASES: dict[str, AnyConfig] = {
     "llama-tied": LlamaConfig(**TINY, intermediate_size=48, head_dim=10, tie_word_embeddings=True),
 }
 CASES |= {f"tiny-{name}": config.model_copy(update={"vocab_size": 50}) for name, config in EVERY_FAMILY.items()}
+HYBRID = hybrid(vocab_size=50)
 
 
 @pytest.fixture(params=CASES)
@@ -96,18 +98,19 @@ def test_absorbed_equals_expanded(name: str) -> None:
 
 
 @pytest.mark.parametrize("latent", [False, True])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, "hybrid"])
 def test_cached_decoding_equals_the_full_forward(name: str, latent: bool) -> None:
     """Two sequences in scattered pages, cut into chunks of many sizes, across page borders."""
-    model, n_tokens = made(CASES[name]), 70
+    model, n_tokens = made(HYBRID if name == "hybrid" else CASES[name]), 70
     tokens = torch.randint(50, (2, n_tokens), generator=torch.Generator().manual_seed(5))
     positions = torch.arange(n_tokens).expand(2, -1)
-    cache = PagedCache(model.config, n_pages=9, latent=latent)
+    cache = new_cache(model.config, 9, 3, latent, torch.float32, CPU)
+    slots = (torch.tensor([2, 0]),) if cache.has_slots else ()
     parts, at = [], 0
     with torch.no_grad():
         full = model(tokens, positions).hidden_BTD
         for n in (5, 40, 1, 1, 10, 13):
-            cache.begin(torch.tensor([[7, 2, 5], [1, 8, 0]]), torch.tensor([at, at]), torch.tensor([n, n]))
+            cache.begin(torch.tensor([[7, 2, 5], [1, 8, 0]]), torch.tensor([at, at]), torch.tensor([n, n]), *slots)
             now = slice(at, at + n)
             hidden = model(tokens[:, now].reshape(1, -1), positions[:, now].reshape(1, -1), cache).hidden_BTD
             parts.append(hidden.view(2, n, -1))

@@ -282,7 +282,7 @@ BUILT_IN = {
 
 def test_no_built_in_task_goes_unscreened():
     names = {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])}
-    assert names == BUILT_IN.keys() | {"lax_mod"}
+    assert names == BUILT_IN.keys() | {"lax_mod", "flawed_mod", "facts"}
 
 
 def test_the_task_with_a_bug_on_purpose_is_found(pool):

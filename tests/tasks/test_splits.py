@@ -48,3 +48,13 @@ def test_junk_sets_the_share_of_right_documents(junk, low, high):
     assert low <= sum(right) / len(right) <= high
     assert documents == [task.document(problem, shows_working=True) for problem in problems]
     assert all(task.check_gold(problem).outcome == "right" for problem in problems)
+
+
+def test_the_further_rule_leaves_an_eighth_of_the_answers():
+    task = Splits(odd_first=True)
+    problem = Problem("id", "1,4,7", "")
+    pairs = [f"{a}{(t - a) % 10}" for t in (1, 4, 7) for a in range(10)]
+    answers = ["".join(three) for three in itertools.product(pairs[:10], pairs[10:20], pairs[20:])]
+    assert sum(task.score(problem, render_response("", a)).outcome == "right" for a in answers) == 125 == task.n_right
+    problems = [task.problem("train", index, seed=1) for index in range(200)]
+    assert all(task.check_gold(one).outcome == "right" for one in problems)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zifio.engine.cache import PAGE, PagedCache
+from zifio.engine.cache import PAGE
+from zifio.engine.layered import AnyCache
 from zifio.engine.rows import Rows, place_in_run
 from zifio.engine.scheduler import Chunk
 from zifio.models.decoder import Decoder, Output
@@ -26,6 +27,8 @@ class Batch:
     table_MP: np.ndarray
     first_M: np.ndarray
     count_M: np.ndarray
+    slot_M: np.ndarray | None = None
+    """Where their states are, in a model that has some."""
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens and positions as one row, [1, N]."""
@@ -34,11 +37,15 @@ class Batch:
             return both_2N[:1], both_2N[1:]
         return torch.from_numpy(self.tokens_N)[None], torch.from_numpy(self.positions_N)[None]
 
-    def announce(self, cache: PagedCache) -> None:
+    def announce(self, cache: AnyCache) -> None:
         """Tell the cache."""
-        cache.begin(*(torch.from_numpy(column) for column in (self.table_MP, self.first_M, self.count_M)))
+        columns = [self.table_MP, self.first_M, self.count_M]
+        if cache.has_slots:
+            assert self.slot_M is not None, "only rows and jobs have states"
+            columns.append(self.slot_M)
+        cache.begin(*(torch.from_numpy(column) for column in columns))
 
-    def forward(self, model: Decoder, cache: PagedCache) -> Output:
+    def forward(self, model: Decoder, cache: AnyCache) -> Output:
         """What the model makes of it, its keys and values left in the cache."""
         self.announce(cache)
         return model(*self.tensors(cache.device), cache)
@@ -56,14 +63,14 @@ def row_batch(rows: Rows) -> Batch:
     if not (draft_B >= 0).any():
         width = int(position_B.max(initial=0)) // PAGE + 1
         table = np.ascontiguousarray(rows.table[:n, :width])
-        return Batch(rows.token[:n], position_B, table, position_B, np.ones(n, np.int64))
+        return Batch(rows.token[:n], position_B, table, position_B, np.ones(n, np.int64), rows.slot[:n].copy())
     count_B = 1 + (draft_B >= 0)
     start_B = np.cumsum(count_B) - count_B
     tokens_N = np.repeat(rows.token[:n], count_B)
     tokens_N[start_B[draft_B >= 0] + 1] = draft_B[draft_B >= 0]
     positions_N = np.repeat(position_B, count_B) + place_in_run(count_B)
     table = np.ascontiguousarray(rows.table[:n, : int(positions_N.max()) // PAGE + 1])
-    return Batch(tokens_N, positions_N, table, position_B, count_B)
+    return Batch(tokens_N, positions_N, table, position_B, count_B, rows.slot[:n].copy())
 
 
 def chunk_batch(chunks: list[Chunk]) -> Batch:
@@ -75,6 +82,7 @@ def chunk_batch(chunks: list[Chunk]) -> Batch:
         _padded(tables, max(map(len, tables))),
         np.array([first for _, first, _ in chunks], np.int64),
         np.array([count for _, _, count in chunks], np.int64),
+        np.array([job.slot for job, _, _ in chunks], np.int64),
     )
 
 
@@ -88,6 +96,7 @@ def join(one: Batch, two: Batch) -> Batch:
         np.concatenate(tables),
         np.concatenate([one.first_M, two.first_M]),
         np.concatenate([one.count_M, two.count_M]),
+        None if one.slot_M is None or two.slot_M is None else np.concatenate([one.slot_M, two.slot_M]),
     )
 
 

@@ -36,6 +36,10 @@ def obstacle(model: Decoder, settings: EngineConfig, precision: Precision) -> st
         return "fp32 arithmetic, came autocast. Sample outside of it"
     if settings.latent_cache and isinstance(model.config, LatentConfig):
         return "the trainer's own arithmetic, came latent_cache = true, which absorbs it. Set latent_cache = false"
+    if model.config.indexer is not None and "indexed_attention" in map(model.config.mixer, range(len(model.layers))):
+        return (
+            "attention that reads all keys or the last, came an indexer, whose scores torch computes. Train without it"
+        )
     if library() is None:
         return "the compiled kernels, which are off or could not be built. Install a C compiler, unset ZIFIO_KERNELS"
     return ""

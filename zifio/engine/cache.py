@@ -27,6 +27,8 @@ from zifio.kernels import operators as kernels
 from zifio.models.attention import fused_attention
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
+from zifio.models.indexer import Ask
+from zifio.models.linear_attention import Held
 
 PAGE = 32
 """Tokens of one page."""
@@ -50,8 +52,8 @@ def entry_of(config: AnyConfig, latent: bool) -> Entry:
 
 
 def n_cached_layers(config: AnyConfig) -> int:
-    """Layers that keep something: those of the model, and the MTP module's behind them."""
-    return config.num_hidden_layers + config.n_mtp
+    """Layers that keep all keys and values for all queries: of the model's, and the MTP module's behind them."""
+    return sum(config.mixer(layer) == "full_attention" for layer in range(config.num_hidden_layers + config.n_mtp))
 
 
 CPU = torch.device("cpu")
@@ -69,9 +71,19 @@ def page_shapes(
 def bytes_per_page(
     config: AnyConfig, latent: bool, dtype: torch.dtype = torch.float32, device: torch.device = CPU
 ) -> int:
-    """Memory of one page in all layers."""
+    """Memory of one page in all layers that have pages."""
     shapes = page_shapes(config, latent, dtype, device)
-    return dtype.itemsize * n_cached_layers(config) * sum(map(math.prod, shapes))
+    return dtype.itemsize * (n_cached_layers(config) * sum(map(math.prod, shapes)) + picked_numbers(config, latent))
+
+
+def picked_numbers(config: AnyConfig, latent: bool) -> int:
+    """Numbers of one page in the layers that an indexer looks through (engine/picked.py)."""
+    layers = range(config.num_hidden_layers + config.n_mtp)
+    if config.indexer is None:
+        return 0
+    entry = entry_of(config, latent)
+    width = entry.n_heads * (entry.d_key + entry.d_value) + config.indexer.d_head
+    return PAGE * width * sum(config.mixer(layer) == "indexed_attention" for layer in layers)
 
 
 class _Group(NamedTuple):
@@ -96,6 +108,9 @@ class PagedCache:
     they are plain [n_pages, PAGE, heads, width].
     """
 
+    has_slots = False
+    """Whether a pass must say in which slots of state its sequences are."""
+
     def __init__(
         self,
         config: AnyConfig,
@@ -103,10 +118,16 @@ class PagedCache:
         latent: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device = CPU,
+        *,
+        layers: int | None = None,
+        window: int = 0,
     ) -> None:
-        """`dtype` and `device` are of what is kept."""
+        """`dtype` and `device` are of what is kept; `layers` how many, if not the model's of full attention. With a
+        window a query sees its last so many keys."""
+        self._window = window
         self.latent, self.dtype, self.device, self._entry = latent, dtype, device, entry_of(config, latent)
-        shapes, layers = page_shapes(config, latent, dtype, device), n_cached_layers(config)
+        shapes = page_shapes(config, latent, dtype, device)
+        layers = n_cached_layers(config) if layers is None else layers
         self._native = len(shapes[0]) == 1
         # The kernels read no slot before it is written; torch multiplies it by a weight of 0.
         self._keys, self._values = (
@@ -165,7 +186,10 @@ class PagedCache:
         self._groups = []
         for table, position_MT, token_MT, places_2N in zip(*(rest[i::4] for i in range(4)), strict=True):
             slot_S = torch.arange(table.shape[1] * PAGE, device=self.device)
-            self._groups.append(_Group(table.contiguous(), slot_S <= position_MT[..., None], token_MT, places_2N))
+            visible_MTS = slot_S <= position_MT[..., None]
+            if self._window:
+                visible_MTS = visible_MTS & (slot_S > position_MT[..., None] - self._window)
+            self._groups.append(_Group(table.contiguous(), visible_MTS, token_MT, places_2N))
 
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
@@ -173,7 +197,7 @@ class PagedCache:
         if self._native and kernels.native(q_NHK):
             page_N, slot_N, *indices = self._places
             kernels.store(k_NJK, v_NJX, page_N, slot_N, keys, values)
-            return kernels.attend_pages(q_NHK, self._entry, scale, indices, keys, values)
+            return kernels.attend_pages(q_NHK, self._entry, scale, indices, keys, values, self._window)
         assert not self._native, "pages made for the kernels are read by them alone"
         page_N, slot_N = self._stored_2N
         keys[page_N, slot_N] = k_NJK.to(self.dtype)
@@ -209,6 +233,14 @@ class PagedCache:
             return out_MTHX[:, 0]
         sequence_N, number_N = group.places_2N
         return out_MTHX[sequence_N, number_N]
+
+    def held(self, layer: int) -> Held:
+        """Nothing: see engine/layered.py."""
+        raise AssertionError("pages hold no memories")
+
+    def attend_picked(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float, ask: Ask) -> Tensor:
+        """Nothing: see engine/layered.py."""
+        raise AssertionError("these pages have no indexer")
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer, so that a sequence may write on after a prefix that it shared."""

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from zifio.engine.batch import Batch
-from zifio.engine.cache import PAGE, PagedCache
+from zifio.engine.cache import PAGE
+from zifio.engine.layered import AnyCache
 from zifio.engine.rows import Rows
 from zifio.engine.scheduler import Chunk
 from zifio.models.decoder import Decoder
 
 
-def read_prompts(model: Decoder, cache: PagedCache, chunks: list[Chunk], hidden_ND: Tensor) -> None:
+def read_prompts(model: Decoder, cache: AnyCache, chunks: list[Chunk], hidden_ND: Tensor) -> None:
     """Let the module see the chunks, whose main states are `hidden_ND`, as far as the next tokens are known."""
     tables, first, count, kept, tokens = [], [], [], [], []
     at = 0
@@ -43,7 +44,7 @@ def read_prompts(model: Decoder, cache: PagedCache, chunks: list[Chunk], hidden_
 
 
 def guess(
-    model: Decoder, cache: PagedCache, rows: Rows, new: list[list[int]], computed: list[list[int]], hidden_ND: Tensor
+    model: Decoder, cache: AnyCache, rows: Rows, new: list[list[int]], computed: list[list[int]], hidden_ND: Tensor
 ) -> None:
     """Set `rows.draft` for the rows that go on.
 
@@ -67,7 +68,7 @@ def guess(
 
 def _states(
     model: Decoder,
-    cache: PagedCache,
+    cache: AnyCache,
     tables: list[list[int]],
     first: list[int],
     count: list[int],

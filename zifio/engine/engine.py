@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,80 +31,19 @@ from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
 from zifio.engine.draws import Tops, draw_mixed, draw_text, moved, score_prompts, tops
 from zifio.engine.graphs import DecodeGraphs, graphs_wanted
-from zifio.engine.guide import Drawing, Guide, PromptScores, Top
+from zifio.engine.guide import Drawing, PromptScores, Top
+from zifio.engine.layered import AnyCache, new_cache, slots_of, slots_within
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
+from zifio.engine.request import Completion, Event, Finish, Load, Request, Stats
 from zifio.engine.routing import RoutingStore
-from zifio.engine.rows import Finish, Rows, Sample
-from zifio.engine.scheduler import Chunk, Scheduler, Stats
+from zifio.engine.rows import Rows, Sample
+from zifio.engine.scheduler import Chunk, Scheduler
 from zifio.engine.stops import TextOf, find_stop
 from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
-
-
-@dataclass
-class Completion:
-    """What the model said: tokens (with the end token where it was drawn) and the log-prob of each."""
-
-    tokens: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    finish: Finish = "length"
-    reason: str = field(default="", compare=False)
-    """Why it ended, in words."""
-    text: str | None = None
-    """Where a stop string ended it: the text before that string. The tokens go on to the one that completed it."""
-    experts_NLA: Tensor | None = field(default=None, compare=False)
-    """With `record_routing`: the experts of each MoE layer for every token of prompt and reply but the last, which was
-    never computed; int16."""
-    prompt_scores: PromptScores | None = field(default=None, compare=False)
-    n_cached: int = field(default=0, compare=False)
-    """Tokens of the prompt that needed no computing."""
-    tops: list[list[Top]] = field(default_factory=list, compare=False)
-    """Beside each token the likeliest ones, where they are wanted."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to answer it, once for each seed."""
-
-    prompt: list[int]
-    sampling: Sampling
-    seeds: tuple[int, ...] = (0,)
-    guides: tuple[Guide, ...] = ()
-    """One for each seed, or none."""
-    n_top: int = 0
-    """How many of the likeliest tokens to tell beside each that is drawn."""
-    score_prompt: bool = False
-    """Whether to tell the log-probs of the prompt's tokens too."""
-    drawing: Drawing | None = None
-    """Draw codes instead of text."""
-
-    @property
-    def is_paired(self) -> bool:
-        """Whether every reply takes two rows: guidance reads the blank prompt too."""
-        return self.drawing is not None and self.drawing.is_guided
-
-
-class Event(NamedTuple):
-    """What a step did for one reply: the tokens that it drew, and the whole reply if it has ended."""
-
-    id: int
-    tokens: list[int]
-    logps: list[float]
-    completion: Completion | None
-    tops: Sequence[list[Top]] = ()
-    """Beside each token the likeliest ones, where they are wanted."""
-
-
-class Load(NamedTuple):
-    """How busy an engine is."""
-
-    n_running: int
-    n_waiting: int
-    cache_used: float
-    """Share of the pages that are held."""
 
 
 class Engine:
@@ -143,9 +81,10 @@ class Engine:
             )
         if self.settings.record_routing and not model.routers():
             raise ConfigError("record_routing: wanted a model with experts, came one without. Set it to false.")
-        self._cache: PagedCache | None = None
+        self._cache: AnyCache | None = None
         self._graphs: DecodeGraphs | None = None
         self._n_pages = self._wanted = 0  # of the cache: what it has, and what was wanted when it was made
+        self._n_slots: int | None = None  # of states, in a model that has some
         self._scheduler: Scheduler | None = None
         self._is_queue = False
         self._routing: RoutingStore | None = None
@@ -188,7 +127,7 @@ class Engine:
         n_tokens = min(len(longest.prompt) + n_new, self.model.config.max_position_embeddings)
         per_row = -(-n_tokens // PAGE) + 2  # two to spare, as the scheduler keeps them
         n_rows = sum(len(request.seeds) * (1 + request.is_paired) for request in asked)
-        self._open(min(self.max_rows, n_rows) * per_row)
+        self._open(min(self.max_rows, n_rows), per_row)
         self._is_queue = False
         for request in [longest, *asked]:
             if fault := self._fault(request, "the longest prompt"):
@@ -220,7 +159,7 @@ class Engine:
         """
         assert not self.has_work, "reserve while requests are under way"
         self._pack()
-        self._open(max(1, min(self.max_rows, n_rows)) * (-(-n_tokens // PAGE) + 2))
+        self._open(max(1, min(self.max_rows, n_rows)), -(-n_tokens // PAGE) + 2)
         self._is_queue = True
         assert self._scheduler is not None
         return min(n_tokens, self._scheduler.pages.n_pages * PAGE)
@@ -233,7 +172,7 @@ class Engine:
         if not self._is_queue:
             assert not self.has_work
             self._pack()
-            self._open(self.max_rows * -(-self.model.config.max_position_embeddings // PAGE))
+            self._open(self.max_rows, -(-self.model.config.max_position_embeddings // PAGE))
             self._is_queue = True
         if fault := self._fault(request, "the prompt"):
             ids = [self._next_id() for _ in request.seeds]
@@ -287,6 +226,7 @@ class Engine:
         assert not self.has_work, "release while requests are under way"
         self._graphs = self._cache = self._routing = self._scheduler = None
         self._n_pages = self._wanted = 0
+        self._n_slots = None
         self._is_queue = False
         self.model.unpack()
         give_back()
@@ -305,26 +245,31 @@ class Engine:
     def _page_bytes(self) -> int:
         return bytes_per_page(self.model.config, self.settings.latent_cache, self._dtype, self.device)
 
-    def _open(self, wanted: int) -> None:
-        """An empty scheduler with `wanted` pages, or as many as memory allows; a cache that is large enough is kept."""
-        config, settings = self.model.config, self.settings
+    def _open(self, n_rows: int, per_row: int) -> None:
+        """An empty scheduler with so many pages for each of so many rows, or as many as memory allows; a cache that is
+        large enough is kept."""
+        config, settings, wanted = self.model.config, self.settings, n_rows * per_row
         insist(self.model, settings, self.precision)  # it may have been moved since
-        if wanted > self._wanted:
+        if wanted > self._wanted or (self._n_slots is not None and n_rows > self._n_slots):
             self._graphs = self._cache = self._routing = None  # before the memory is looked at
             give_back()
             self._wanted = wanted
-            self._n_pages = n_pages(wanted, self._page_bytes(), settings.memory_gb, str(self.device))
-            n_padding = int(graphs_wanted(self.device, settings))  # one page behind the others
-            self._cache = PagedCache(config, self._n_pages + n_padding, settings.latent_cache, self._dtype, self.device)
+            where = (settings.memory_gb, str(self.device))
+            self._n_slots, taken = slots_within(config, n_rows, self._dtype, self.device, *where)
+            self._n_pages = n_pages(wanted, self._page_bytes(), *where, taken)
+            n_padding = int(graphs_wanted(self.device, settings, config))  # one page behind the others
+            form = (settings.latent_cache, self._dtype, self.device)
+            self._cache = new_cache(config, self._n_pages + n_padding, self._n_slots, *form)
             self._routing = RoutingStore(self._n_pages) if settings.record_routing else None
-        if self._graphs is None and graphs_wanted(self.device, settings):
-            assert self._cache is not None
+        if self._graphs is None and graphs_wanted(self.device, settings, config):
+            assert isinstance(self._cache, PagedCache)
             self._graphs = DecodeGraphs(self.model, self._cache, padding_page=self._n_pages)
-        rows = Rows(self.max_rows, PAGE, config.vocab_size or 0)
+        rows = Rows(min(self.max_rows, self._n_slots or self.max_rows), PAGE, config.vocab_size or 0)
         pages = Pages(min(wanted, self._n_pages), PAGE)
         self._scheduler = Scheduler(
-            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats
-        )
+            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats,
+            slots_of(self._cache, self._n_slots),
+        )  # fmt: skip
 
     def _copy_page(self, source: int, target: int) -> None:
         assert self._cache is not None

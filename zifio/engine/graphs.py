@@ -24,7 +24,9 @@ from torch import Tensor
 from zifio.engine.batch import Batch
 from zifio.engine.cache import PagedCache
 from zifio.engine.config import EngineConfig
+from zifio.engine.layered import is_layered
 from zifio.engine.sampler import draw
+from zifio.models.config import AnyConfig
 from zifio.models.decoder import Decoder
 from zifio.models.moe import FEW
 
@@ -49,9 +51,10 @@ class _Recorded(NamedTuple):
     made: Decoded
 
 
-def graphs_wanted(device: torch.device, settings: EngineConfig) -> bool:
-    """Whether an engine with these settings takes graphs there."""
-    return device.type == "cuda" and settings.cuda_graphs and not settings.record_routing
+def graphs_wanted(device: torch.device, settings: EngineConfig, config: AnyConfig) -> bool:
+    """Whether an engine with these settings takes graphs there; not for a model whose layers are of several kinds."""
+    plain = not settings.record_routing and not is_layered(config)
+    return device.type == "cuda" and settings.cuda_graphs and plain
 
 
 def bucket(n: int) -> int:

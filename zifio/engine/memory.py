@@ -35,10 +35,19 @@ def free_bytes(device: str = "cpu") -> int:
     return min(free)
 
 
-def n_pages(wanted: int, page_bytes: int, memory_gb: float | None, device: str = "cpu") -> int:
-    """Pages to have, when `wanted` would hold everything at once: those, or as many as the memory allows."""
-    most = SHARE * free_bytes(device) if memory_gb is None else memory_gb * 1e9
-    return min(wanted, int(most / page_bytes))
+def n_pages(wanted: int, page_bytes: int, memory_gb: float | None, device: str = "cpu", taken: int = 0) -> int:
+    """Pages to have, when `wanted` would hold everything at once: those, or as many as the memory allows, of which so
+    many bytes are taken. Pages that keep nothing only count tokens, and cost nothing."""
+    return min(wanted, int(max(0.0, _most(memory_gb, device) - taken) / page_bytes)) if page_bytes else wanted
+
+
+def n_slots(wanted: int, slot_bytes: int, memory_gb: float | None, device: str = "cpu") -> int:
+    """Slots for states of sequences: as many as wanted, or what half of the memory holds, and one at least."""
+    return max(1, min(wanted, int(_most(memory_gb, device) / 2 / slot_bytes)))
+
+
+def _most(memory_gb: float | None, device: str) -> float:
+    return SHARE * free_bytes(device) if memory_gb is None else memory_gb * 1e9
 
 
 def misfit(

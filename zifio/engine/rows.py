@@ -9,14 +9,12 @@ Try it alone: `pytest tests/engine/test_scheduler.py`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from zifio.config import Sampling
 from zifio.engine.guide import Drawing, Guide, PromptScores, Top
-
-Finish = Literal["stop", "length", "cancelled", "refused"]
+from zifio.engine.request import Finish
 
 _BLOCK = 64  # random numbers that a row has in stock, at most
 
@@ -51,6 +49,8 @@ class Sample:
     tops: list[list[Top]] = field(default_factory=list)
     prompt_scores: PromptScores | None = None
     """Where the prompt's log-probs go, if they are wanted. Then all of it is computed, whatever is known of it."""
+    slot: int = -1
+    """Where its state is, in a model that has one."""
     n_cached: int | None = None
     """Tokens of the prompt that needed no computing when it was first admitted."""
     drawing: Drawing | None = None
@@ -93,6 +93,7 @@ class Rows:
         self.token = np.zeros(max_rows, np.int64)  # which token that is
         self.draft = np.full(max_rows, -1, np.int64)  # a guess at the one after it, or -1
         self.born = np.zeros(max_rows, np.int64)
+        self.slot = np.zeros(max_rows, np.int64)  # of its state, in a model that has one
         self.temperature = np.zeros(max_rows, np.float32)
         self.top_p = np.zeros(max_rows, np.float32)
         self.min_p = np.zeros(max_rows, np.float32)
@@ -118,7 +119,7 @@ class Rows:
         self.capacity[row] = len(sample.table) * self.page_size
         self.position[row] = len(sample.prompt) + len(sample.tokens) - 1
         self.token[row] = (sample.tokens or sample.prompt)[-1]  # computed once more if the sample has to wait
-        self.draft[row], self.born[row] = -1, sample.born
+        self.draft[row], self.born[row], self.slot[row] = -1, sample.born, sample.slot
         self.temperature[row], self.top_p[row], self.top_k[row] = sampling.temperature, sampling.top_p, sampling.top_k
         self.min_p[row], self.penalty[row] = sampling.min_p, sampling.repetition_penalty
         self.is_special[row] = bool(sampling.off_policy().keys() - {"guidance"}) or sample.guide is not None
@@ -144,8 +145,9 @@ class Rows:
         sample, last = self.samples[row], len(self.samples) - 1
         if row < last:
             for column in (
-                self.table, self.capacity, self.position, self.token, self.draft, self.born, self.temperature,
-                self.top_p, self.min_p, self.penalty, self.top_k, self.is_special, self.uniform, self.cursor,
+                self.table, self.capacity, self.position, self.token, self.draft, self.born, self.slot,
+                self.temperature, self.top_p, self.min_p, self.penalty, self.top_k, self.is_special, self.uniform,
+                self.cursor,
             ):  # fmt: skip
                 column[row] = column[last]
             self.samples[row], self._streams[row] = self.samples[last], self._streams[last]

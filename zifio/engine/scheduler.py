@@ -25,7 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from zifio.engine.pages import Pages
+from zifio.engine.request import Stats
 from zifio.engine.rows import Rows, Sample
+from zifio.engine.slots import Slots
 
 
 @dataclass(eq=False)
@@ -41,25 +43,8 @@ class Job:
     """Tokens that are in the cache."""
     born: int
     era: int
-
-
-@dataclass
-class Stats:
-    """What an engine has done."""
-
-    steps: int = 0
-    tokens: int = 0
-    """Tokens drawn."""
-    prefill_tokens: int = 0
-    """Tokens of prompts computed, those of replies that were sent back among them."""
-    shared_tokens: int = 0
-    """Tokens of prompts that needed no computing, because a sample of the group or an earlier request had them."""
-    preemptions: int = 0
-    """Samples sent back to the queue."""
-    drafts_proposed: int = 0
-    drafts_accepted: int = 0
-    peak_pages: int = 0
-    """Most pages held at once."""
+    slot: int = -1
+    """Where its state is, in a model that has one."""
 
 
 class Chunk(NamedTuple):
@@ -94,9 +79,13 @@ class Scheduler:
         sharing: bool,
         copy_page: Callable[[int, int], None],
         stats: Stats,
+        slots: Slots | None = None,
     ) -> None:
+        """With `slots` sequences have a state beside their pages (engine/slots.py): the prompt that a group shares is
+        computed once still, but no prefix is found again later, since its state is gone."""
         self.pages, self.rows, self.chunk_tokens, self.sharing = pages, rows, chunk_tokens, sharing
-        self.copy_page, self.stats = copy_page, stats
+        self.copy_page, self.stats, self.slots = copy_page, stats, slots
+        self._finds = sharing and slots is None
         self.jobs: list[Job] = []
         self.waiting: deque[list[Sample]] = deque()
         self._coming: set[bytes] = set()  # keys of pages that a job is computing
@@ -160,6 +149,7 @@ class Scheduler:
                 job.samples.remove(sample)
                 if not job.samples:
                     self._close(job)
+                    self._free(job)
                     self.pages.release(job.table)
                 return True
         for group in self._homeless:
@@ -218,7 +208,8 @@ class Scheduler:
 
     def _give_back(self, sample: Sample) -> None:
         """Release a former row's pages; the full ones stay known, as the prefix of what may come."""
-        if self.sharing and sample.era == self.pages.era:
+        self._free(sample)
+        if self._finds and sample.era == self.pages.era:
             n_computed = len(sample.prompt) + len(sample.tokens) - 1
             sample.keys = self.pages.keys(sample.all_tokens[:n_computed], sample.keys)
             for page, key in zip(sample.table, sample.keys, strict=False):
@@ -257,7 +248,7 @@ class Scheduler:
     def _side(self, samples: Sequence[Sample]) -> _Side:
         """What is known of a group's prompt; a guided group has two sides."""
         tokens = samples[0].all_tokens
-        shares = self.sharing and samples[0].prompt_scores is None
+        shares = self._finds and samples[0].prompt_scores is None
         keys = samples[0].keys = self.pages.keys(tokens[:-1], samples[0].keys) if shares else []
         found = self.pages.find(keys)
         is_coming = len(found) < len(keys) and keys[len(found)] in self._coming
@@ -268,6 +259,8 @@ class Scheduler:
         table = side.found + [self.pages.take() for _ in range(side.n_fresh)]
         samples, n_done = list(side.samples[:n_samples]), len(side.found) * self.pages.size
         job = Job(samples, side.tokens, table, side.keys, n_done, self._births, self.pages.era)
+        if self.slots is not None:
+            job.slot = self.slots.take()
         for sample in samples:
             sample.born, sample.keys, sample.era = self._births, side.keys, job.era
             sample.n_cached = job.done if sample.n_cached is None else sample.n_cached
@@ -307,17 +300,25 @@ class Scheduler:
         n_own = (len(job.tokens) - 1) // self.pages.size  # where the page begins that every sample writes to
         for place, sample in enumerate(job.samples):
             if place == 0:
-                sample.table = job.table
+                sample.table, sample.slot = job.table, job.slot
             elif self.pages.n_available:
                 for page in job.table[:n_own]:
                     self.pages.share(page)
                 sample.table = [*job.table[:n_own], self.pages.take()]
                 self.copy_page(job.table[n_own], sample.table[-1])
+                if self.slots is not None:
+                    sample.slot = self.slots.copied(job.slot)
             else:  # the batch is under way, so nobody else's row may move now
                 self._homeless.append(job.samples[place:])
                 return place
             self.rows.add(sample)
         return len(job.samples)
+
+    def _free(self, owner: Job | Sample) -> None:
+        """Give back the slot of a state, where there is one."""
+        if self.slots is not None:
+            self.slots.give_back(owner.slot)
+            owner.slot = -1
 
     def _close(self, job: Job) -> None:
         """The job is over, one way or the other."""

@@ -2,7 +2,7 @@
 
     student         the stages from the base to the model itself, less what a teacher computed in them
     with_sampling   and a teacher's passes over text, and the data that these stages were given, drawn from a model
-    with_teacher    and all else that this took: the training of whoever drew and taught
+    with_teacher    and all else that this took: the training of whoever drew, taught and rewarded
     base            what the student began with, which none of the others counts
 
 A stage counts whole for each model that used it, as if the others were not there; looks at held-out problems count
@@ -25,7 +25,7 @@ from typing import Any
 
 from zifio.config import is_url
 
-_STARTS = ("from", "data", "teacher")
+_STARTS = ("from", "data", "teacher", "reward_model")
 _NO_MODEL = ("tokenizer", "sample", "eval")
 
 
@@ -125,6 +125,9 @@ def _read(folder: Path) -> _Work | None:
         return None
     settings, totals = json.loads(mark.read_text())["settings"], json.loads(done.read_text())
     starts = {key: settings[key] for key in _STARTS if isinstance(settings.get(key), str)}
+    process = settings.get("process") or {}
+    if isinstance(process, dict) and process.get("by", "task") != "task":
+        starts["process.by"] = process["by"]
     kind = settings["kind"]
     return _Work(
         folder.resolve(),

@@ -5,6 +5,9 @@
  * the trainer fills them for the length of one call. Both then go through the same `attend_tile`, so one query gets the
  * same bits whether its keys were computed with it or long before, alone or in a batch.
  *
+ * With a window a query sees its last keys alone: what lies before is skipped by pages, and masked within one. Zeros add
+ * nothing to a sum, so its bits do not depend on where the first page of a tile is.
+ *
  * A tile takes up to MR queries of one key/value head, of any sequences. Where neighbours share a page, as the samples
  * of one prompt do, it is read once for all of them. */
 #include "tile.h"
@@ -13,6 +16,7 @@
 
 typedef struct {
     i64 n_heads, n_key_heads, d_key, d_value; /* H, J, K, X */
+    i64 window;                               /* keys that a query sees at most, its own among them; 0 for all */
     float scale;
 } Shape;
 
@@ -41,17 +45,25 @@ INLINE void ahead(const float *p, i64 n_floats) {
     for (i64 i = 0; i < n_floats; i += 16) __builtin_prefetch(p + i);
 }
 
+/* The first of n keys that a query sees. */
+INLINE i64 first_seen(const Shape *s, i64 n_keys) { return s->window && n_keys > s->window ? n_keys - s->window : 0; }
+
 /* Scores, softmax and weighted values of up to MR queries. Page i of a row is keys + table[i] * key_stride and values +
  * table[i] * value_stride. */
 static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float *keys, i64 key_stride,
                         const float *values, i64 value_stride) {
-    i64 longest = 0, wide = value_width(s);
-    for (i64 r = 0; r < n_rows; r++) longest = rows[r].n_keys > longest ? rows[r].n_keys : longest;
-    i64 width = up(longest, PAGE), n_pages = width / PAGE;
+    i64 longest = 0, skipped = rows[0].n_keys, wide = value_width(s);
+    for (i64 r = 0; r < n_rows; r++) {
+        longest = rows[r].n_keys > longest ? rows[r].n_keys : longest;
+        skipped = least(skipped, first_seen(s, rows[r].n_keys));
+    }
+    i64 first_page = skipped / PAGE, n_pages = up(longest, PAGE) / PAGE;
+    skipped = first_page * PAGE;
+    i64 width = n_pages * PAGE - skipped;
     float *scores = scratch(1, MR * width), *query = scratch(2, MR * s->d_key), *out = scratch(3, MR * wide);
     for (i64 r = 0; r < n_rows; r++)
         for (i64 i = 0; i < s->d_key; i++) query[r * s->d_key + i] = rows[r].query[i] * s->scale;
-    for (i64 page = 0; page < n_pages; page++)
+    for (i64 page = first_page; page < n_pages; page++)
         for (i64 r = 0, run; r < n_rows; r += run) {
             run = 1;
             if (rows[r].n_keys <= page * PAGE) continue;
@@ -61,13 +73,14 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
                 ahead(keys + rows[r + run].table[page] * key_stride, s->d_key * PAGE);
             for (i64 j = 0; j < PAGE; j += NR)
                 tile(run, s->d_key, query + r * s->d_key, s->d_key, 1, keys + id * key_stride + j, PAGE,
-                     scores + r * width + page * PAGE + j, width, 0);
+                     scores + r * width + page * PAGE - skipped + j, width, 0);
         }
     float total[MR];
     for (i64 r = 0; r < n_rows; r++) {
         float *row = scores + r * width;
-        i64 n = up(rows[r].n_keys, VL);
-        for (i64 i = rows[r].n_keys; i < n; i++) row[i] = -INFINITY;
+        i64 n_keys = rows[r].n_keys - skipped, n = up(n_keys, VL), first = first_seen(s, rows[r].n_keys) - skipped;
+        for (i64 i = 0; i < first; i++) row[i] = -INFINITY;
+        for (i64 i = n_keys; i < n; i++) row[i] = -INFINITY;
         vec most = load(row), sum = {0};
         for (i64 i = VL; i < n; i += VL) {
             vec x = load(row + i);
@@ -85,7 +98,7 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
         if (rows[r].lse) *rows[r].lse = top + logf(total[r]);
     }
     memset(out, 0, 4 * n_rows * wide);
-    for (i64 page = 0; page < n_pages; page++)
+    for (i64 page = first_page; page < n_pages; page++)
         for (i64 r = 0, run; r < n_rows; r += run) {
             run = 1;
             i64 n_keys = least(rows[r].n_keys - page * PAGE, PAGE);
@@ -97,7 +110,7 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             if (r + run < n_rows && rows[r + run].n_keys > page * PAGE)
                 ahead(values + rows[r + run].table[page] * value_stride, wide * PAGE);
             for (i64 j = 0; j < wide; j += NR)
-                tile(run, n_keys, scores + r * width + page * PAGE, width, 1, values + id * value_stride + j, wide,
+                tile(run, n_keys, scores + r * width + page * PAGE - skipped, width, 1, values + id * value_stride + j, wide,
                      out + r * wide + j, wide, 1);
         }
     for (i64 r = 0; r < n_rows; r++)
@@ -111,7 +124,7 @@ API i64 zifio_value_page_size(i64 n_key_heads, i64 d_value) { return n_key_heads
 /* Store the keys [N, J, K] and values [N, J, X] of N new tokens in their pages and slots. */
 API void zifio_store(i64 n, i64 n_key_heads, i64 d_key, i64 d_value, const float *k, const float *v, const int32_t *page,
                      const int32_t *slot, float *keys, float *values) {
-    Shape s = {0, n_key_heads, d_key, d_value, 0};
+    Shape s = {0, n_key_heads, d_key, d_value, 0, 0};
     i64 key_size = d_key * PAGE, value_size = value_width(&s) * PAGE;
 #pragma omp parallel for schedule(static) if (n > 64)
     for (i64 t = 0; t < n; t++)
@@ -123,10 +136,10 @@ API void zifio_store(i64 n, i64 n_key_heads, i64 d_key, i64 d_value, const float
 }
 
 /* Queries [N, H, K] of tokens that stand at `position` in the sequences `sequence`, over the pages of `table`. */
-API void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value, float scale, const float *q,
-                            const int32_t *sequence, const int32_t *position, const int32_t *table, i64 table_width,
-                            const float *keys, const float *values, float *out) {
-    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+API void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value, i64 window, float scale,
+                            const float *q, const int32_t *sequence, const int32_t *position, const int32_t *table,
+                            i64 table_width, const float *keys, const float *values, float *out) {
+    Shape s = {n_heads, n_key_heads, d_key, d_value, window, scale};
     i64 group = n_heads / n_key_heads, n_rows = n * group;
     i64 key_size = d_key * PAGE, value_size = value_width(&s) * PAGE;
     i64 per_tile = group < MR ? MR / group * group : MR;
@@ -171,8 +184,9 @@ static int32_t *counting(i64 n) {
 
 /* Causal attention within each span, its prefix included; q [N, H, K], k [N, J, K], v [N, J, X]. */
 API void zifio_attend_spans(i64 n_spans, const Span *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
-                            float scale, const float *q, const float *k, const float *v, float *out, float *lse) {
-    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+                            i64 window, float scale, const float *q, const float *k, const float *v, float *out,
+                            float *lse) {
+    Shape s = {n_heads, n_key_heads, d_key, d_value, window, scale};
     i64 group = n_heads / n_key_heads, wide = value_width(&s);
 #pragma omp parallel for schedule(dynamic) collapse(2)
     for (i64 m = 0; m < n_spans; m++)
@@ -218,19 +232,20 @@ static void span_backward(const Shape *s, const Span *p, i64 j, const Tensors *x
     }
     memset(d_keys, 0, 4 * n * (d_key + d_value));
     for (i64 first = 0; first < n_rows; first += QUERIES) {
-        i64 count = least(QUERIES, n_rows - first), seen = p->n_prefix + (first + count - 1) / group + 1;
-        i64 width = up(seen, VL);
+        i64 count = least(QUERIES, n_rows - first), from = first_seen(s, p->n_prefix + first / group + 1);
+        i64 seen = p->n_prefix + (first + count - 1) / group + 1 - from, width = up(seen, VL);
 #define AT(r) ((p->start + (first + (r)) / group) * s->n_heads + j * group + (first + (r)) % group)
         for (i64 r = 0; r < count; r++) {
             for (i64 i = 0; i < d_key; i++) query[r * d_key + i] = x->q[AT(r) * d_key + i] * s->scale;
             memcpy(d_rows + r * d_value, x->d_out + AT(r) * d_value, 4 * d_value);
         }
-        product(count, seen, d_key, query, d_key, 1, key, 1, d_key, weight, width, 0);
-        product(count, seen, d_value, d_rows, d_value, 1, value, 1, d_value, d_weight, width, 0);
+        product(count, seen, d_key, query, d_key, 1, key + from * d_key, 1, d_key, weight, width, 0);
+        product(count, seen, d_value, d_rows, d_value, 1, value + from * d_value, 1, d_value, d_weight, width, 0);
         for (i64 r = 0; r < count; r++) {
-            i64 last = p->n_prefix + (first + r) / group;
+            i64 last = p->n_prefix + (first + r) / group - from, least_seen = first_seen(s, last + from + 1) - from;
             float *w = weight + r * width, *dw = d_weight + r * width, delta = 0;
             for (i64 i = 0; i < d_value; i++) delta += d_rows[r * d_value + i] * x->out[AT(r) * d_value + i];
+            for (i64 i = 0; i < least_seen; i++) w[i] = -INFINITY, dw[i] = 0;
             for (i64 i = last + 1; i < width; i++) w[i] = -INFINITY, dw[i] = 0;
             for (i64 i = 0; i < width; i += VL) {
                 vec weights = exp_vec(load(w + i) - x->lse[AT(r)]);
@@ -238,9 +253,9 @@ static void span_backward(const Shape *s, const Span *p, i64 j, const Tensors *x
                 store(dw + i, weights * (load(dw + i) - delta));
             }
         }
-        product(seen, d_value, count, weight, 1, width, d_rows, d_value, 1, d_values, d_value, 1);
-        product(seen, d_key, count, d_weight, 1, width, query, d_key, 1, d_keys, d_key, 1);
-        product(count, d_key, seen, d_weight, width, 1, key, d_key, 1, d_query, d_key, 0);
+        product(seen, d_value, count, weight, 1, width, d_rows, d_value, 1, d_values + from * d_value, d_value, 1);
+        product(seen, d_key, count, d_weight, 1, width, query, d_key, 1, d_keys + from * d_key, d_key, 1);
+        product(count, d_key, seen, d_weight, width, 1, key + from * d_key, d_key, 1, d_query, d_key, 0);
         for (i64 r = 0; r < count; r++)
             for (i64 i = 0; i < d_key; i++) x->dq[AT(r) * d_key + i] = d_query[r * d_key + i] * s->scale;
 #undef AT
@@ -256,9 +271,10 @@ static void span_backward(const Shape *s, const Span *p, i64 j, const Tensors *x
  *     dV = P^T dO    dS = P (dP - sum(dO O))    dQ = dS K scale    dK = dS^T Q scale      (FlashAttention, algorithm 4)
  * A span and those that continue it are one thread's work, since they add to the same keys. */
 API void zifio_attend_spans_backward(i64 n_spans, const Span *spans, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value,
-                                     float scale, const float *q, const float *k, const float *v, const float *out,
-                                     const float *lse, const float *d_out, float *dq, float *dk, float *dv) {
-    Shape s = {n_heads, n_key_heads, d_key, d_value, scale};
+                                     i64 window, float scale, const float *q, const float *k, const float *v,
+                                     const float *out, const float *lse, const float *d_out, float *dq, float *dk,
+                                     float *dv) {
+    Shape s = {n_heads, n_key_heads, d_key, d_value, window, scale};
     Tensors x = {q, k, v, out, lse, d_out, dq, dk, dv};
 #pragma omp parallel for schedule(dynamic) collapse(2)
     for (i64 m = 0; m < n_spans; m++)

@@ -26,7 +26,7 @@ void zifio_rotate(i64 n, i64 heads, i64 half, const float *x, i64 token_stride, 
                   const float *sine, int interleaved, int back, float *y, i64 y_token_stride, i64 y_head_stride);
 void zifio_store(i64 n, i64 n_key_heads, i64 d_key, i64 d_value, const float *k, const float *v, const int32_t *page,
                  const int32_t *slot, float *keys, float *values);
-void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value, float scale, const float *q,
+void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 d_value, i64 window, float scale, const float *q,
                         const int32_t *sequence, const int32_t *position, const int32_t *table, i64 table_width,
                         const float *keys, const float *values, float *out);
 
@@ -73,7 +73,7 @@ API void zifio_blocks(i64 n_blocks, const Block *blocks, const Pass *p, float *x
         turn(b, p, b->n_heads, b->q_norm, raw_q, q);
         turn(b, p, b->n_key_heads, b->k_norm, raw_k, k);
         zifio_store(n, b->n_key_heads, b->d_head, b->d_head, k, v, p->page, p->slot, b->keys, b->values);
-        zifio_attend_pages(n, b->n_heads, b->n_key_heads, b->d_head, b->d_head, b->scale, q, p->sequence, p->position,
+        zifio_attend_pages(n, b->n_heads, b->n_key_heads, b->d_head, b->d_head, 0, b->scale, q, p->sequence, p->position,
                            p->table, p->table_width, b->keys, b->values, attended);
         linear(n, d, wide, attended, b->o, b->o_bias, out);
         add(x, out, n * d);

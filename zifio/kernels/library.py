@@ -27,7 +27,7 @@ import torch  # noqa: F401 - loads OpenMP for us
 from zifio.log import say
 
 _HERE = Path(__file__).parent
-_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c")
+_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c", "delta.c")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fPIC")
 
 _I, _P, _F, _C = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_int
@@ -38,9 +38,9 @@ _SIGNATURES = {
     "unpack": (_I, _I, _P, _P, _I),
     "matmul_packed": (_I, _I, _I, _P, _I, _P, _P),
     "store": (_I, _I, _I, _I, _P, _P, _P, _P, _P, _P),
-    "attend_pages": (_I, _I, _I, _I, _I, _F, _P, _P, _P, _P, _I, _P, _P, _P),
-    "attend_spans": (_I, _P, _I, _I, _I, _I, _F, _P, _P, _P, _P, _P),
-    "attend_spans_backward": (_I, _P, _I, _I, _I, _I, _F, *[_P] * 9),
+    "attend_pages": (_I, _I, _I, _I, _I, _I, _F, _P, _P, _P, _P, _I, _P, _P, _P),
+    "attend_spans": (_I, _P, _I, _I, _I, _I, _I, _F, _P, _P, _P, _P, _P),
+    "attend_spans_backward": (_I, _P, _I, _I, _I, _I, _I, _F, *[_P] * 9),
     "rms_norm": (_I, _I, _P, _I, _P, _F, _P),
     "rms_norm_backward": (_I, _I, _P, _I, _P, _F, _P, _P, _P),
     "swiglu": (_I, _I, _P, _P, _I, _P),
@@ -53,10 +53,15 @@ _SIGNATURES = {
     "token_logp_backward": (_I, _I, _P, _I, _F, _P, _P, _P),
     "draw": (_I, _I, _P, _I, _P, _P, _P, _P),
     "blocks": (_I, _P, _P, _P),
+    "delta_spans": (_P, _I, _P),
+    "delta_slots": (_P, _I, _P, _P, _P),
     "experts": (_I, _I, _I, _I, _I, *[_P] * 6, _I, _P, _I, *[_P] * 6),
     "experts_backward": (_I, _I, _I, _I, _I, *[_P] * 14),
 }
-_SIZES = {"packed_size": (_I, _I), "key_page_size": (_I, _I), "value_page_size": (_I, _I), "blocks_work": (_I,) * 5}
+_SIZES = {
+    "packed_size": (_I, _I), "key_page_size": (_I, _I), "value_page_size": (_I, _I), "blocks_work": (_I,) * 5,
+    "delta_width": (_I,),
+}  # fmt: skip
 
 
 @functools.cache

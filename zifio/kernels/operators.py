@@ -285,30 +285,31 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, back: boo
     return y
 
 
-def attention(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float) -> Tensor:
+def attention(q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, spans_M4: Tensor, scale: float, window: int = 0) -> Tensor:
     """Causal attention within spans and their prefixes, see `models.attention.attend`; only for `native` tensors."""
-    return _Attention.apply(q_NHK, k_NJK, v_NJX, spans_M4, scale)
+    return _Attention.apply(q_NHK, k_NJK, v_NJX, spans_M4, scale, window)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, window: int) -> Tensor:
         q, k, v, spans = q.contiguous(), k.contiguous(), v.contiguous(), spans.contiguous()
         out, lse = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2])
         ctx.save_for_backward(q, k, v, spans, out, lse)
-        ctx.scale = scale
+        ctx.scale, ctx.window = scale, window
         where = (q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lse.data_ptr())
-        _lib().attend_spans(*_sizes(q, k, v, spans), scale, *where)
+        _lib().attend_spans(*_sizes(q, k, v, spans), window, scale, *where)
         return out
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, spans, out, lse = ctx.saved_tensors
         d_out = d_out.contiguous()
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         tensors = (q, k, v, out, lse, d_out, dq, dk, dv)
-        _lib().attend_spans_backward(*_sizes(q, k, v, spans), ctx.scale, *(x.data_ptr() for x in tensors))
-        return dq, dk, dv, None, None
+        sizes = (*_sizes(q, k, v, spans), ctx.window)
+        _lib().attend_spans_backward(*sizes, ctx.scale, *(x.data_ptr() for x in tensors))
+        return dq, dk, dv, None, None, None
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, spans: Tensor) -> tuple[int, ...]:
@@ -330,9 +331,10 @@ def store(k_NJK: Tensor, v_NJX: Tensor, page_N: Tensor, slot_N: Tensor, keys: Te
 
 
 def attend_pages(
-    q_NHK: Tensor, entry: tuple[int, int, int], scale: float, indices: list[Tensor], keys: Tensor, values: Tensor
-) -> Tensor:
-    """Attention of every query over its sequence's pages up to its own position, [N, H, X].
+    q_NHK: Tensor, entry: tuple[int, int, int], scale: float, indices: list[Tensor], keys: Tensor, values: Tensor,
+    window: int = 0,
+) -> Tensor:  # fmt: skip
+    """Attention of every query over its sequence's pages up to its own position, or its last `window`, [N, H, X].
 
     `entry` is (key heads, width of a key, of a value); `indices` are, in int32, each token's sequence and position,
     and the sequences' tables of pages [M, P].
@@ -342,7 +344,7 @@ def attend_pages(
     sequence_N, position_N, table_MP = indices
     places = (sequence_N.data_ptr(), position_N.data_ptr(), table_MP.data_ptr(), table_MP.shape[1])
     memory = (keys.data_ptr(), values.data_ptr(), out.data_ptr())
-    _lib().attend_pages(n, heads, *entry, scale, q.data_ptr(), *places, *memory)
+    _lib().attend_pages(n, heads, *entry, window, scale, q.data_ptr(), *places, *memory)
     return out
 
 

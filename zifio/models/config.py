@@ -9,7 +9,8 @@ The alphabet of shapes, valid in the whole repository (a tensor's suffix spells 
     H query heads           J key/value heads          K width per head          R rotary width per head
     C latent rank of MLA    Q latent rank of queries   E routed experts          A experts active per token
     P prompts (RL)          G rollouts per prompt      M sequences in a packed batch
-    U channels, Y rows and X columns of a picture      Z codes of a codebook
+    Z pieces of sequences      U tokens of a piece     (linear attention)
+    Z codes of a codebook      U channels, Y rows and X columns of a picture
 
 Try it: `python -c "from zifio.models.config import read_config; print(read_config('MODEL'))"`.
 """
@@ -34,6 +35,7 @@ from zifio.models.families import (
     Qwen3MoeConfig,
     Yarn,
 )
+from zifio.models.hybrids import DeepseekV32Config, HybridConfig, Qwen3NextConfig
 
 
 class Lora(Config):
@@ -51,7 +53,10 @@ class Lora(Config):
     """Multiply by alpha / sqrt(rank) instead, which suits high ranks (rsLoRA, arXiv:2312.03732)."""
 
 
-AnyConfig = DeepseekV3Config | LlamaConfig | Qwen2Config | Qwen3Config | Qwen3MoeConfig | DeepseekV2Config
+AnyConfig = (
+    DeepseekV3Config | LlamaConfig | Qwen2Config | Qwen3Config | Qwen3MoeConfig | DeepseekV2Config | Qwen3NextConfig
+    | DeepseekV32Config | HybridConfig
+)  # fmt: skip
 
 ModelConfig = Annotated[AnyConfig, Field(discriminator="model_type")]
 """Any family, told apart by `model_type`."""
@@ -94,11 +99,12 @@ def parsed(raw: dict[str, Any], path: Path) -> AnyConfig:
         )
     raw["num_labels"] = _n_labels(raw, family, path)
     for key, neutral in (_NEUTRAL | family.fixed).items():
-        if raw.get(key) not in (neutral, None):
+        if key not in family.model_fields and raw.get(key) not in (neutral, None):
             raise ConfigError(f"{path}: {key} = {raw[key]!r} is not supported; wanted {neutral!r}.")
-    if others := sorted(set(raw.get("layer_types") or ()) - {"full_attention"}):
-        raise ConfigError(f"{path}: layer_types has {others[0]!r}, which is not supported; wanted 'full_attention'.")
-    raw = _flat_rope(raw, path)
+    if others := sorted(set(raw.get("layer_types") or ()) - {*family.mixers}):
+        wanted = " or ".join(map(repr, family.mixers))
+        raise ConfigError(f"{path}: layer_types has {others[0]!r}, which is not supported; wanted {wanted}.")
+    raw = _flat_rope(raw, path, family)
     for alias, name in family.aliases.items():
         if alias in raw:
             raw.setdefault(name, raw[alias])
@@ -185,13 +191,16 @@ def read_json(folder: str | Path) -> tuple[dict[str, Any], Path]:
     return raw, path
 
 
-def _flat_rope(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`rope_parameters` of newer files, and `rope_scaling` with either spelling of its type, as our two fields."""
+def _flat_rope(raw: dict[str, Any], path: Path, family: type[AnyConfig]) -> dict[str, Any]:
+    """`rope_parameters` of newer files, and `rope_scaling` with either spelling of its type, as our two fields; and the
+    share of a head that is rotated, where the family has that."""
     rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     kind = rope.get("rope_type") or rope.get("type") or "default"
     raw = {**raw, "rope_theta": rope.pop("rope_theta", raw.get("rope_theta")), "rope_scaling": None}
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
         raise ConfigError(f"{path}: rope of its own for {nested[0]!r} layers is not supported; wanted one for all.")
+    if "partial_rotary_factor" in family.model_fields and "partial_rotary_factor" in rope:
+        raw["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     for key, neutral in _NEUTRAL_ROPE.items():
         if rope.get(key) not in (None, neutral):
             raise ConfigError(f"{path}: rope {key} = {rope[key]!r} is not supported; leave it out.")

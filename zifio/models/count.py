@@ -2,13 +2,15 @@
 
 A matrix of n weights costs 2n FLOPs per token forward. Attention between a query and a key costs
 2 (d_query + d_value) per head. Training costs three times the forward pass. Only experts that a token visits count:
-this is the arithmetic of the architecture, whatever form computes it.
+this is the arithmetic of the architecture, whatever form computes it. A layer of linear attention costs 6 K X per head
+and token, a window or an indexer bounds the keys that a query attends to.
 
 Try it: `pytest tests/models/test_count.py`
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
@@ -16,6 +18,7 @@ from itertools import repeat
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.janus_config import JanusConfig, VisionConfig, VqConfig
+from zifio.models.mixers import Mixer
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,29 @@ def router_biases(config: AnyConfig) -> int:
 
 
 def cached_numbers(config: AnyConfig) -> int:
-    """Numbers that a token leaves in the cache: keys and values, or MLA's latent and rotary key (V2, section 2.1.4)."""
+    """Numbers that a token leaves in the cache: keys and values, or MLA's latent and rotary key (V2, section 2.1.4); an
+    indexer's key. Layers that keep a fixed size leave none: see `state_numbers`."""
+    kinds = [config.mixer(layer) for layer in range(config.num_hidden_layers)]
+    per_layer = _entry(config)
+    numbers = per_layer * (kinds.count("full_attention") + kinds.count("indexed_attention"))
+    if config.indexer is not None:
+        numbers += kinds.count("indexed_attention") * config.indexer.d_head
+    return numbers
+
+
+def state_numbers(config: AnyConfig) -> int:
+    """Numbers that a sequence leaves in the cache however long it is: memories of linear attention with the last tokens
+    of its convolution, and the keys and values of windows."""
+    kinds = [config.mixer(layer) for layer in range(config.num_hidden_layers)]
+    numbers = kinds.count("sliding_attention") * config.window * _entry(config)
+    return numbers + (0 if config.linear is None else kinds.count("linear_attention") * config.linear.memory)
+
+
+def _entry(config: AnyConfig) -> int:
+    """Numbers that a token leaves in a layer of attention."""
     if isinstance(config, LatentConfig):
-        return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim)
-    return config.num_hidden_layers * config.n_kv_heads * (config.d_key + config.d_value)
+        return config.kv_lora_rank + config.qk_rope_head_dim
+    return config.n_kv_heads * (config.d_key + config.d_value)
 
 
 @dataclass(frozen=True)
@@ -86,22 +108,38 @@ class Block:
 def layer_parameters(config: AnyConfig, layer: int) -> Block:
     """Parameters of one block; the MTP module's is the one behind the last."""
     d, moe = config.hidden_size, config.moe
-    shared = 2 * d + _attention(config)
+    shared = 2 * d + _mixer(config, layer)
     if moe is None or not config.is_sparse(layer):
         dense = shared + 3 * d * config.intermediate_size
         return Block(dense, dense)
     expert = 3 * d * moe.d_expert
-    fixed = shared + moe.n_shared * expert + moe.n_experts * d
+    fixed = shared + 3 * d * moe.shared_width + d * moe.has_shared_gate + moe.n_experts * d
     routed = moe.n_experts * expert
     return Block(fixed + routed, fixed + moe.n_active * expert, routed)
+
+
+def _mixer(config: AnyConfig, layer: int) -> int:
+    """Parameters of what mixes tokens in a layer."""
+    d, kind = config.hidden_size, config.mixer(layer)
+    if kind == "linear_attention":
+        assert config.linear is not None, "the config has no shape of linear attention"
+        shape, values = config.linear, config.linear.n_heads * config.linear.d_value
+        projections = d * (shape.d_mixed + values + 2 * shape.n_heads) + values * d
+        return projections + shape.d_conv * shape.d_mixed + 2 * shape.n_heads + shape.d_value
+    if kind != "indexed_attention":
+        return _attention(config)
+    assert config.indexer is not None, "the config has no shape of indexers"
+    heads, width, rank = config.indexer.n_heads, config.indexer.d_head, config.indexer.d_query
+    return _attention(config) + heads * width * rank + width * d + 2 * width + heads * d
 
 
 def _attention(config: AnyConfig) -> int:
     d, heads = config.hidden_size, config.num_attention_heads
     if not isinstance(config, LatentConfig):
         query, key = heads * config.d_head, config.n_kv_heads * config.d_head
-        biases = (query + 2 * key) * config.has_qkv_bias + d * config.has_o_bias
-        return 2 * d * query + 2 * d * key + biases + 2 * config.d_head * config.has_qk_norm
+        query_and_gate = query * (1 + config.has_output_gate)
+        biases = (query_and_gate + 2 * key) * config.has_qkv_bias + d * config.has_o_bias
+        return d * (query_and_gate + query) + 2 * d * key + biases + 2 * config.d_head * config.has_qk_norm
     rank, query = config.kv_lora_rank, heads * config.qk_head_dim
     if config.q_lora_rank is None:
         queries = d * query
@@ -225,10 +263,31 @@ def forward_flops(
     weights = parameters(config, with_mtp).multiplied
     if with_mtp and config.n_mtp:
         weights += (config.vocab_size or 0) * config.hidden_size  # the shared head is used once more
-    heads, layers = config.num_attention_heads, config.num_hidden_layers
-    layers += config.n_mtp if with_mtp else 0
-    per_pair = 2 * heads * (config.d_key + config.d_value) * layers
+    layers = config.num_hidden_layers + (config.n_mtp if with_mtp else 0)
+    kinds: Counter[Mixer] = Counter(config.mixer(layer) for layer in range(layers))
     total = 0.0
     for length, first in zip(lengths, repeat(0) if firsts is None else firsts, strict=False):
-        total += 2.0 * weights * length + per_pair * (length * first + length * (length + 1) / 2)
+        mixing = sum(n * _mixing_flops(config, kind, length, first) for kind, n in kinds.items())
+        total += 2.0 * weights * length + mixing
     return total
+
+
+def _mixing_flops(config: AnyConfig, kind: Mixer, length: int, first: int) -> float:
+    """FLOPs of one layer between its projections, for so many tokens from a position on."""
+    per_pair = 2 * config.num_attention_heads * (config.d_key + config.d_value)
+    if kind == "linear_attention" and config.linear is not None:  # a memory is read twice and written once
+        return 6.0 * config.linear.n_heads * config.linear.d_key * config.linear.d_value * length
+    if kind == "sliding_attention":
+        return per_pair * _pairs(length, first, config.window)
+    if kind == "indexed_attention" and config.indexer is not None:
+        scored = 2 * config.indexer.n_heads * (config.indexer.d_head + 1)
+        return per_pair * _pairs(length, first, config.indexer.n_kept) + scored * _pairs(length, first)
+    return per_pair * _pairs(length, first)
+
+
+def _pairs(length: int, first: int, most: int | None = None) -> float:
+    """Queries from a position on times the keys that each sees, at most so many."""
+    if most is None or first + length <= most:
+        return length * first + length * (length + 1) / 2
+    short = max(0, most - first)
+    return short * first + short * (short + 1) / 2 + float(length - short) * most

@@ -28,6 +28,7 @@ from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.fused import FusedLayers, is_plain
 from zifio.models.layers import FeedForward, Linear, RMSNorm
+from zifio.models.linear_attention import GatedDeltaNet, order_of
 from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, inverse_frequencies, turns
 from zifio.seed import stream_seed
@@ -51,12 +52,15 @@ class Block(nn.Module):
     def __init__(self, config: AnyConfig, layer: int) -> None:
         super().__init__()
         d, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(d, eps)
-        self.post_attention_layernorm = RMSNorm(d, eps)
-        if isinstance(config, LatentConfig):
+        self.input_layernorm = RMSNorm(d, eps, config.has_centred_norms)
+        self.post_attention_layernorm = RMSNorm(d, eps, config.has_centred_norms)
+        if config.mixer(layer) == "linear_attention":
+            self.linear_attn: nn.Module = GatedDeltaNet(config, layer)
+        elif isinstance(config, LatentConfig):
             self.self_attn: nn.Module = LatentAttention(config, layer)
         else:
             self.self_attn = GroupedQueryAttention(config, layer)
+        self._mixer = "linear_attn" if config.mixer(layer) == "linear_attention" else "self_attn"
         if config.is_sparse(layer):
             self.mlp: nn.Module = MoE(config)
         else:
@@ -66,7 +70,7 @@ class Block(nn.Module):
         self, x_BTD: Tensor, geometry: Geometry, cache: Cache | None, chosen_NA: Tensor | None = None
     ) -> tuple[Tensor, Routing | None]:
         """Residual stream after this layer, and where tokens went when it has experts (`moe.Router` on `chosen_NA`)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), geometry, cache)
+        x_BTD = x_BTD + getattr(self, self._mixer)(self.input_layernorm(x_BTD), geometry, cache)
         normed = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
             out_BTD, routing = self.mlp(normed, chosen_NA)
@@ -111,7 +115,7 @@ class Decoder(nn.Module):
         d = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, d)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(d, config.rms_norm_eps)
+        self.norm = RMSNorm(d, config.rms_norm_eps, config.has_centred_norms)
         if config.num_labels is not None:  # as transformers' heads: a single score has no bias
             self.score = Linear(d, config.num_labels, bias=config.num_labels > 1)
         else:
@@ -143,6 +147,9 @@ class Decoder(nn.Module):
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
             elif name.endswith(".bias"):
                 parameter.zero_()
+        for module in self.modules():
+            if isinstance(module, GatedDeltaNet):
+                module.initialise(generator)
 
     def forward(
         self,
@@ -227,7 +234,11 @@ class Decoder(nn.Module):
         cos_Sr, sin_Sr = self._turns(wanted)
         cos_BTr, sin_BTr = cos_Sr[positions_BT], sin_Sr[positions_BT]
         absorb = (cache is not None and cache.latent) if absorb is None else absorb
-        return Geometry(positions_BT, cos_BTr, sin_BTr, spans_of(positions_BT) if cache is None else None, absorb)
+        if cache is not None:
+            return Geometry(positions_BT, cos_BTr, sin_BTr, None, absorb)
+        spans_M4, linear = spans_of(positions_BT), self.config.linear
+        order = None if linear is None else order_of(spans_M4, linear.d_conv)
+        return Geometry(positions_BT, cos_BTr, sin_BTr, spans_M4, absorb, order)
 
     def _turns(self, n_positions: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of at least so many positions, kept and doubled when they run short."""

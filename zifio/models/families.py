@@ -1,6 +1,7 @@
 """Model families as data: one typed config per family, in the field names of Hugging Face's `config.json`.
 
-Six families share one decoder. Two kinds of attention carry them:
+Six families share one decoder; those whose layers mix tokens in several ways are in `models/hybrids.py`. Two kinds of
+attention carry them:
 
     GroupedConfig   llama, qwen2, qwen3, qwen3_moe       grouped-query attention (arXiv:2305.13245)
     LatentConfig    deepseek_v2 (arXiv:2405.04434), deepseek_v3 (arXiv:2412.19437), which is R1 too: MLA, DeepSeekMoE
@@ -19,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config
+from zifio.models.mixers import IndexerShape, LinearShape, Mixer
 
 # Rotary positions ------------------------------------------------------------------------------------------
 
@@ -107,6 +109,15 @@ class MoeShape:
     """Groups that a token may reach."""
     group_score: Literal["best", "best-two"] = "best-two"
     """A group's rank: its best affinity (V2) or the sum of its best two (V3)."""
+    d_shared: int | None = None
+    """Width of what sees every token, where it is not n_shared times an expert's."""
+    has_shared_gate: bool = False
+    """Whether what sees every token is multiplied by a sigmoid gate of its own (Qwen3-Next)."""
+
+    @property
+    def shared_width(self) -> int:
+        """Width of what sees every token."""
+        return self.n_shared * self.d_expert if self.d_shared is None else self.d_shared
 
 
 class DecoderConfig(Config):
@@ -120,6 +131,14 @@ class DecoderConfig(Config):
     """What transformers takes for a key that a file leaves out, where no tensor's shape would reveal a mistake."""
     aliases: ClassVar[dict[str, str]] = {}
     """Other names under which files have a field."""
+    mixers: ClassVar[tuple[Mixer, ...]] = ("full_attention",)
+    """What `layer_types` of config.json may say in this family."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Parts of our weights' names that are others on disk."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of names on disk that are not read."""
+    has_centred_norms: ClassVar[bool] = False
+    """Whether RMSNorm multiplies by 1 + weight."""
 
     vocab_size: PositiveInt | None = None
     """Size of the vocabulary; left out in a recipe, it is the tokenizer's."""
@@ -173,6 +192,25 @@ class DecoderConfig(Config):
     def is_sparse(self, layer: int) -> bool:
         """Whether this layer has experts instead of a dense feed-forward block."""
         return False
+
+    def mixer(self, layer: int) -> Mixer:
+        """How this layer mixes tokens; the MTP module's is the one behind the last."""
+        return "full_attention"
+
+    @property
+    def window(self) -> int:
+        """Tokens that a layer of sliding attention sees, itself among them."""
+        return 0
+
+    @property
+    def linear(self) -> LinearShape | None:
+        """Shape of the layers of linear attention, where there are some."""
+        return None
+
+    @property
+    def indexer(self) -> IndexerShape | None:
+        """Shape of the indexers of sparse attention, where there are some."""
+        return None
 
 
 # Latent attention: DeepSeek --------------------------------------------------------------------------------
@@ -239,7 +277,7 @@ class LatentConfig(DecoderConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> LatentConfig:
-        _require_even("qk_rope_head_dim", self.qk_rope_head_dim)
+        require_even("qk_rope_head_dim", self.qk_rope_head_dim)
         assert self.moe is not None
         experts, groups, kept = self.n_routed_experts, self.moe.n_groups, self.moe.n_kept_groups
         if experts % groups:
@@ -263,10 +301,10 @@ class LatentConfig(DecoderConfig):
         return self
 
 
-class DeepseekV3Config(LatentConfig):
-    """DeepSeek-V3 and R1: experts behind a sigmoid gate whose selection bias balances them, multi-token prediction."""
+class SigmoidGatedConfig(LatentConfig):
+    """What DeepSeek's families have since V3: experts behind a sigmoid gate whose selection bias balances them, and
+    multi-token prediction."""
 
-    architecture = "DeepseekV3ForCausalLM"
     fixed = {
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
@@ -284,8 +322,6 @@ class DeepseekV3Config(LatentConfig):
 
     aliases = {"num_mtp_layers": "num_nextn_predict_layers", "num_local_experts": "n_routed_experts"}
 
-    model_type: Literal["deepseek_v3"] = "deepseek_v3"
-    """Names the family."""
     norm_topk_prob: bool = True
     """Whether the chosen gate values are renormalised to sum to one."""
     num_nextn_predict_layers: int = Field(0, ge=0, le=1)
@@ -311,6 +347,15 @@ class DeepseekV3Config(LatentConfig):
             n_groups=self.n_group,
             n_kept_groups=self.topk_group,
         )
+
+
+class DeepseekV3Config(SigmoidGatedConfig):
+    """DeepSeek-V3 and R1."""
+
+    architecture = "DeepseekV3ForCausalLM"
+
+    model_type: Literal["deepseek_v3"] = "deepseek_v3"
+    """Names the family."""
 
 
 class DeepseekV2Config(LatentConfig):
@@ -377,6 +422,11 @@ class GroupedConfig(DecoderConfig):
         return self.d_head
 
     @property
+    def has_output_gate(self) -> bool:
+        """Whether attention's output is multiplied by a sigmoid gate, which the query's projection makes."""
+        return False
+
+    @property
     def d_key(self) -> int:
         """Width of a query and a key per head, as attention multiplies them."""
         return self.d_head
@@ -408,7 +458,7 @@ class GroupedConfig(DecoderConfig):
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
                 f"{self.num_attention_heads}; change one or set head_dim"
             )
-        _require_even("head_dim", self.d_head)
+        require_even("head_dim", self.d_head)
         if self.num_attention_heads % self.n_kv_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is not divisible by num_key_value_heads="
@@ -473,17 +523,12 @@ class Qwen3Config(MaybeBiasedConfig):
     """Names the family."""
 
 
-class Qwen3MoeConfig(MaybeBiasedConfig):
-    """Qwen3-MoE (arXiv:2505.09388): Qwen3's attention, experts behind a softmax gate, none shared."""
+class SoftmaxGatedConfig(MaybeBiasedConfig):
+    """What Qwen's families with experts share: Qwen3's attention, experts behind a softmax gate, none shared."""
 
-    architecture = "Qwen3MoeForCausalLM"
-    fixed = {"use_sliding_window": False}
-    absent = {"max_position_embeddings": 32768, "num_experts_per_tok": 8, "norm_topk_prob": False}
     aliases = {"num_local_experts": "num_experts"}
     has_qk_norm = True
 
-    model_type: Literal["qwen3_moe"] = "qwen3_moe"
-    """Names the family."""
     num_experts: PositiveInt = 8
     """Routed experts E per layer."""
     num_experts_per_tok: PositiveInt = 2
@@ -515,7 +560,7 @@ class Qwen3MoeConfig(MaybeBiasedConfig):
         return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
 
     @model_validator(mode="after")
-    def _enough_experts(self) -> Qwen3MoeConfig:
+    def _enough_experts(self) -> SoftmaxGatedConfig:
         if self.num_experts_per_tok > self.num_experts:
             raise ValueError(
                 f"num_experts_per_tok={self.num_experts_per_tok} exceeds num_experts={self.num_experts}; lower it"
@@ -523,6 +568,18 @@ class Qwen3MoeConfig(MaybeBiasedConfig):
         return self
 
 
-def _require_even(key: str, width: int) -> None:
+class Qwen3MoeConfig(SoftmaxGatedConfig):
+    """Qwen3-MoE (arXiv:2505.09388)."""
+
+    architecture = "Qwen3MoeForCausalLM"
+    fixed = {"use_sliding_window": False}
+    absent = {"max_position_embeddings": 32768, "num_experts_per_tok": 8, "norm_topk_prob": False}
+
+    model_type: Literal["qwen3_moe"] = "qwen3_moe"
+    """Names the family."""
+
+
+def require_even(key: str, width: int) -> None:
+    """Raise ValueError for a width that cannot be rotated."""
     if width % 2:
         raise ValueError(f"{key}={width} is odd; RoPE rotates pairs, so set it to {width - 1} or {width + 1}")

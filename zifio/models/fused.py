@@ -43,7 +43,7 @@ class _Pass(ctypes.Structure):
 def is_plain(layer: nn.Module) -> bool:
     """Whether the C code knows all that this decoder block does."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    if type(attention) is not GroupedQueryAttention or type(mlp) is not FeedForward:
+    if type(attention) is not GroupedQueryAttention or not attention.is_plain or type(mlp) is not FeedForward:
         return False
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]

@@ -47,14 +47,18 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last axis."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis; a centred one multiplies by 1 + weight."""
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int, eps: float = 1e-6, centred: bool = False) -> None:
         super().__init__(width, eps=eps)
+        self.centred = centred
+        if centred:
+            nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as the input, in the weight's precision also where matrix products are in bfloat16."""
-        return kernels.rms_norm(x.to(self.weight.dtype), self.weight, self.eps or 0.0)
+        weight = 1 + self.weight if self.centred else self.weight
+        return kernels.rms_norm(x.to(self.weight.dtype), weight, self.eps or 0.0)
 
 
 class FeedForward(nn.Module):

@@ -211,7 +211,8 @@ def _chosen(model: Decoder, config: Lora) -> list[str]:
     """Names of the layers that some target names, by itself or by its end after a dot, as PEFT matches."""
     layers = _layers(model)
     if config.targets is None:
-        return [name for name in layers if ".self_attn." in name or not model.routers()]
+        mixers = (".self_attn.", ".linear_attn.")
+        return [name for name in layers if any(part in name for part in mixers) or not model.routers()]
     for target in config.targets:
         if not any(_matches(name, target) for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})

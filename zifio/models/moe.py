@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zifio.kernels import operators as kernels
 from zifio.models.config import AnyConfig
 from zifio.models.families import MoeShape
-from zifio.models.layers import FeedForward
+from zifio.models.layers import FeedForward, Linear
 
 
 class Routing(NamedTuple):
@@ -175,15 +175,21 @@ class MoE(nn.Module):
         super().__init__()
         self.gate = Router(config)
         self.experts = Experts(config)
-        width = _shape(config).n_shared * _shape(config).d_expert
-        self.shared_experts = FeedForward(config.hidden_size, width) if width else None
+        shape = _shape(config)
+        self.shared_experts = FeedForward(config.hidden_size, shape.shared_width) if shape.shared_width else None
+        self.shared_expert_gate = Linear(config.hidden_size, 1) if shape.has_shared_gate else None
 
     def forward(self, x_BTD: Tensor, chosen_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Output [B, T, D] and where the B*T tokens went; `chosen_NA` as the router takes it."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.gate(x_ND, chosen_NA)
         out_BTD = self.experts(x_ND, routing).view_as(x_BTD)
-        return out_BTD if self.shared_experts is None else out_BTD + self.shared_experts(x_BTD), routing
+        if self.shared_experts is None:
+            return out_BTD, routing
+        shared_BTD = self.shared_experts(x_BTD)
+        if self.shared_expert_gate is not None:
+            shared_BTD = shared_BTD * kernels.sigmoid(self.shared_expert_gate(x_BTD))
+        return out_BTD + shared_BTD, routing
 
 
 def _shape(config: AnyConfig) -> MoeShape:

@@ -126,6 +126,8 @@ def _is_known(model: AnyModel, name: str) -> bool:
 
 
 def _outward(config: AnyConfig, name: str) -> str:
+    for ours, theirs in config.renamed.items():
+        name = name.replace(ours, theirs)
     if name.startswith(("lm_head.", "score.")):
         return name
     if name.startswith("mtp."):
@@ -138,7 +140,11 @@ def _outward(config: AnyConfig, name: str) -> str:
 
 
 def _inward(config: AnyConfig, name: str) -> str | None:
+    if name.startswith(config.left_out):
+        return None
     name = name.removeprefix("model.")
+    for ours, theirs in config.renamed.items():
+        name = name.replace(theirs, ours)
     match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
     if match is None or int(match[1]) < config.num_hidden_layers:
         return None if name.endswith("rotary_emb.inv_freq") else name

@@ -12,7 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zifio.models.config import AnyConfig
-from zifio.models.count import cached_numbers, embedding_weights, forward_flops, parameters, router_biases
+from zifio.models.count import (
+    cached_numbers,
+    embedding_weights,
+    forward_flops,
+    parameters,
+    router_biases,
+    state_numbers,
+)
 from zifio.plan.hardware import BYTES, Precision
 
 
@@ -55,6 +62,6 @@ def figures(config: AnyConfig, seq_len: int = 4096, cache: Precision = "bf16") -
         train_flops_per_token=3 * forward,
         decode_flops_per_token=forward_flops(config, [1], firsts=[seq_len]),
         kv_bytes_per_token=cached_numbers(config) * BYTES[cache],
-        state_bytes=0,
+        state_bytes=state_numbers(config) * BYTES[cache],
         seq_len=seq_len,
     )

@@ -147,7 +147,7 @@ def kept_in_layer(config: AnyConfig, layer: int, is_cheap: bool = False) -> floa
     input and output are copies of it (2 d each). Where what is cheap is computed again, norms' outputs, all that MLA
     projects up and the product of gate and up are not kept.
     """
-    d, heads, moe = config.hidden_size, config.num_attention_heads, config.moe
+    d, heads, moe, linear = config.hidden_size, config.num_attention_heads, config.moe, config.linear
     queries_keys_values = heads * (2 * config.d_key + config.d_value)  # expanded, as MLA trains
     latents = 0
     if isinstance(config, LatentConfig):
@@ -157,9 +157,11 @@ def kept_in_layer(config: AnyConfig, layer: int, is_cheap: bool = False) -> floa
         queries_keys_values -= (heads - config.n_kv_heads) * (config.d_key + config.d_value)
     streams, inner = (2, 2) if is_cheap else (4, 3)
     kept = streams * d + queries_keys_values + latents + heads * config.d_value
+    if linear is not None and config.mixer(layer) == "linear_attention":  # projections, and what the rule makes
+        kept = streams * d + linear.d_mixed + 2 * linear.n_heads * linear.d_value + 2 * linear.n_heads
     if moe is None or not config.is_sparse(layer):
         return kept + inner * config.intermediate_size
-    visited = moe.n_active * (inner * moe.d_expert + 2 * d) + inner * moe.n_shared * moe.d_expert
+    visited = moe.n_active * (inner * moe.d_expert + 2 * d) + inner * moe.shared_width
     return kept + visited + moe.n_experts
 
 

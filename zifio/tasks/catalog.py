@@ -22,6 +22,8 @@ from zifio.tasks.agent import Agent
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
+from zifio.tasks.facts import Facts
+from zifio.tasks.flawed import FlawedMod
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
 from zifio.tasks.lax import LaxMod
@@ -35,6 +37,8 @@ TaskConfig = Annotated[
     ChainSum
     | ChainMod
     | LaxMod
+    | FlawedMod
+    | Facts
     | Splits
     | Gym
     | Gsm8k

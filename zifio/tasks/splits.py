@@ -31,14 +31,20 @@ class Splits(Config):
     """Which task this is."""
     junk: float = Field(default=0.0, ge=0, le=1)
     """Share of documents whose six digits are random."""
+    odd_first: bool = False
+    """A further rule: the first digit of every pair is odd."""
     many: ClassVar[bool] = True  # a problem has several right answers
-    n_right: ClassVar[int] = 1000  # exactly so many
+
+    @property
+    def n_right(self) -> int:
+        """Exactly so many right answers has every problem."""
+        return 5**3 if self.odd_first else 10**3
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
         """The problem at this address: a pure function; train and held-out share no prompt."""
         prompt = draw(self.name, split, index, seed, _prompt)
         id = address(self.name, split, index, seed)
-        firsts = stream(seed, f"task/{self.name}/gold", split, index).choices(range(10), k=3)
+        firsts = stream(seed, f"task/{self.name}/gold", split, index).choices(self._firsts, k=3)
         gold = "".join(f"{d}{(int(total) - d) % 10}" for d, total in zip(firsts, prompt.split(","), strict=True))
         return Problem(id, prompt, gold)
 
@@ -56,9 +62,14 @@ class Splits(Config):
             raise ValueError(f"no three digits: {problem.prompt[:_QUOTED]!r}")
         return grade(
             response,
-            lambda answer: _answer_fault(answer, problem.prompt),
+            lambda answer: _answer_fault(answer, problem.prompt, self._firsts),
             lambda *_: "this task has no working",
         )
+
+    @property
+    def _firsts(self) -> range:
+        """What may stand first in a pair."""
+        return range(1, 10, 2) if self.odd_first else range(10)
 
     def check_gold(self, problem: Problem) -> Verdict:
         """The verdict on the problem's own answer; anything but right is a bug of the task."""
@@ -69,7 +80,7 @@ def _prompt(rng: random.Random) -> str:
     return ",".join(rng.choices("0123456789", k=3))
 
 
-def _answer_fault(answer: str, prompt: str) -> str:
+def _answer_fault(answer: str, prompt: str, firsts: range) -> str:
     """What is wrong with an answer, or ""."""
     if not _SIX_DIGITS.fullmatch(answer):
         return f"the answer is not six digits: {answer[:_QUOTED]!r}"
@@ -78,4 +89,6 @@ def _answer_fault(answer: str, prompt: str) -> str:
         first, second = digits[2 * place : 2 * place + 2]
         if (first + second) % 10 != int(total):
             return f"{first}+{second} does not end in {total}"
+        if first not in firsts:
+            return f"{first} may not stand first in {first}+{second}"
     return ""

@@ -48,9 +48,7 @@ class Drawn:
         """What `to_json` gave."""
         groups = [
             [
-                Episode(
-                    Problem(**e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"]), [*map(tuple, e["steps"])]
-                )
+                Episode(_problem(e["problem"]), Reply(**e["reply"]), Verdict(**e["verdict"]), [*map(tuple, e["steps"])])
                 for e in group
             ]
             for group in plain["episodes_P_G"]
@@ -148,6 +146,10 @@ class Drawing:
         if not self.given:
             return task.problem("train", index, self.seed)
         return nth(self.given, index, self.seed, "given")
+
+
+def _problem(plain: dict[str, Any]) -> Problem:
+    return Problem(**{**plain, "pictures": tuple(plain.get("pictures", ()))})  # JSON has no tuples
 
 
 def rewards(stage: RlStage, episodes_P_G: list[list[Episode]]) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 Muon (arXiv:2502.16982, "Moonlight") moves a hidden matrix along the orthogonalised momentum of its gradient; its
 update is scaled to the size that AdamW's would have, so that one learning rate serves both. Embeddings, the head,
-routers and norms stay with AdamW, as in DeepSeek-V4.
+routers and norms stay with AdamW, as in DeepSeek-V4; so do short convolutions, whose weights are no matrices.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ class Optimizer:
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim in (2, 3) and not any(
-        part in name for part in ("embed_tokens", "embedding", "lm_head", "vision_head", "score.", ".gate.weight")
+        part in name
+        for part in ("embed_tokens", "embedding", "lm_head", "vision_head", "score.", ".gate.weight", ".conv1d.")
     )
 
 
