@@ -14,6 +14,7 @@ from zifio.engine.dialogue import Dialogue
 from zifio.engine.engine import Engine
 from zifio.engine.pictures import asks_for_drawing, drawing, looked_at, painted_urls, picture_prompt
 from zifio.engine.request import Completion
+from zifio.models.count import forward_flops, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision
 from zifio.models.hub import resolve
