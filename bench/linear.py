@@ -5,7 +5,7 @@ latents, a sliding window, gated DeltaNet, three of that to one of full attentio
 (over MLA). Each reads a prompt of random tokens through the engine and then decodes, alone, in a process of its own.
 Told are the time of a token, the bytes of pages and of state that it holds, and by how much the process grew.
 
-    python -m bench.linear                                        # 1k to 32k tokens; writes linear.json, figures/linear.png
+    python -m bench.linear                                        # 1k to 32k tokens; linear.json, figures/linear.png
     python -m bench.linear --lengths 256,512 --tokens 8 --out DIR # a little
     python -m bench.linear --one softmax 4096                     # one measurement, as JSON
 """
@@ -155,7 +155,9 @@ def one_in_its_own(name: str, length: int, options: argparse.Namespace) -> dict[
 def main() -> None:
     """Measure all that is asked for, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="tokens of prompts (default: %(default)s)")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="tokens of prompts (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="tokens that are timed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each, of which the best (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and the kernels (default: %(default)s)")
