@@ -103,6 +103,7 @@ def measure(name: str, length: int, tokens: int, threads: int) -> dict[str, Any]
         times.append(1000 * (time.perf_counter() - began))
         work.append(1000 * (time.process_time() - begun))
     times, work = times[WARM - 1 :], work[WARM - 1 :]
+    give_back()  # what is free in the heap
     return {
         "mixer": name, "tokens": length, "ms_per_token": round(statistics.median(times), 4),
         "ms_p10": round(sorted(times)[len(times) // 10], 4), "ms_p90": round(sorted(times)[-1 - len(times) // 10], 4),
