@@ -3,7 +3,8 @@
 Six models of one width and depth, differing in their mixers alone: full attention with grouped queries, MLA with its
 latents, a sliding window, gated DeltaNet, three of that to one of full attention, and sparse attention with an indexer
 (over MLA). Each reads a prompt of random tokens through the engine and then decodes, alone, in a process of its own.
-Told are the time of a token, the bytes of pages and of state that it holds, and by how much the process grew.
+Told are the time of a token (and the processor's, which other work on the machine disturbs less), the bytes of pages
+and of state that are held, and by how much the process grew.
 
     python -m bench.linear                                        # 1k to 32k tokens; linear.json, figures/linear.png
     python -m bench.linear --lengths 256,512 --tokens 8 --out DIR # a little
@@ -95,15 +96,18 @@ def measure(name: str, length: int, tokens: int, threads: int) -> dict[str, Any]
         engine.step()
     prefill_s = time.perf_counter() - began
     give_back()
-    times = []
+    times, work = [], []
     while engine.has_work:
-        began = time.perf_counter()
+        began, begun = time.perf_counter(), time.process_time()
         engine.step()
         times.append(1000 * (time.perf_counter() - began))
-    times = times[WARM - 1 :]
+        work.append(1000 * (time.process_time() - begun))
+    times, work = times[WARM - 1 :], work[WARM - 1 :]
+    give_back()  # what is free in the heap
     return {
         "mixer": name, "tokens": length, "ms_per_token": round(statistics.median(times), 4),
         "ms_p10": round(sorted(times)[len(times) // 10], 4), "ms_p90": round(sorted(times)[-1 - len(times) // 10], 4),
+        "cpu_ms_per_token": round(statistics.median(work), 4),
         "page_bytes": -(-(length + n_new) // PAGE) * bytes_per_page(config, True),
         "state_bytes": bytes_per_slot(config) if has_state(config) else 0, "grown_bytes": resident() - before,
         "prefill_s": round(prefill_s, 3), "parameters": parameters(config).total,
@@ -155,7 +159,9 @@ def one_in_its_own(name: str, length: int, options: argparse.Namespace) -> dict[
 def main() -> None:
     """Measure all that is asked for, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)), help="of prompts (default: %(default)s)")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="tokens of prompts (default: %(default)s)"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="tokens that are timed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each, of which the best (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and the kernels (default: %(default)s)")

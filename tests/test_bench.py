@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bench.run
+from bench import linear
 from bench.report import Results, markdown, merge, ratio, row
 from bench.roofline import Peaks, limit
 from bench.work import MEMORY, SMOKE, SYSTEMS, WORKS, System, Work, chosen
 from bench.worker import Failed, Worker
 from tests.tiny import deepseek, llama, save_base
+from zifio.engine.cache import bytes_per_page
 from zifio.models.config import write_config
 from zifio.models.count import forward_flops, parameters
 
@@ -249,3 +252,19 @@ def test_replies_count_up_to_their_end_and_rows_are_filled(monkeypatch: pytest.M
     assert until_end([5, 6], {"fixed": False, "eos_id": 2}) == 2
     sized = [{"tokens": [0] * n} for n in (6, 5, 4, 2)]
     assert [[len(one["tokens"]) for one in laid] for laid in first_fit(sized, 8)] == [[6, 2], [5], [4]]
+
+
+def test_mixers_of_one_size_and_what_they_hold():
+    """The models of bench.linear differ by an eighth at most; two of them keep nothing that grows."""
+    sizes = {name: parameters(config).total for name, config in linear.models(64).items()}
+    assert max(sizes.values()) < 1.125 * min(sizes.values()), sizes
+    grows = {name for name, config in linear.models(64).items() if bytes_per_page(config, True)}
+    assert grows == {"softmax (GQA)", "MLA", "hybrid 3:1", "sparse"}
+
+
+def test_a_token_behind_a_long_past_is_measured(tmp_path: Path):
+    rows = [linear.measure("gated delta", length, 4, torch.get_num_threads()) for length in (40, 80)]
+    assert [row["page_bytes"] for row in rows] == [0, 0] and rows[0]["state_bytes"] == rows[1]["state_bytes"] > 0
+    assert all(row["ms_p10"] <= row["ms_per_token"] <= row["ms_p90"] for row in rows)
+    linear.figure(rows, tmp_path / "figures" / "linear.png")
+    assert (tmp_path / "figures" / "linear.png").stat().st_size > 10_000

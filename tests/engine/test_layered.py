@@ -126,6 +126,35 @@ def test_slots_share_the_memory_with_pages(name: str):
     assert engine._n_slots == 2 and engine.stats.preemptions == 0
 
 
+def test_memory_that_holds_no_state_is_refused():
+    engine = Engine(made(CASES["linear"]), -1, settings=EngineConfig(memory_gb=1e-6))
+    with pytest.raises(ConfigError, match=r"memory_gb: wanted at least .* for the state of one sequence, came 1e-06"):
+        engine.generate(PROMPTS, SEEDS, SAMPLING)
+
+
+def test_drafts_change_nothing_where_an_indexer_picks():
+    """The MTP module has an indexer of its own, and pages behind the model's."""
+    model = made(deepseek_v32(num_nextn_predict_layers=1, **LONG))
+    plain = Engine(model, -1).generate(PROMPTS, SEEDS, SAMPLING)
+    engine = Engine(model, -1, settings=EngineConfig(speculate=True))
+    found = engine.generate(PROMPTS, SEEDS, SAMPLING)
+    assert [[one.tokens for one in group] for group in found] == [[one.tokens for one in group] for group in plain]
+    assert engine.stats.drafts_accepted > 0
+
+
+def test_experts_are_recorded_beside_states():
+    model = made(qwen3_next(**LONG))
+    engine = Engine(model, -1, settings=EngineConfig(record_routing=True))
+    ((one, other),) = engine.generate([PROMPTS[1]], [[1, 2]], SAMPLING)
+    for reply in (one, other):
+        tokens = torch.tensor([PROMPTS[1] + reply.tokens[:-1]])
+        with torch.no_grad():
+            output = model(tokens, torch.arange(tokens.shape[1])[None])
+        wanted = torch.stack([routing.expert_NA for routing in output.routing], dim=1)
+        assert reply.experts_NLA is not None
+        assert torch.equal(reply.experts_NLA.long().sort(-1).values, wanted.sort(-1).values)
+
+
 @pytest.mark.parametrize("name", ["qwen3-next", "window and memory", "v3.2"])
 def test_requests_come_and_go_and_are_cancelled(name: str):
     """A reply is its prompt's and seed's alone; the slot of one that was cancelled is another's at once."""

@@ -10,6 +10,7 @@ import torch
 from tiny import hybrid, made, qwen3_next
 from torch import Tensor
 
+from zifio.kernels import delta
 from zifio.kernels import operators as kernels
 from zifio.kernels.delta import memory_width
 from zifio.kernels.library import library
@@ -85,6 +86,39 @@ def test_pieces_equal_the_rule(seed: int, strongest: float):
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     for one, other in zip(gradients(rule, found), gradients(rule, wanted), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@KERNELS
+@pytest.mark.parametrize("seed", range(6))
+def test_the_rule_in_c_equals_pieces(seed: int):
+    """Outputs and gradients, of widths that are whole vectors and that are not."""
+    rng = random.Random(seed)
+    spans_M4 = spans_of(packed(rng))
+    rule = rule_of(int(spans_M4[:, 1].sum()), seed, 2.0, rng.choice((3, 6, 16)), rng.choice((1, 5, 16, 37, 64, 80)))
+    rule = Rule(*(x.requires_grad_() for x in rule))
+    found, (wanted, _) = delta.rule(*rule, spans_M4), chunked(rule, cut(spans_M4.numpy()))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    for one, other in zip(gradients(rule, found), gradients(rule, wanted), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 * max(1.0, float(other.abs().max())), rtol=0)
+
+
+@pytest.mark.parametrize("by_c", [pytest.param(True, marks=KERNELS), False])
+def test_gradients_of_strong_decays_are_right_to_fp32(by_c: bool):
+    """A memory that is gone within a token or two: against fp64, where sums of logarithms would lose all digits."""
+    layer, geometry = layer_of(1, True, 16, 4), geometry_of(packed(random.Random(3)), 1)
+    order = geometry.order
+    assert order is not None
+    inputs = [x.detach() for x in layer._inputs(torch.randn(2, 70, 24, generator=torch.Generator().manual_seed(4)))]
+    inputs[3] = torch.full_like(inputs[3], 12.0)
+
+    def found(dtype: torch.dtype, spans_M4: Tensor | None) -> tuple[Tensor, ...]:
+        """Gradients of all inputs."""
+        given = tuple(x.to(dtype).requires_grad_() for x in inputs)
+        return torch.autograd.grad(layer.mix(given, order, spans_M4=spans_M4)[0].square().sum(), given)
+
+    exact = found(torch.float64, None)
+    for one, other in zip(found(torch.float32, geometry.spans_M4 if by_c else None), exact, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=2e-6 * float(other.abs().max()), rtol=0)
 
 
 def test_a_sequence_may_be_taken_up_anywhere():
@@ -184,12 +218,15 @@ def test_what_is_kept_goes_on_as_if_it_had_not_ended(shape: tuple[int, bool, int
 
 @pytest.mark.parametrize("kernels_on", [pytest.param(True, marks=KERNELS), False])
 def test_the_layer_equals_transformers(kernels_on: bool, monkeypatch: pytest.MonkeyPatch):
-    """Output and gradients of Qwen3NextGatedDeltaNet on the same weights."""
+    """Output and gradients of Qwen3NextGatedDeltaNet on the same weights. Decays are mild: where they are strong, its
+    gradients of A_log and dt_bias are differences of much larger numbers, and wrong in the second digit."""
     transformers = pytest.importorskip("transformers")
     found = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
     config = qwen3_next()
     ours = made(config).layers[0].linear_attn
     theirs = found.Qwen3NextGatedDeltaNet(transformers.Qwen3NextConfig(**config.model_dump(exclude_none=True)), 0)
+    with torch.no_grad():
+        ours.A_log.copy_(torch.tensor([-3.0, -2.0, -1.0, 0.0]))
     theirs.load_state_dict(ours.state_dict())
     x_BTD = torch.randn(2, 90, 24, generator=torch.Generator().manual_seed(6))
     geometry = geometry_of(torch.arange(90).expand(2, -1), 4)

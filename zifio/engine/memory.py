@@ -9,6 +9,8 @@ import os
 import re
 from pathlib import Path
 
+from zifio.config import ConfigError
+
 SHARE = 0.5
 """Of the free memory, what the cache may take when nothing else is said."""
 
@@ -42,8 +44,16 @@ def n_pages(wanted: int, page_bytes: int, memory_gb: float | None, device: str =
 
 
 def n_slots(wanted: int, slot_bytes: int, memory_gb: float | None, device: str = "cpu") -> int:
-    """Slots for states of sequences: as many as wanted, or what half of the memory holds, and one at least."""
-    return max(1, min(wanted, int(_most(memory_gb, device) / 2 / slot_bytes)))
+    """Slots for states of sequences: as many as wanted, or what half of the memory holds, and one at least.
+
+    Raises ConfigError where the memory does not hold one."""
+    most = _most(memory_gb, device)
+    if slot_bytes > most:
+        raise ConfigError(
+            f"memory_gb: wanted at least {slot_bytes / 1e9:.3g} for the state of one sequence, came {most / 1e9:.3g}. "
+            "Raise it."
+        )
+    return max(1, min(wanted, int(most / 2 / slot_bytes)))
 
 
 def _most(memory_gb: float | None, device: str) -> float:

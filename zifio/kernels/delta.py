@@ -1,6 +1,7 @@
-"""Gated DeltaNet's part between its projections in C (delta.c), for sampler and trainer with equal bits; no gradients.
+"""Gated DeltaNet's part between its projections in C (delta.c), for sampler and trainer with equal bits, without
+gradients; and the rule alone with them.
 
-Only for `operators.native` tensors. The form in torch, and the gradients: `models/linear_attention.py`.
+Only for `operators.native` tensors. The form in torch: `models/linear_attention.py`.
 
 Try it alone: `pytest tests/models/test_linear_attention.py`
 """
@@ -74,6 +75,41 @@ def _layer(sizes: Sizes, tensors: tuple[Tensor, ...]) -> tuple[_Layer, Tensor, l
     kept = [tensor.contiguous() for tensor in tensors]
     out = torch.empty(kept[0].shape[0], sizes.n_key_heads * sizes.group, sizes.d_value)
     return _Layer(*sizes, *(tensor.data_ptr() for tensor in kept), out.data_ptr()), out, kept
+
+
+class _Rule(ctypes.Structure):
+    _fields_ = [
+        *((name, _I) for name in ("n_heads", "d_key", "d_value")),
+        *((name, _P) for name in ("q", "k", "v", "decay", "beta", "d_out")),
+        *((name, _P) for name in ("out", "dq", "dk", "dv", "d_log_decay", "d_beta")),
+    ]
+
+
+def rule(
+    q_NHK: Tensor, k_NHK: Tensor, v_NHX: Tensor, log_decay_NH: Tensor, beta_NH: Tensor, spans_M4: Tensor
+) -> Tensor:
+    """Outputs [N, H, X] of the gated delta rule alone, with gradients, for sequences as in `spans`."""
+    return _RuleOfSpans.apply(q_NHK, k_NHK, v_NHX, log_decay_NH, beta_NH, spans_M4)
+
+
+class _RuleOfSpans(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, spans: Tensor) -> Tensor:
+        inputs = [x.contiguous() for x in (q, k, v, log_decay.exp(), beta)]
+        spans, out = spans.contiguous(), torch.empty_like(inputs[2])
+        given = _Rule(*q.shape[1:], v.shape[2], *(x.data_ptr() for x in inputs), None, out.data_ptr())
+        _lib().rule_spans(ctypes.addressof(given), len(spans), spans.data_ptr())
+        ctx.save_for_backward(*inputs, spans)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, spans = ctx.saved_tensors
+        d_out, found = d_out.contiguous(), [torch.empty_like(x) for x in inputs]
+        sizes = (*inputs[0].shape[1:], inputs[2].shape[2])
+        given = _Rule(*sizes, *(x.data_ptr() for x in (*inputs, d_out)), None, *(x.data_ptr() for x in found))
+        _lib().rule_spans_backward(ctypes.addressof(given), len(spans), spans.data_ptr())
+        return *found, None
 
 
 def _lib() -> Any:

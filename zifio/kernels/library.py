@@ -55,6 +55,8 @@ _SIGNATURES = {
     "blocks": (_I, _P, _P, _P),
     "delta_spans": (_P, _I, _P),
     "delta_slots": (_P, _I, _P, _P, _P),
+    "rule_spans": (_P, _I, _P),
+    "rule_spans_backward": (_P, _I, _P),
     "experts": (_I, _I, _I, _I, _I, *[_P] * 6, _I, _P, _I, *[_P] * 6),
     "experts_backward": (_I, _I, _I, _I, _I, *[_P] * 14),
 }

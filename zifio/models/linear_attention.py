@@ -9,9 +9,11 @@ transition a_t (I - b_t k_t k_t^T) have a negative eigenvalue, which parity and 
 (arXiv:2411.12537). Queries and keys have length 1, queries times K^-0.5; before that, queries, keys and values pass a
 short causal convolution, which may be left out.
 
-Two forms with one result. `recurrent` is the rule, a token at a time: the reference, and what decoding does. `chunked`
-cuts sequences into pieces of some tokens whose corrections d solve a triangular system (the WY representation,
-arXiv:2406.06484), so that training is matrix products; only from piece to piece does it go in order.
+Three forms with one result. `recurrent` is the rule, a token at a time: the reference, and what decoding does.
+`chunked` cuts sequences into pieces of some tokens whose corrections d solve a triangular system (the WY
+representation, arXiv:2406.06484), so that training is matrix products; only from piece to piece does it go in order.
+On a CPU the kernels (kernels/delta.c) go token by token, forwards and backwards, as a memory stays in the processor's
+cache.
 
 Sequences that stand side by side, and samples behind one copy of their prompt, are pieces with different parents.
 
@@ -162,20 +164,23 @@ def chunked(rule: Rule, pieces: Pieces, memory_SHKX: Tensor | None = None) -> tu
 
         A_ts = b_t (k_t k_s^T) G_t / G_s        (I + A) [U, W] = [b V, b G K]        D = U - W S
         O = G Q S + (Q K^T G_t / G_s, s <= t) D                S' = G_end S + (G_end / G K)^T D
+
+    Logarithms are summed in fp64, since decays can be strong; and no gradient goes through G_t / G_t = 1, which is
+    larger than all others together then.
     """
     q, k, v, log_decay, beta = (_laid(x, pieces) for x in rule)
-    gone_ZHU = log_decay.cumsum(dim=-1)
-    later_UU = torch.ones(gone_ZHU.shape[-1], gone_ZHU.shape[-1], dtype=torch.bool, device=q.device).triu(1)
-    fade_ZHUU = (gone_ZHU[..., :, None] - gone_ZHU[..., None, :]).masked_fill(later_UU, -torch.inf).exp()
-    strong_ZHUK = k * beta[..., None]
+    gone_ZHU = log_decay.double().cumsum(dim=-1)
+    before_UU = torch.ones(gone_ZHU.shape[-1], gone_ZHU.shape[-1], dtype=torch.bool, device=q.device).tril(-1)
+    fade_ZHUU = (gone_ZHU[..., :, None] - gone_ZHU[..., None, :]).masked_fill(~before_UU, -torch.inf).exp().to(q.dtype)
+    faded_ZHU1, kept_ZHU1 = (x.exp().to(q.dtype)[..., None] for x in (gone_ZHU, gone_ZHU[..., -1:] - gone_ZHU))
+    strong_ZHUK, products_ZHUU = k * beta[..., None], q @ k.transpose(-1, -2)
     system_ZHUU = (strong_ZHUK @ k.transpose(-1, -2)) * fade_ZHUU
-    known = torch.cat([v * beta[..., None], strong_ZHUK * gone_ZHU.exp()[..., None]], dim=-1)
+    known = torch.cat([v * beta[..., None], strong_ZHUK * faded_ZHU1], dim=-1)
     solved = torch.linalg.solve_triangular(system_ZHUU, known, upper=False, unitriangular=True)
-    inside_ZHUU = (q @ k.transpose(-1, -2)) * fade_ZHUU
-    end_ZH1 = gone_ZHU[..., -1:]
+    inside_ZHUU = products_ZHUU * fade_ZHUU + products_ZHUU.diagonal(dim1=-2, dim2=-1).diag_embed()
     parts = (
-        *solved.split([v.shape[-1], k.shape[-1]], dim=-1), inside_ZHUU, q * gone_ZHU.exp()[..., None],
-        (k * (end_ZH1 - gone_ZHU).exp()[..., None]).transpose(-1, -2), end_ZH1.exp()[..., None], pieces.parent_Z,
+        *solved.split([v.shape[-1], k.shape[-1]], dim=-1), inside_ZHUU, q * faded_ZHU1,
+        (k * kept_ZHU1).transpose(-1, -2), faded_ZHU1[..., -1:, :], pieces.parent_Z,
     )  # fmt: skip
     memory, out, ends = memory_SHKX, [], []
     for level, part in enumerate(zip(*(part.split(pieces.sizes) for part in parts), strict=True)):
@@ -327,7 +332,9 @@ class GatedDeltaNet(nn.Module):
         spans_M4, order = geometry.spans_M4, geometry.order
         assert spans_M4 is not None and order is not None, "they are there whenever no cache is"
         return _Exact.apply(
-            lambda given: delta.spans(sizes, given, spans_M4), lambda given: self.mix(given, order)[0], *inputs
+            lambda given: delta.spans(sizes, given, spans_M4),
+            lambda given: self.mix(given, order, spans_M4=spans_M4)[0],
+            *inputs,
         )
 
     def _go_on(self, inputs: tuple[Tensor, ...], held: Held) -> Tensor:
@@ -350,9 +357,12 @@ class GatedDeltaNet(nn.Module):
         order: Order,
         tail_RC: Tensor | None = None,
         memory_SHKX: Tensor | None = None,
+        spans_M4: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All between the projections, in torch and in fp32 at least: outputs [N, H, X]; memories at the ends of
-        pieces, or of sequences that have one token; and what the convolution sees, as `Order.taps_WN` counts it."""
+        pieces, or of sequences that have one token; and what the convolution sees, as `Order.taps_WN` counts it.
+
+        With `spans_M4` the rule is the kernels', and no memories are told."""
         shape, n_key_heads = self.shape, self.shape.n_key_heads
         with torch.autocast(inputs[0].device.type, enabled=False):
             wide = torch.promote_types(inputs[0].dtype, torch.float32)
@@ -378,7 +388,9 @@ class GatedDeltaNet(nn.Module):
                 q_NHK * shape.d_key**-0.5, k_NHK, v_NJY.reshape(-1, shape.n_heads, shape.d_value),
                 -rate_H * F.softplus(fading_NH + shift_H), shape.strongest * strength_NH.sigmoid(),
             )  # fmt: skip
-            if order.pieces is None:
+            if spans_M4 is not None:
+                out_NHX, ends = delta.rule(*rule, spans_M4), rate_H.new_zeros(0)
+            elif order.pieces is None:
                 assert memory_SHKX is not None, "one token alone goes on with something"
                 out_NHX, ends = step(rule, memory_SHKX)
             else:
@@ -394,7 +406,7 @@ def _rows(mixed_NC: Tensor, tail_RC: Tensor | None) -> Tensor:
 
 
 class _Exact(torch.autograd.Function):
-    """The kernels' values, which are the sampler's to the bit, with the gradients of the form in torch."""
+    """The kernels' values, which are the sampler's to the bit, with the gradients of `mix`."""
 
     @staticmethod
     def forward(ctx: Any, run: Mix, mix: Mix, *inputs: Tensor) -> Tensor:
