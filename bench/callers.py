@@ -75,13 +75,13 @@ class Caller(asyncio.Protocol):
         await asyncio.wait_for(self.answered, LONGEST_S)
 
     def _is_whole(self) -> bool:
-        if self.answer.endswith(_END):
-            return True
         if self._length is None:
             head, found, _ = bytes(self.answer[:4000]).partition(b"\r\n\r\n")
-            told = _LENGTH.search(head) if found else None
+            if not found:
+                return False
+            told = _LENGTH.search(head)
             self._length = len(head) + 4 + int(told[1]) if told else 0
-        return bool(self._length) and len(self.answer) >= self._length
+        return len(self.answer) >= self._length if self._length else self.answer.endswith(_END)
 
 
 async def call(job: dict[str, Any]) -> dict[str, Any]:

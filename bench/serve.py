@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.environments import CannotMake, Torch, make, own_torch
+from bench.material import material
 from bench.run import machine, version_of
 from zifio.log import say
 
@@ -63,11 +64,14 @@ SYSTEMS = {
         "--continuous-batching"),
     ),
     "vllm": System(
-        "vllm", ("vllm", "serve", "{model}", "--port", "{port}", "--dtype", "float32", "--max-num-seqs", "{rows}"),
-        (("VLLM_CPU_KVCACHE_SPACE", "1"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_NO_USAGE_STATS", "1")),
+        "vllm", ("-m", "vllm.entrypoints.openai.api_server", "--model", "{model}", "--port", "{port}", "--dtype",
+        "float32", "--max-num-seqs", "{rows}", "--kv-cache-memory-bytes", "1000000000"),
+        (("VLLM_CPU_OMP_THREADS_BIND", "nobind"), ("VLLM_NO_USAGE_STATS", "1")),
     ),
 }  # fmt: skip
-"""vLLM's first variable is GiB of cache; as in the peers' worker, its own choice of cores leaves half of two idle."""
+"""As in the peers' worker: vLLM's own choice of cores leaves half of two idle."""
+_PATIENCE_S = 300.0  # until a server answers
+_REFUSALS_S = 60.0  # until one that answers with errors is given up
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -113,8 +117,9 @@ def _children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running(system: str, options: argparse.Namespace) -> Generator[Running, None, None]:
-    """The server until the block ends. Raises Absent."""
+def running(system: str, options: argparse.Namespace, model: str = "") -> Generator[Running, None, None]:
+    """The server until the block ends, of the options' model or another one. Raises Absent."""
+    model = model or options.model
     wanted = SYSTEMS[system]
     try:
         python = Path(sys.executable) if wanted.environment is None else make(wanted.environment, options.torch)
@@ -123,15 +128,15 @@ def running(system: str, options: argparse.Namespace) -> Generator[Running, None
         raise Absent(f"could not be installed: {error}") from None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [word.format(model=options.model, port=port, rows=options.rows) for word in wanted.command]
-    command = [str(python), *words] if wanted.environment is None else [str(python.parent / words[0]), *words[1:]]
+    words = [word.format(model=model, port=port, rows=options.rows) for word in wanted.command]
+    command = [str(python), *words] if words[0] == "-m" else [str(python.parent / words[0]), *words[1:]]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | dict(wanted.variables), start_new_session=True,
             cwd=HERE.parent,
         )  # fmt: skip
         try:
-            name = _answering(process, log, port, options.model if wanted.environment else None)
+            name = _answering(process, log, port, model if wanted.environment else None)
             yield Running(process, version, name, port)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -142,9 +147,9 @@ def running(system: str, options: argparse.Namespace) -> Generator[Running, None
             process.wait()
 
 
-def _answering(process: subprocess.Popen[bytes], log: Any, port: int, name: str | None, most_s: float = 300) -> str:
+def _answering(process: subprocess.Popen[bytes], log: Any, port: int, name: str | None) -> str:
     """Wait until it answers a chat; returns what it calls the model."""
-    end = time.monotonic() + most_s
+    end = time.monotonic() + _PATIENCE_S
     told = ""
     while time.monotonic() < end and process.poll() is None:
         try:
@@ -155,9 +160,10 @@ def _answering(process: subprocess.Popen[bytes], log: Any, port: int, name: str 
                 f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
                 {"content-type": "application/json"},
             )  # fmt: skip
-            urllib.request.urlopen(request, timeout=most_s).read()
+            urllib.request.urlopen(request, timeout=_PATIENCE_S).read()
             return name
         except urllib.error.HTTPError as error:
+            end = end if told else min(end, time.monotonic() + _REFUSALS_S)
             told = f"{error.code}: {error.read()[:300]!r}"
             time.sleep(1)
         except OSError:
@@ -281,29 +287,40 @@ def bare(options: argparse.Namespace) -> None:
 
 
 def peers(options: argparse.Namespace) -> dict[str, Any]:
-    """c: requests a second of each server, in turns."""
-    job = {"at_once": min(options.streams, 64), "bodies": questions(options.peer_requests, options)}
+    """c: requests a second of each server, in turns: on the model, and on SmolLM2, whose attention all of them have."""
+    smollm2 = material("smollm2")["model"]
+    n, most = options.peer_requests, options.tokens
+    return {
+        "nano": _side_by_side(options, options.model, {"requests": n, "most_tokens": most}),
+        "SmolLM2-135M": _side_by_side(options, smollm2, {"requests": max(1, n // 3), "most_tokens": most // 2}),
+    }
+
+
+def _side_by_side(options: argparse.Namespace, model: str, work: dict[str, int]) -> dict[str, Any]:
+    """The same requests through every server, in turns; of one that cannot, why."""
+    bodies = questions(work["requests"], options, max_tokens=work["most_tokens"])
+    job = {"at_once": min(options.rows, work["requests"]), "bodies": bodies}
     found: dict[str, Any] = {}
     for round_ in range(options.rounds):
         for system in SYSTEMS:
             if isinstance(found.get(system), str):
                 continue
             try:
-                with running(system, options) as server:
-                    server.call({**job, "bodies": job["bodies"][:20]})
+                with running(system, options, model) as server:
+                    server.call({**job, "bodies": bodies[:20]})
                     one = server.call(job)
             except Absent as reason:
                 found[system] = str(reason)
                 say(f"c {system} is left out: {reason}")
                 continue
             if one["errors"]:
-                found[system] = f"{one['errors']} of {len(job['bodies'])} failed: {one['told'][0][:200]}"
+                found[system] = f"{one['errors']} of {len(bodies)} failed: {one['told'][0][:200]}"
                 continue
             say(f"c round {round_} {system}: {one['requests_per_s']} requests/s, {one['tokens_per_s']} tokens/s")
             mine = found.setdefault(system, {"version": server.version, "requests_per_s": [], "tokens_per_s": []})
             for key in ("requests_per_s", "tokens_per_s"):
                 mine[key].append(one[key])
-    return {"at_once": job["at_once"], "requests": options.peer_requests, "systems": found}
+    return {"at_once": job["at_once"], **work, "systems": found}
 
 
 def main() -> None:

@@ -28,7 +28,8 @@ from tiny import (
 
 from zifio.config import Sampling
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Completion, Engine
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion
 from zifio.evaluate.run import make_look
 from zifio.log import say
 from zifio.models.config import AnyConfig

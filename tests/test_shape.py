@@ -56,13 +56,14 @@ TORCH_FREE_FILES = (
     "models/presets.py", "train/config.py", "train/feedback.py", "train/picture_config.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
-    "engine/scheduler.py", "engine/stops.py", "engine/guide.py",
+    "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/request.py",
+    "serve/app.py", "serve/verb.py", "serve/model.py", "serve/child.py",
     "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
     "adapters/verifiers.py": "verifiers", "adapters/verifiers_tools.py": "verifiers",
-    "sink/tensorboard.py": "tensorboard",
+    "sink/tensorboard.py": "tensorboard", "serve/vllm_engine.py": "vllm", "serve/vllm_steering.py": "vllm",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
 IMPORTED_AS = {"pil": "pillow"}

@@ -243,6 +243,13 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
     )
+    parser.add_argument(
+        "--engine",
+        choices=("zifio", "vllm"),
+        default="zifio",
+        help="who computes: ours, or vLLM where it is installed; vllm.python=PATH names another Python that has it "
+        "(default: %(default)s)",
+    )
     _json_argument(parser)
 
 

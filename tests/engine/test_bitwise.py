@@ -19,7 +19,8 @@ from zifio.config import ConfigError, Sampling
 from zifio.data.pack import Sequence
 from zifio.engine.cache import bytes_per_page
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Completion, Engine, Request
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion, Request
 from zifio.engine.sampler import draw
 from zifio.kernels.library import library
 from zifio.models.config import DeepseekV3Config, Lora

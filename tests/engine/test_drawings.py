@@ -11,8 +11,9 @@ from tiny import janus, llama, made_janus, pixels_like, tokens_like
 from zifio.config import ConfigError, Sampling
 from zifio.engine.cache import bytes_per_page
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Completion, Engine, Event, Request
+from zifio.engine.engine import Engine
 from zifio.engine.guide import Drawing
+from zifio.engine.request import Completion, Event, Request
 from zifio.engine.sampler import choose, policy_logp, settings_of, uniforms
 from zifio.models.janus import Janus, guided, unconditioned
 

@@ -13,7 +13,8 @@ from tiny import deepseek, lively, llama, logits_of, made, save_base, tokens_lik
 from zifio.config import ConfigError, Sampling
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page, entry_of
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Completion, Engine
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion
 from zifio.kernels import operators as kernels
 from zifio.models.config import DeepseekV3Config, LlamaConfig, Yarn
 from zifio.models.decoder import Decoder

@@ -10,7 +10,8 @@ from tiny import deepseek, lively, llama, logits_of, made, tokens_like
 from zifio.config import Sampling
 from zifio.engine.cache import bytes_per_page
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Completion, Engine, Request
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion, Request
 
 EOS = 2
 PROMPT = tokens_like(40, seed=1).tolist()

@@ -10,9 +10,10 @@ import pytest
 
 from zifio.config import Sampling
 from zifio.engine.pages import Pages
+from zifio.engine.request import Stats
 from zifio.engine.rows import Rows, Sample
 from zifio.engine.sampler import uniforms
-from zifio.engine.scheduler import Scheduler, Stats
+from zifio.engine.scheduler import Scheduler
 
 SIZE = 4
 

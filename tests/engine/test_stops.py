@@ -9,8 +9,9 @@ from tiny import deepseek, llama, save_base
 from tokenizers import Tokenizer, decoders, models
 
 from zifio.config import Sampling
-from zifio.engine.engine import Engine, Request
+from zifio.engine.engine import Engine
 from zifio.engine.policy import LocalPolicy, load_policy
+from zifio.engine.request import Request
 from zifio.engine.stops import find_stop
 
 WORDS = ["a", "b", "</", "answer", ">", "ab", "<", "/answer>", "\u00e9", "!"]

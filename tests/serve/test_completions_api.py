@@ -9,7 +9,8 @@ import pytest
 from served import Here, serving
 
 from zifio.config import Sampling
-from zifio.engine.engine import Completion, Engine, Request
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion, Request
 
 TEXT = "the whale dives deep"
 

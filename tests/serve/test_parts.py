@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from zifio.engine.engine import Completion, Event
+from zifio.engine.request import Completion, Event
 from zifio.serve.parts import Part, Parts
 from zifio.serve.reply import Voice
 

@@ -8,9 +8,9 @@ import time
 from served import policy
 
 from zifio.config import Sampling
-from zifio.engine.engine import Request
+from zifio.engine.request import Request
 from zifio.serve.model import here
-from zifio.serve.thread import Fault
+from zifio.serve.news import Fault
 from zifio.serve.worker import Ticket, Worker
 
 PROMPT = [5, 6, 7]

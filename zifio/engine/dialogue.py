@@ -25,7 +25,8 @@ import numpy as np
 from zifio.config import ConfigError, Sampling
 from zifio.data.calls import read_calls
 from zifio.data.template import ChatTokenizer
-from zifio.engine.engine import Completion, Engine, Request
+from zifio.engine.engine import Engine
+from zifio.engine.request import Completion, Request
 from zifio.tasks.environment import LEARNER, Call, Observation, Turn, turn_seed
 from zifio.tasks.episode import Reply, Start
 

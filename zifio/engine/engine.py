@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,80 +31,18 @@ from zifio.engine.config import EngineConfig
 from zifio.engine.draft import guess, read_prompts
 from zifio.engine.draws import Tops, draw_mixed, draw_text, moved, score_prompts, tops
 from zifio.engine.graphs import DecodeGraphs, graphs_wanted
-from zifio.engine.guide import Drawing, Guide, PromptScores, Top
+from zifio.engine.guide import Drawing, PromptScores, Top
 from zifio.engine.memory import misfit, n_pages
 from zifio.engine.pages import Pages
+from zifio.engine.request import Completion, Event, Finish, Load, Request, Stats
 from zifio.engine.routing import RoutingStore
-from zifio.engine.rows import Finish, Rows, Sample
-from zifio.engine.scheduler import Chunk, Scheduler, Stats
+from zifio.engine.rows import Rows, Sample
+from zifio.engine.scheduler import Chunk, Scheduler
 from zifio.engine.stops import TextOf, find_stop
 from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
-
-
-@dataclass
-class Completion:
-    """What the model said: tokens (with the end token where it was drawn) and the log-prob of each."""
-
-    tokens: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)
-    finish: Finish = "length"
-    reason: str = field(default="", compare=False)
-    """Why it ended, in words."""
-    text: str | None = None
-    """Where a stop string ended it: the text before that string. The tokens go on to the one that completed it."""
-    experts_NLA: Tensor | None = field(default=None, compare=False)
-    """With `record_routing`: the experts of each MoE layer for every token of prompt and reply but the last, which was
-    never computed; int16."""
-    prompt_scores: PromptScores | None = field(default=None, compare=False)
-    n_cached: int = field(default=0, compare=False)
-    """Tokens of the prompt that needed no computing."""
-    tops: list[list[Top]] = field(default_factory=list, compare=False)
-    """Beside each token the likeliest ones, where they are wanted."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt and how to answer it, once for each seed."""
-
-    prompt: list[int]
-    sampling: Sampling
-    seeds: tuple[int, ...] = (0,)
-    guides: tuple[Guide, ...] = ()
-    """One for each seed, or none."""
-    n_top: int = 0
-    """How many of the likeliest tokens to tell beside each that is drawn."""
-    score_prompt: bool = False
-    """Whether to tell the log-probs of the prompt's tokens too."""
-    drawing: Drawing | None = None
-    """Draw codes instead of text."""
-
-    @property
-    def is_paired(self) -> bool:
-        """Whether every reply takes two rows: guidance reads the blank prompt too."""
-        return self.drawing is not None and self.drawing.is_guided
-
-
-class Event(NamedTuple):
-    """What a step did for one reply: the tokens that it drew, and the whole reply if it has ended."""
-
-    id: int
-    tokens: list[int]
-    logps: list[float]
-    completion: Completion | None
-    tops: Sequence[list[Top]] = ()
-    """Beside each token the likeliest ones, where they are wanted."""
-
-
-class Load(NamedTuple):
-    """How busy an engine is."""
-
-    n_running: int
-    n_waiting: int
-    cache_used: float
-    """Share of the pages that are held."""
 
 
 class Engine:

@@ -11,8 +11,9 @@ from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.config import EngineConfig
 from zifio.engine.dialogue import Dialogue
-from zifio.engine.engine import Completion, Engine
+from zifio.engine.engine import Engine
 from zifio.engine.pictures import asks_for_drawing, drawing, looked_at, painted_urls, picture_prompt
+from zifio.engine.request import Completion
 from zifio.models.count import forward_flops, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.device import Device, Precision, find_device, sampling_precision

@@ -9,14 +9,12 @@ Try it alone: `pytest tests/engine/test_scheduler.py`
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from zifio.config import Sampling
 from zifio.engine.guide import Drawing, Guide, PromptScores, Top
-
-Finish = Literal["stop", "length", "cancelled", "refused"]
+from zifio.engine.request import Finish
 
 _BLOCK = 64  # random numbers that a row has in stock, at most
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zifio.engine.pages import Pages
+from zifio.engine.request import Stats
 from zifio.engine.rows import Rows, Sample
 
 
@@ -41,25 +42,6 @@ class Job:
     """Tokens that are in the cache."""
     born: int
     era: int
-
-
-@dataclass
-class Stats:
-    """What an engine has done."""
-
-    steps: int = 0
-    tokens: int = 0
-    """Tokens drawn."""
-    prefill_tokens: int = 0
-    """Tokens of prompts computed, those of replies that were sent back among them."""
-    shared_tokens: int = 0
-    """Tokens of prompts that needed no computing, because a sample of the group or an earlier request had them."""
-    preemptions: int = 0
-    """Samples sent back to the queue."""
-    drafts_proposed: int = 0
-    drafts_accepted: int = 0
-    peak_pages: int = 0
-    """Most pages held at once."""
 
 
 class Chunk(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from zifio.engine.engine import Event
+from zifio.engine.request import Event
 from zifio.loopback import to_json
 from zifio.serve.asked import Asked
 from zifio.serve.connection import hang_up

@@ -31,12 +31,12 @@ from zifio.serve.messages_in import MessageCount, MessageRequest, ask_message, c
 from zifio.serve.messages_out import MessageAnswer
 from zifio.serve.metrics import Metrics
 from zifio.serve.model import Served
+from zifio.serve.news import Fault
 from zifio.serve.refused import Refused, form_of
 from zifio.serve.request import ChatRequest, CompletionRequest, Drawing
 from zifio.serve.responses_in import ResponseRequest, ask_response
 from zifio.serve.responses_out import ResponseAnswer
 from zifio.serve.settings import ServeConfig, Thinks
-from zifio.serve.thread import Fault
 from zifio.serve.worker import Ticket
 
 PAGE = Path(__file__).parent / "page"

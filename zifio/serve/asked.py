@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zifio.config import Sampling
-from zifio.engine.engine import Request
+from zifio.engine.request import Request
 from zifio.seed import stream_seed
 from zifio.serve.model import Served
 from zifio.serve.prompt import Prompt, chat_prompt

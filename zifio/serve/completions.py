@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from zifio.engine.engine import Completion, Event, Request
 from zifio.engine.guide import Top
+from zifio.engine.request import Completion, Event, Request
 from zifio.loopback import to_json
 from zifio.serve.answer import BLANK, KEEP_ALIVE, events, sent
 from zifio.serve.asked import Asked, logit_bias, n_replies, room, sampling_of, seeds

@@ -15,16 +15,16 @@ from zifio.config import ConfigError
 from zifio.data.spelling import token_bytes
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
-from zifio.engine.config import EngineConfig
-from zifio.engine.policy import LocalPolicy
-from zifio.models.device import Device
 from zifio.models.hub import resolve
-from zifio.serve.process import EngineProcess
-from zifio.serve.thread import EngineThread, Tell
+from zifio.serve.news import Tell
+from zifio.serve.process import EnginePlan, EngineProcess
+from zifio.serve.settings import EngineKind, ServeConfig
 from zifio.serve.worker import Far, Worker
 from zifio.tasks.form import THINK, THOUGHT
 
 if TYPE_CHECKING:
+    from zifio.engine.policy import LocalPolicy
+    from zifio.models.device import Device
     from zifio.serve.grammar import Grammars
 
 
@@ -78,13 +78,19 @@ def _spelled(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
 
 def here(name: str, policy: LocalPolicy) -> Served:
     """A model whose engine is a thread of this process."""
+    from zifio.serve.thread import EngineThread
+
     return Served(name, policy.tokenizer, lambda tell: EngineThread(policy, name, tell))
 
 
-def load(name: str, folder: str | Path, settings: EngineConfig, device: Device = "cpu") -> Served:
+def load(
+    name: str, folder: str | Path, config: ServeConfig, device: Device = "cpu", kind: EngineKind = "zifio"
+) -> Served:
     """The model of a folder, a GGUF file or a name at the hub, its engine in a process of its own.
 
-    Raises what `load_policy` raises.
+    Raises what `load_policy` raises, and ConfigError where vLLM is wanted and is not there.
     """
-    folder = resolve(folder)
-    return Served(name, load_tokenizer(folder), lambda tell: EngineProcess(name, folder, settings, device, tell))
+    path = resolve(folder)
+    python = config.vllm.python if kind == "vllm" else ""
+    plan = EnginePlan(kind, name, str(path), config.engine, device, config.vllm, python)
+    return Served(name, load_tokenizer(path), lambda tell: EngineProcess(plan, tell))

@@ -11,40 +11,56 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import signal
+import os
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zifio.config import ConfigError
 from zifio.engine.config import EngineConfig
-from zifio.engine.engine import Load, Request
-from zifio.engine.policy import load_policy
-from zifio.engine.scheduler import Stats
+from zifio.engine.request import Load, Request, Stats
 from zifio.log import say
-from zifio.models.device import Device
-from zifio.serve.thread import EVERYBODY, About, EngineThread, Fault, News, Note, State, Tell
+from zifio.serve.news import EVERYBODY, About, Fault, Note, State, Tell
+from zifio.serve.settings import EngineKind, VllmConfig
 
-_OPENING = "import sys; from zifio.serve.process import child; child(int(sys.argv[1]))"
+if TYPE_CHECKING:
+    from zifio.models.device import Device
+
+_OPENING = "import sys; from zifio.serve.child import child; child(int(sys.argv[1]))"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Which engine to start, and with what."""
+
+    kind: EngineKind
+    name: str
+    folder: str
+    settings: EngineConfig
+    device: Device
+    vllm: VllmConfig
+    python: str = ""
+    """Whose libraries it runs with; empty: ours."""
 
 
 class EngineProcess:
     """The server's end. Raises ConfigError when the model cannot be opened."""
 
-    def __init__(self, name: str, folder: str | Path, settings: EngineConfig, device: Device, tell: Tell) -> None:
-        self.name, self._tell = name, tell
-        self._what = (name, str(folder), settings, device)
+    def __init__(self, plan: EnginePlan, tell: Tell) -> None:
+        self.name, self._tell, self._plan = plan.name, tell, plan
         self._lock = threading.Lock()
         self._wanted = threading.Event()  # somebody asks an engine that is not there
         self._is_over = False
         self._line: Connection | None = None
         self._backlog: list[tuple[Any, ...]] = []  # what was asked while there was none
         self._open()
-        self._thread = threading.Thread(target=self._keep, name=f"news of {name}", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name=f"news of {self.name}", daemon=True)
         self._thread.start()
 
     def ask(self, key: int, request: Request, is_stream: bool) -> None:
@@ -69,12 +85,12 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _OPENING, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                [self._plan.python or sys.executable, "-c", _OPENING, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=_with_zifio(),
             )  # fmt: skip
         line = Connection(ours.detach())
         try:
-            line.send(self._what)
+            line.send(self._plan)
             answer = line.recv()
         except (EOFError, OSError):
             answer = f"{self.name}: the engine's process ended with code {self.process.wait()} before it was ready."
@@ -143,42 +159,13 @@ class EngineProcess:
             return self.process.wait()
 
 
-def child(fd: int) -> None:
-    """The engine's process, from its start to the end of the connection."""
-    for ours in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ours, signal.SIG_IGN)  # a terminal tells both processes, and the server ends us in its time
-    line, lock = Connection(fd), threading.Lock()
-
-    def tell(news: News, state: State | None) -> None:
-        with lock, contextlib.suppress(OSError):
-            line.send((news, state))
-
-    with contextlib.suppress(EOFError, OSError):
-        name, folder, settings, device = line.recv()
-        try:
-            policy = load_policy(folder, settings=settings, device=device, precision="bf16")
-            thread = EngineThread(policy, name, tell)
-        except ConfigError as error:
-            line.send(str(error))
-            return
-        line.send(thread.about)
-        settle()
-        while True:
-            _do(thread, tell, *line.recv())
+def _with_zifio() -> dict[str, str]:
+    """The environment, in which another Python finds this package too."""
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH", "")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def settle() -> None:
     """What is loaded by now stays: spare the collector looking through it again and again."""
     gc.collect()
     gc.freeze()
-
-
-def _do(thread: EngineThread, tell: Tell, key: int, *asked: Any) -> None:
-    if not asked:
-        thread.cancel(key)
-        return
-    try:
-        thread.ask(key, *asked)
-    except Exception as error:  # the boundary: a grammar that does not open is one request's misfortune
-        fault = Fault(500, "engine_failed", f"the request was not understood: {type(error).__name__}")
-        tell([(key, Note(0, None, fault))], None)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zifio.engine.engine import Event
 from zifio.engine.guide import Top
+from zifio.engine.request import Event
 from zifio.engine.stops import TextOf
 from zifio.serve.split import CallPiece, Kind, Phase, Piece, Splitter
 from zifio.serve.text import TokenText

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from zifio.config import Config, ConfigError
 from zifio.engine.config import EngineConfig
 
+EngineKind = Literal["zifio", "vllm"]
 Thinks = Literal["default", "enabled", "disabled"]
 
 DEEPSEEK: dict[str, Thinks] = {
@@ -29,6 +30,15 @@ class Alias(Config):
     """The name of the model."""
     thinking: Thinks = "default"
     """Whether it thinks under this name, where the request does not say."""
+
+
+class VllmConfig(Config):
+    """vLLM in our engine's place."""
+
+    python: str = ""
+    """The Python that vLLM is installed for; empty means the one that zifio runs in."""
+    options: dict[str, Any] = {}
+    """More arguments for vLLM's engine, under its names (`AsyncEngineArgs`): `vllm.options.max_model_len=4096`."""
 
 
 class ServeConfig(Config):
@@ -76,6 +86,8 @@ class ServeConfig(Config):
     """The share of a reply's tokens that `reasoning_effort` leaves to the thinking; others leave all of them."""
     engine: EngineConfig = EngineConfig(max_rows=64)
     """What the engine of each model may spend."""
+    vllm: VllmConfig = VllmConfig()
+    """With `--engine vllm`: how vLLM is run."""
     log_requests: bool = False
     """Whether to write requests, prompts and all, to the log. Keys are never written."""
     port: int = Field(default=8000, ge=0, le=65535)

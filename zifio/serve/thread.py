@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from zifio.engine.engine import Completion, Engine, Event, Load, Request
+from zifio.engine.engine import Engine
 from zifio.engine.guide import Top
 from zifio.engine.policy import LocalPolicy
-from zifio.engine.scheduler import Stats
+from zifio.engine.request import Completion, Event, Load, Request, Stats
 from zifio.log import say
+from zifio.serve.news import About, Fault, Note, State, Tell
 from zifio.serve.steer import Steering
 
 if TYPE_CHECKING:
@@ -31,56 +32,6 @@ NOTES_PER_S = 1500
 """How often all streams together are told of new tokens: a single one at each token, 64 of them every 43 ms."""
 _STATES_PER_S = 20
 """How often the server is told how its engine is, while that computes."""
-EVERYBODY = -1
-"""The number of all requests that are under way."""
-
-
-class Fault(NamedTuple):
-    """Why a request has no answer."""
-
-    status: int
-    code: str
-    message: str
-
-
-class Note(NamedTuple):
-    """What is new of one of a request's replies, or with a fault of all of them."""
-
-    place: int
-    event: Event | None
-    fault: Fault | None = None
-
-    def merged(self, later: Note) -> Note:
-        """Both as one, with the later's fault; the lists of this one grow."""
-        if self.event is None or later.event is None:
-            return later
-        one, two = self.event, later.event
-        one.tokens.extend(two.tokens)
-        one.logps.extend(two.logps)
-        one.tops.extend(two.tops)  # type: ignore[attr-defined]
-        return later._replace(event=one._replace(completion=two.completion))
-
-
-class State(NamedTuple):
-    """How an engine is."""
-
-    load: Load
-    stats: Stats
-
-
-class About(NamedTuple):
-    """What must be known of a model to ask it."""
-
-    context: int
-    n_vocab: int
-    longest: int
-    """Most tokens of a prompt with its reply: the context, or less where the memory is short."""
-
-
-News = list[tuple[int, Note]]
-"""(number of the request, what is new of it)."""
-Tell = Callable[[News, State | None], None]
-"""Takes news, and how the engine is where that has changed."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 zifio serve runs/quickstart/r1/model
 zifio serve runs/quickstart/base/model runs/quickstart/r1/model aliases.deepseek-chat=r1
+zifio serve Qwen/Qwen3-0.6B --engine vllm             # where vLLM is installed
 zifio serve --config serve.toml --host 0.0.0.0        # keys from ZIFIO_API_KEY
 """
 
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zifio.config import ConfigError, build, override, read_toml
 from zifio.log import say
 from zifio.loopback import is_loopback, listen
-from zifio.serve.settings import ServeConfig, read_keys
+from zifio.serve.settings import EngineKind, ServeConfig, read_keys
 
 if TYPE_CHECKING:
     from zifio.models.device import Device
@@ -29,6 +30,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int | None = None,
     device: Device = "cpu",
+    engine: EngineKind = "zifio",
     as_json: bool = False,
 ) -> None:
     """Serve until told to end; then requests under way are answered first. Raises ConfigError."""
@@ -49,7 +51,7 @@ def serve(
     with listening:
         models = {}
         for name, folder in folders.items():
-            models[name] = load(name, folder, settings.engine, device)
+            models[name] = load(name, folder, settings, device, engine)
             say(f"{name}: {folder}, up to {models[name].longest} tokens")
         say(f"serving: {address}/v1")
         if not alone:

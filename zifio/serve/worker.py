@@ -13,9 +13,8 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
-from zifio.engine.engine import Load, Request
-from zifio.engine.scheduler import Stats
-from zifio.serve.thread import EVERYBODY, About, Fault, News, Note, State, Tell
+from zifio.engine.request import Load, Request, Stats
+from zifio.serve.news import EVERYBODY, About, Fault, News, Note, State, Tell
 
 
 class Far(Protocol):
