@@ -16,8 +16,14 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from zifio.loopback import to_json
+from zifio.serve.refused import Refused
+
 _GRACE_S = 5  # behind the end of the drain, for errors to be told
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_NO_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+)
 
 
 class Connection(H11Protocol):
@@ -47,6 +53,12 @@ class Connection(H11Protocol):
             self._late = None
         elif self._late is None and waits:
             self._late = self.loop.call_later(self.PATIENCE_S, self._too_late)
+
+    def send_400_response(self, msg: str) -> None:
+        """Tell somebody that this was no HTTP, as JSON like every other refusal."""
+        body = to_json(Refused(400, msg).body())
+        self.transport.write(_NO_HTTP % (len(body), body))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Somebody has gone."""
