@@ -278,6 +278,12 @@ def test_lines_that_are_not_http(here: Here, lines: bytes):
     assert is_well(here)
 
 
+def test_what_is_no_http_is_refused_in_json(here: Here):
+    answer = raw(here, b"GARBAGE\r\n\r\n", timeout_s=3.0)
+    told, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in told and json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
 def test_pipelined_and_half_closed_and_dropped(here: Here):
     body = json.dumps({"model": "tiny", "prompt": "deep", "max_tokens": 2}).encode()
     good = head("/v1/completions", body)

@@ -56,8 +56,9 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Tell somebody that this was no HTTP, as JSON like every other refusal."""
-        body = to_json(Refused(400, msg).body())
-        self.transport.write(_NO_HTTP % (len(body), body))
+        cycle, body = self.cycle, to_json(Refused(400, msg).body())
+        if cycle is None or cycle.response_complete or not cycle.response_started:  # else it would stand inside of that
+            self.transport.write(_NO_HTTP % (len(body), body))
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
