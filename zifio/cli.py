@@ -305,6 +305,13 @@ def _json_argument(parser: argparse.ArgumentParser) -> None:
 
 
 RECIPE, STAGE, CHAT = "zifio.recipe:run_recipe", "zifio.recipe:run_stage", "zifio.chat:chat"
+
+
+def _stage(about: str, example: str) -> Verb:
+    """A verb that runs one kind of a recipe's stages."""
+    return Verb(STAGE, about, example, _stage_arguments)
+
+
 QUICK = "recipes/quickstart.toml"
 VERBS = {
     "run": Verb(
@@ -313,71 +320,49 @@ VERBS = {
         f"zifio run {QUICK}",
         _run_arguments,
     ),
-    "pretrain": Verb(
-        STAGE,
+    "pretrain": _stage(
         "train a model from nothing on next tokens",
         f"zifio pretrain {QUICK} steps=50 --out runs/try",
-        _stage_arguments,
     ),
-    "sft": Verb(
-        STAGE,
+    "sft": _stage(
         "fine-tune a model on worked answers",
         f"zifio sft {QUICK} --stage cold-start steps=8 --out runs/try",
-        _stage_arguments,
     ),
-    "rl": Verb(
-        STAGE,
+    "rl": _stage(
         "reinforce what a verifier calls right (GRPO)",
         f"zifio rl {QUICK} --stage r1-zero steps=20 --out runs/try",
-        _stage_arguments,
     ),
-    "sample": Verb(
-        STAGE,
+    "sample": _stage(
         "draw answers and keep the right ones (rejection sampling)",
         f"zifio sample {QUICK} --stage traces problems=64 --out runs/try",
-        _stage_arguments,
     ),
-    "distill": Verb(
-        STAGE,
+    "distill": _stage(
         "teach a small model by the text or the logits of a larger one",
         f"zifio distill {QUICK} --out runs/try",
-        _stage_arguments,
     ),
-    "mark": Verb(
-        STAGE,
+    "mark": _stage(
         "mark the steps of drawn replies: by completions, a judge, the task, people",
         "zifio mark recipes/prm-rerank.toml --stage rollouts most=64 --out runs/try",
-        _stage_arguments,
     ),
-    "prm": Verb(
-        STAGE,
+    "prm": _stage(
         "train a process reward model on marked steps",
         "zifio prm recipes/prm-rerank.toml --stage prm steps=20 --out runs/try",
-        _stage_arguments,
     ),
-    "reward": Verb(
-        STAGE,
+    "reward": _stage(
         "train a reward model on preferences (Bradley-Terry)",
         "zifio reward recipes/smoke.toml --out runs/try",
-        _stage_arguments,
     ),
-    "dpo": Verb(
-        STAGE,
+    "dpo": _stage(
         "train a model on preferences (DPO)",
         "zifio dpo recipes/smoke.toml --out runs/try",
-        _stage_arguments,
     ),
-    "vq": Verb(
-        STAGE,
+    "vq": _stage(
         "train a tokenizer of pictures",
         "zifio vq recipes/janus-nano.toml steps=20 --out runs/try",
-        _stage_arguments,
     ),
-    "janus": Verb(
-        STAGE,
+    "janus": _stage(
         "train a model that reads pictures and draws",
         "zifio janus recipes/janus-nano.toml --stage adaptors steps=20 --out runs/try",
-        _stage_arguments,
     ),
     "eval": Verb(
         "zifio.exam:run_eval",
