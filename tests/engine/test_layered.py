@@ -35,8 +35,11 @@ EXACT: dict[str, AnyConfig] = {
     "linear": hybrid(layer_types=["linear_attention"] * 4, linear_allow_neg_eigval=True, **LONG),
     "no convolution": hybrid(layer_types=["linear_attention"] * 4, linear_conv_kernel_dim=0, **LONG),
     "window": hybrid(layer_types=["sliding_attention"] * 4, **LONG),
-    "window over pages": hybrid(layer_types=["sliding_attention", "full_attention"] * 2, sliding_window=80, **LONG),
-    "window and memory": hybrid(layer_types=["sliding_attention", "linear_attention"] * 2, **LONG),
+    "window over pages": hybrid(
+        layer_types=["sliding_attention", "full_attention", "linear_attention", "sliding_attention"],
+        sliding_window=80,
+        **LONG,
+    ),
 }
 ROUNDED: dict[str, AnyConfig] = {"all four": hybrid(**LONG), "v3.2": deepseek_v32(**LONG)}
 CASES = EXACT | ROUNDED
@@ -103,12 +106,12 @@ def test_without_kernels_they_agree_to_rounding(name: str, torch_alone: None):
     assert gaps(model, engine.generate(PROMPTS, SEEDS, SAMPLING), PROMPTS)[0] < 2e-5
 
 
-@pytest.mark.parametrize("name", ["qwen3-next", "window over pages", "v3.2"])
+@pytest.mark.parametrize("name", ["qwen3-next", "window over pages"])
 def test_rows_that_are_sent_back_say_the_same(name: str, monkeypatch: pytest.MonkeyPatch):
     """Pages run out, states are given up and computed again."""
-    model, ask = made(CASES[name]), (PROMPTS[:2], SEEDS[:2], Sampling(max_new_tokens=60))
+    model, ask = made(CASES[name]), (PROMPTS[:2], SEEDS[:2], Sampling(max_new_tokens=40))
     plain = Engine(model, -1).generate(*ask)
-    monkeypatch.setattr(engine_module, "n_pages", lambda *_: 5)
+    monkeypatch.setattr(engine_module, "n_pages", lambda *_: 4)
     for settings in (EngineConfig(), EngineConfig(prefix_sharing=False, max_rows=3)):
         engine = Engine(model, -1, settings=settings)
         found = engine.generate(*ask)
@@ -155,14 +158,14 @@ def test_experts_are_recorded_beside_states():
         assert torch.equal(reply.experts_NLA.long().sort(-1).values, wanted.sort(-1).values)
 
 
-@pytest.mark.parametrize("name", ["qwen3-next", "window and memory", "v3.2"])
+@pytest.mark.parametrize("name", ["qwen3-next", "v3.2"])
 def test_requests_come_and_go_and_are_cancelled(name: str):
     """A reply is its prompt's and seed's alone; the slot of one that was cancelled is another's at once."""
     model, rng = made(CASES[name]), random.Random(1)
     engine = Engine(model, -1, settings=EngineConfig(max_rows=4, chunk_tokens=20))
     asked: dict[int, int] = {}
     done: dict[int, Completion] = {}
-    for number in range(9):
+    for number in range(6):
         (id,) = engine.submit(Request(PROMPTS[number % 3], SAMPLING, (number,)))
         asked[id] = number
         for _ in range(rng.randint(0, 12)):
@@ -172,7 +175,7 @@ def test_requests_come_and_go_and_are_cancelled(name: str):
     while engine.has_work:
         done.update((event.id, event.completion) for event in engine.step() if event.completion)
     cancelled = [id for id, one in done.items() if one.finish == "cancelled"]
-    assert len(done) == 9 and 0 < len(cancelled) < 3
+    assert len(done) == 6 and len(cancelled) == 1
     for id, one in done.items():
         number = asked[id]
         ((alone,),) = Engine(model, -1).generate([PROMPTS[number % 3]], [[number]], SAMPLING)

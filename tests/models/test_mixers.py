@@ -157,7 +157,7 @@ def test_a_family_has_its_own_mixers(tmp_path: Path):
         deepseek_v32(q_lora_rank=None)
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("kind", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_hybrid_learns_to_recall(kind: str):
     """Which of two values stood behind a key, with three layers to one and two sequences to a row: better than to
     guess among the two, which comes to ln 2."""
@@ -165,9 +165,9 @@ def test_a_hybrid_learns_to_recall(kind: str):
         Decoder(hybrid(layer_types=None, vocab_size=8, initializer_range=0.1, head_dim=12), 1),
         random.Random(1),
     )
-    optimizer = Optimizer(model, Optim.model_validate(ADAM | {"kind": kind, "lr": 5e-3, "warmup_steps": 5}))
+    optimizer = Optimizer(model, Optim.model_validate(ADAM | {"kind": kind, "lr": 1e-2, "warmup_steps": 5}))
     losses = []
-    for step in range(80):
+    for step in range(60):
         rows = []
         for _ in range(64):
             pairs = [(key, rng.randrange(4, 8)) for key in rng.sample(range(4), 2)]
@@ -177,6 +177,6 @@ def test_a_hybrid_learns_to_recall(kind: str):
         loss = -logp[:, [5, 11]].mean()
         loss.backward()
         optimizer.clip()
-        optimizer.step(step, 80)
+        optimizer.step(step, 60)
         losses.append(loss.item())
     assert sum(losses[-10:]) / 10 < 0.7 * math.log(2) < losses[0], losses
