@@ -151,8 +151,17 @@ def result_of(claim: Claim, scale: Scale, rows: list[dict[str, Any]], words: str
         "flops": sum(row["flops"] for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "cpu_s": sum(row["cpu_s"] for row in rows),
-        "seeds": rows,
+        "seeds": [{**row, "work": _without_folders(row["work"])} for row in rows],
     }
+
+
+def _without_folders(work: Any) -> Any:
+    """The ledger's entries with files that no stage made by their names: a result names no folder of a machine."""
+    if isinstance(work, dict):
+        return {key: _without_folders(value) for key, value in work.items()}
+    if isinstance(work, list):
+        return [Path(value).name if isinstance(value, str) else value for value in work]
+    return work
 
 
 def machine() -> dict[str, Any]:
