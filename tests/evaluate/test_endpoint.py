@@ -228,3 +228,10 @@ def test_system_and_instruction_stand_around_the_problem():
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "question 0\nAnswer in a box."},
     ]
+
+
+@pytest.mark.parametrize("more", [{"draws": True}, {"pictures": ["data:image/png;base64,AA"]}])
+def test_pictures_are_not_sent_and_nothing_counts_as_wrong(more):
+    refused = pytest.raises(ConfigError, match="wanted a task of text, came one with pictures")
+    with closing(Endpoint("http://127.0.0.1:9/v1", "m")) as endpoint, refused:
+        endpoint.complete([[{"role": "user", "content": "a", **more}]], 1, Sampling(), [[1]])

@@ -112,6 +112,11 @@ class Endpoint:
 
     def _body(self, messages: list[Message], sampling: Sampling, seed: int, tools: Sequence[dict[str, Any]]) -> bytes:
         """The request. What is as a server does by itself is left out, so that strict ones do not stumble."""
+        if any(message.get("pictures") or message.get("draws") for message in messages):
+            raise ConfigError(
+                f"{self.url}: wanted a task of text, came one with pictures, which endpoints are not sent. Measure a "
+                "local model."
+            )
         body: dict[str, Any] = {
             "model": self.model,
             "messages": messages,
