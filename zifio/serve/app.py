@@ -81,6 +81,7 @@ class Server:
         return [
             {"id": name, "object": "model", "created": self.models[of].created, "owned_by": "zifio"}
             | {"max_model_len": self.models[of].longest}
+            | _modalities(self.models[of])
             | {"type": "model", "display_name": name, "created_at": _moment(self.models[of].created)}
             for name, of in names
         ]
@@ -230,6 +231,12 @@ def _routes(server: Server) -> APIRouter:
         return AsciiJSON(next(one for one in server.listed() if one["id"] == name))
 
     return router
+
+
+def _modalities(served: Served) -> dict[str, list[str]]:
+    """What a model reads and writes."""
+    both = ["text"] if served.sight is None else ["text", "image"]
+    return {"input_modalities": both, "output_modalities": both}
 
 
 def _moment(seconds: int) -> str:
