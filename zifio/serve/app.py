@@ -27,6 +27,7 @@ from zifio.serve.chat import ChatAnswer
 from zifio.serve.completions import CompletionAnswer, ask_completion
 from zifio.serve.gate import Gate
 from zifio.serve.guard import Guard
+from zifio.serve.images import ImageAnswer, ImageRequest, ask_image
 from zifio.serve.messages_in import MessageCount, MessageRequest, ask_message, count_message
 from zifio.serve.messages_out import MessageAnswer
 from zifio.serve.metrics import Metrics
@@ -204,6 +205,11 @@ def _routes(server: Server) -> APIRouter:
     async def responses(body: ResponseRequest, request: Request) -> Response:
         """The next response; nothing of it is kept."""
         return await server.answer(body, request, ask_response, ResponseAnswer)
+
+    @router.post("/images/generations")
+    async def images(body: ImageRequest, request: Request) -> Response:
+        """Drawings."""
+        return await server.answer(body, request, ask_image, ImageAnswer)
 
     @router.post("/messages")
     async def messages(body: MessageRequest, request: Request) -> Response:
