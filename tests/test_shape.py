@@ -58,7 +58,7 @@ TORCH_FREE_FILES = (
     "models/presets.py", "train/config.py", "train/feedback.py", "train/picture_config.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
-    "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/request.py",
+    "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/marks.py", "engine/request.py",
     "serve/app.py", "serve/verb.py", "serve/model.py", "serve/child.py",
     "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
 )  # fmt: skip

@@ -47,12 +47,19 @@ class AsciiJSON(JSONResponse):
         return to_json(content)
 
 
-def closed(send: Send) -> Send:
-    """As `send`, with the headers that keep foreign code out of whatever is answered."""
+def closed(send: Send, shows_pictures: bool = False) -> Send:
+    """As `send`, with the headers that keep foreign code out of whatever is answered.
+
+    `shows_pictures`: those that the page itself holds, as data URLs.
+    """
+    headers = dict(_HEADERS)
+    if shows_pictures:
+        policy = headers["content-security-policy"]
+        headers["content-security-policy"] = policy.replace("img-src 'self'", "img-src 'self' data:")
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            more = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+            more = [(name.encode(), value.encode()) for name, value in headers.items()]
             message["headers"] = [*message["headers"], *more]
         await send(message)
 

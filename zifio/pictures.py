@@ -45,7 +45,7 @@ _TORN = (
 )  # fmt: skip
 
 
-def read_picture(source: Path | bytes, where: str = "") -> np.ndarray:
+def read_picture(source: Path | bytes, where: str = "", most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture in a file, or in its bytes. Raises ConfigError for whatever is none; `where` opens its message."""
     where = where if isinstance(source, bytes) or where else str(source)
     data = source if isinstance(source, bytes) else _bytes_of(source, where)
@@ -61,13 +61,13 @@ def read_picture(source: Path | bytes, where: str = "") -> np.ndarray:
         came = f"other bytes, which begin with {data[:12]!r}" if data else "an empty file"
         raise ConfigError(f"{where}: wanted a picture ({', '.join(FORMATS)}), came {came}. Convert it.") from None
     except Image.DecompressionBombError:
-        raise ConfigError(f"{where}: {_too_large('more than three times as many')}") from None
+        raise ConfigError(f"{where}: {_too_large('far more', most_pixels)}") from None
     except _TORN as error:
         raise ConfigError(_torn(where, error)) from None
     with image:
         width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ConfigError(f"{where}: {_too_large(f'{width:,} x {height:,}')}")
+        if width * height > most_pixels:
+            raise ConfigError(f"{where}: {_too_large(f'{width:,} x {height:,}', most_pixels)}")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -87,8 +87,8 @@ def _bytes_of(path: Path, where: str) -> bytes:
         raise ConfigError(f"{where}: wanted a picture at {path}, came an error: {error}. Check the path.") from None
 
 
-def _too_large(came: str) -> str:
-    return f"wanted a picture of at most {MOST_PIXELS:,} pixels, came {came}. Make it smaller."
+def _too_large(came: str, most_pixels: int) -> str:
+    return f"wanted a picture of at most {most_pixels:,} pixels, came {came}. Make it smaller."
 
 
 def _torn(where: str, error: Exception) -> str:
@@ -179,12 +179,12 @@ def to_url(picture: np.ndarray) -> str:
     return _URL + base64.b64encode(file.getvalue()).decode()
 
 
-def from_url(url: str, where: str = "picture") -> np.ndarray:
+def from_url(url: str, where: str = "picture", most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """The picture of a data URL. Raises ConfigError as `read_picture` does, and for whatever is no such URL."""
     head, _, body = url.partition(",")
     if not (head.startswith("data:image/") and head.endswith(";base64")):
         raise ConfigError(f"{where}: wanted a picture as data:image/png;base64,..., came {url[:40]!r}. Encode it so.")
     try:
-        return read_picture(base64.b64decode(body, validate=True), where)
+        return read_picture(base64.b64decode(body, validate=True), where, most_pixels)
     except binascii.Error as error:
         raise ConfigError(f"{where}: wanted base64 behind the comma, came other text ({error}). Encode it.") from None

@@ -28,7 +28,7 @@ def ours(job: Job, channel: Channel) -> None:
     from zifio.config import Sampling
     from zifio.engine.engine import Engine
     from zifio.engine.guide import Drawing
-    from zifio.models.janus import unconditioned
+    from zifio.models.janus_config import unconditioned
     from zifio.models.weights import load_janus
 
     model = load_janus(job["model"])

@@ -15,7 +15,8 @@ from zifio.engine.engine import Engine
 from zifio.engine.guide import Drawing
 from zifio.engine.request import Completion, Event, Request
 from zifio.engine.sampler import choose, policy_logp, settings_of, uniforms
-from zifio.models.janus import Janus, guided, unconditioned
+from zifio.models.janus import Janus, guided
+from zifio.models.janus_config import unconditioned
 
 BOS, EOS, PAD, BOI = 1, 2, 0, 3
 CODES = Sampling(max_new_tokens=16)

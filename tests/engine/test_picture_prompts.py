@@ -11,7 +11,8 @@ from tiny import characters, llama, picture_characters, scene_janus
 
 from zifio.config import ConfigError, Sampling
 from zifio.engine.guide import Drawing
-from zifio.engine.pictures import Marks, painted, picture_prompt, with_patches
+from zifio.engine.marks import Marks, with_patches
+from zifio.engine.pictures import painted, picture_prompt
 from zifio.engine.policy import LocalPolicy
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus

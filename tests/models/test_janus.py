@@ -14,8 +14,8 @@ from torch import Tensor
 from zifio.config import ConfigError
 from zifio.models.count import janus_parameters
 from zifio.models.decoder import Decoder
-from zifio.models.janus import Janus, guided, unconditioned
-from zifio.models.janus_config import JANUS_PRO, JanusConfig, read_janus_config
+from zifio.models.janus import Janus, guided
+from zifio.models.janus_config import JANUS_PRO, JanusConfig, read_janus_config, unconditioned
 from zifio.models.weights import load_model, save_model
 
 BOS, EOS, PAD, BOI, PATCH = 1, 2, 0, 3, 39

@@ -24,7 +24,7 @@ from tiny import (
 
 from zifio.config import ConfigError, build
 from zifio.data.tokenizer import save_tokenizer
-from zifio.engine.pictures import Marks
+from zifio.engine.marks import Marks
 from zifio.evaluate.run import make_look
 from zifio.models.count import vq_flops
 from zifio.models.decoder import Decoder

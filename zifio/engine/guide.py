@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
     scale: float = 1.0
     """Of classifier-free guidance (arXiv:2207.12598): logits are u + scale (c - u), with u those of `blank`."""
     blank: tuple[int, ...] = ()
-    """The prompt that asks for nothing, as long as the prompt (`models.janus.unconditioned`); not needed at scale 1.
+    """The prompt that asks for nothing, as long as the prompt (`models.janus_config.unconditioned`); at scale 1 none.
 
     It is computed beside the prompt, in a row of its own that takes the same tokens."""
 

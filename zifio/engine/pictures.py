@@ -10,44 +10,18 @@ Try it alone: `pytest tests/engine/test_picture_prompts.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from zifio.config import ConfigError
-from zifio.data.template import PICTURE_BEGIN, PICTURE_END, ChatTokenizer
+from zifio.data.template import ChatTokenizer
 from zifio.engine.guide import Drawing
+from zifio.engine.marks import Marks, with_patches
 from zifio.models.decoder import Decoder
-from zifio.models.janus import Janus, Picture, unconditioned
+from zifio.models.janus import Janus, Picture
 from zifio.pictures import PICTURE, from_url, padded, picture_of, pixels_of, to_url
-
-
-@dataclass(frozen=True)
-class Marks:
-    """The tokens about pictures."""
-
-    picture: int
-    begin: int
-    end: int
-    bos: int
-    pad: int
-
-    @classmethod
-    def of(cls, tokenizer: ChatTokenizer) -> Marks:
-        """Those of a tokenizer. Raises ConfigError where it has none."""
-        picture, begin, end = map(tokenizer.tokenizer.token_to_id, (PICTURE, PICTURE_BEGIN, PICTURE_END))
-        if picture is None or begin is None or end is None:
-            raise ConfigError(
-                f"tokenizer: wanted one with {PICTURE}, {PICTURE_BEGIN} and {PICTURE_END}, came one without. Set "
-                "tokenizer.pictures = true where it is trained."
-            )
-        return cls(picture, begin, end, tokenizer.bos_id, tokenizer.pad_id)
-
-    def blank(self, prompt: Sequence[int]) -> list[int]:
-        """The prompt of a drawing that asks for nothing."""
-        return unconditioned(list(prompt), (self.bos, self.begin), self.pad)
 
 
 class Prompt(NamedTuple):
@@ -83,18 +57,6 @@ def picture_prompt(
     tokens = with_patches(tokens, marks, model.first_patch, shape.num_image_tokens)
     pixels = [pixels_of(padded(from_url(url), shape.image_size)) for url in urls]
     return Prompt(tokens + [marks.begin] * asks_for_drawing(messages), pixels)
-
-
-def with_patches(tokens: Sequence[int], marks: Marks, first: int, n_patches: int) -> list[int]:
-    """The tokens with patches, numbered on from `first`, in the place of each picture's mark."""
-    out: list[int] = []
-    for token in tokens:
-        if token == marks.picture:
-            out += [marks.begin, *range(first, first + n_patches), marks.end]
-            first += n_patches
-        else:
-            out.append(token)
-    return out
 
 
 def looked_at(model: Decoder, prompt: Prompt) -> tuple[list[int], list[Picture]]:

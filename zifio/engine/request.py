@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 from zifio.config import Sampling
 from zifio.engine.guide import Drawing, Guide, PromptScores, Top
 
@@ -28,7 +30,8 @@ class Completion:
     reason: str = field(default="", compare=False)
     """Why it ended, in words."""
     text: str | None = None
-    """Where a stop string ended it: the text before that string. The tokens go on to the one that completed it."""
+    """Where a stop string ended it: the text before that string. The tokens go on to the one that completed it.
+    Of a drawing that a server tells of: the picture as a data URL."""
     experts_NLA: Tensor | None = field(default=None, compare=False)
     """With `record_routing`: the experts of each MoE layer for every token of prompt and reply but the last, which was
     never computed; int16."""
@@ -54,6 +57,9 @@ class Request:
     """Whether to tell the log-probs of the prompt's tokens too."""
     drawing: Drawing | None = None
     """Draw codes instead of text."""
+    pictures: tuple[np.ndarray, ...] = field(default=(), compare=False)
+    """What the prompt's patches, numbered from 0, are of: uint8 [Y, X, 3] as the model's eye wants them. Whoever hands
+    the request to an engine looks at them first."""
 
     @property
     def is_paired(self) -> bool:

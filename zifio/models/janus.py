@@ -19,7 +19,6 @@ Try it: `pytest tests/models/test_janus.py`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -173,11 +172,6 @@ class Janus(Decoder):
     def drawing(self, pixels_BUYX: Float[Tensor, "B U Y X"]) -> Int[Tensor, "B T"]:
         """The tokens that draw pictures, whose pixels go from -1 to 1 and which have a drawing's size."""
         return self.vqmodel.encode(pixels_BUYX) + self.first_code
-
-
-def unconditioned(prompt: list[int], kept: Collection[int], pad_id: int) -> list[int]:
-    """A prompt that asks for nothing: all tokens but those that open a sequence or a picture become padding."""
-    return [token if token in kept else pad_id for token in prompt]
 
 
 def guided(conditioned: Tensor, unconditioned: Tensor, scale: Tensor | float) -> Tensor:

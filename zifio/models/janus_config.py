@@ -13,6 +13,7 @@ Try it: `python -c "from zifio.models.janus_config import JANUS_PRO; print(JANUS
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -238,3 +239,8 @@ def write_janus_config(shape: JanusConfig, folder: str | Path, dtype: str = "flo
         "torch_dtype": dtype,
     }
     Path(folder, "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def unconditioned(prompt: list[int], kept: Collection[int], pad_id: int) -> list[int]:
+    """A prompt that asks for nothing: all tokens but those that open a sequence or a picture become padding."""
+    return [token if token in kept else pad_id for token in prompt]

@@ -27,6 +27,7 @@ from zifio.serve.chat import ChatAnswer
 from zifio.serve.completions import CompletionAnswer, ask_completion
 from zifio.serve.gate import Gate
 from zifio.serve.guard import Guard
+from zifio.serve.images import ImageAnswer, ImageRequest, ask_image
 from zifio.serve.messages_in import MessageCount, MessageRequest, ask_message, count_message
 from zifio.serve.messages_out import MessageAnswer
 from zifio.serve.metrics import Metrics
@@ -81,6 +82,7 @@ class Server:
         return [
             {"id": name, "object": "model", "created": self.models[of].created, "owned_by": "zifio"}
             | {"max_model_len": self.models[of].longest}
+            | _modalities(self.models[of])
             | {"type": "model", "display_name": name, "created_at": _moment(self.models[of].created)}
             for name, of in names
         ]
@@ -204,6 +206,11 @@ def _routes(server: Server) -> APIRouter:
         """The next response; nothing of it is kept."""
         return await server.answer(body, request, ask_response, ResponseAnswer)
 
+    @router.post("/images/generations")
+    async def images(body: ImageRequest, request: Request) -> Response:
+        """Drawings."""
+        return await server.answer(body, request, ask_image, ImageAnswer)
+
     @router.post("/messages")
     async def messages(body: MessageRequest, request: Request) -> Response:
         """The next message."""
@@ -230,6 +237,12 @@ def _routes(server: Server) -> APIRouter:
         return AsciiJSON(next(one for one in server.listed() if one["id"] == name))
 
     return router
+
+
+def _modalities(served: Served) -> dict[str, list[str]]:
+    """What a model reads and writes."""
+    both = ["text"] if served.sight is None else ["text", "image"]
+    return {"input_modalities": both, "output_modalities": both}
 
 
 def _moment(seconds: int) -> str:

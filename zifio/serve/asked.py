@@ -13,6 +13,7 @@ from zifio.config import Sampling
 from zifio.engine.request import Request
 from zifio.seed import stream_seed
 from zifio.serve.model import Served
+from zifio.serve.pictures import numbered, without_pictures
 from zifio.serve.prompt import Prompt, chat_prompt
 from zifio.serve.refused import Refused
 from zifio.serve.reply import Voice
@@ -51,7 +52,7 @@ def ask_chat(served: Served, body: ChatRequest, config: ServeConfig, thinking: T
     steering = _steering(served, body, prompt.phase, _budget(body, config, n_new), grammar, n)
     sampling = sampling_of(body, n_new)
     n_top = (body.top_logprobs or 0) if body.logprobs else 0
-    request = Request(tokens, sampling, seeds(body, n), tuple(steering), n_top)
+    request = Request(tokens, sampling, seeds(body, n), tuple(steering), n_top, pictures=prompt.pictures)
     parallel = body.parallel_tool_calls is not False
     has_tools = bool(tools) and choice != "none"
     voices = [
@@ -71,8 +72,10 @@ def chat_tokens(
         variables.setdefault("reasoning_effort", body.reasoning_effort)
     offered = [] if choice == "none" else tools
     thinks = _thinks(body, thinking)
-    prompt = chat_prompt(served.tokenizer, body.messages, offered, thinks, variables, config.strict_deepseek)
-    return served.tokenizer.encode(prompt.text), prompt
+    messages, pictures = without_pictures(served, body.messages, config)
+    prompt = chat_prompt(served.tokenizer, messages, offered, thinks, variables, config.strict_deepseek)
+    tokens = served.tokenizer.encode(prompt.text)
+    return numbered(served, tokens, len(pictures)), prompt._replace(pictures=tuple(pictures))
 
 
 def room(served: Served, n_prompt: int, most: int | None, config: ServeConfig) -> int:

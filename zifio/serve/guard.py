@@ -26,7 +26,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = closed(send)
+        send = closed(send, shows_pictures=True)
         try:
             headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
             if self._alone and not LOOPBACK_NAME.fullmatch(headers.get(b"host", "")):

@@ -113,9 +113,9 @@ def _heard(blocks: list[Any], role: str, where: str) -> list[dict[str, Any]]:
             text = _result(block, f"{where}.{place}")
             out.append({"role": "tool", "tool_call_id": str(block.get("tool_use_id") or ""), "content": text})
         elif out and out[-1]["role"] == role:
-            out[-1]["content"].append(_text(block, f"{where}.{place}"))
+            out[-1]["content"].append(_part(block, f"{where}.{place}"))
         else:
-            out.append({"role": role, "content": [_text(block, f"{where}.{place}")]})
+            out.append({"role": role, "content": [_part(block, f"{where}.{place}")]})
     return out or [{"role": role, "content": ""}]
 
 
@@ -151,6 +151,17 @@ def _result(block: Mapping[str, Any], where: str) -> Any:
     if block.get("is_error"):
         parts.insert(0, {"type": "text", "text": "Error:"})
     return parts or ""
+
+
+def _part(block: Any, where: str) -> dict[str, Any]:
+    """A text, or a picture in the words of a chat."""
+    if not (isinstance(block, dict) and block.get("type") == "image"):
+        return _text(block, where)
+    source = _of(block.get("source"), dict, f"{where}.source") or {}
+    url = source.get("url")
+    if source.get("type") == "base64":
+        url = f"data:{source.get('media_type')};base64,{source.get('data')}"
+    return {"type": "image_url", "image_url": {"url": url}, "where": where, "kind": "image"}
 
 
 def _text(block: Any, where: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from zifio.data.spelling import token_bytes
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.models.hub import resolve
-from zifio.serve.news import Tell
+from zifio.serve.news import Sight, Tell
 from zifio.serve.process import EnginePlan, EngineProcess
 from zifio.serve.settings import EngineKind, ServeConfig
 from zifio.serve.worker import Far, Worker
@@ -55,6 +55,11 @@ class Served:
     def n_vocab(self) -> int:
         """Rows of the logits."""
         return self.worker.far.about.n_vocab
+
+    @property
+    def sight(self) -> Sight | None:
+        """What a model is like that reads and draws; None: it is one of text."""
+        return self.worker.far.about.sight
 
     @cached_property
     def spelled(self) -> list[bytes]:

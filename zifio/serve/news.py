@@ -47,6 +47,21 @@ class State(NamedTuple):
     stats: Stats
 
 
+class Sight(NamedTuple):
+    """What must be known of a model that reads and draws."""
+
+    side: int
+    """Of the pictures that it reads, in pixels."""
+    n_patches: int
+    """Tokens that each takes."""
+    first_patch: int
+    """The token of the first."""
+    drawn_side: int
+    """Of its drawings, in pixels."""
+    n_codes: int
+    """Tokens of a drawing."""
+
+
 class About(NamedTuple):
     """What must be known of a model to ask it."""
 
@@ -54,6 +69,8 @@ class About(NamedTuple):
     n_vocab: int
     longest: int
     """Most tokens of a prompt with its reply: the context, or less where the memory is short."""
+    sight: Sight | None = None
+    """Of a model that reads pictures and draws."""
 
 
 News = list[tuple[int, Note]]

@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from zifio.config import ConfigError
 from zifio.data.calls import CALL_BEGIN
 from zifio.data.template import ChatTokenizer, Message
@@ -31,6 +33,8 @@ class Prompt(NamedTuple):
     text: str
     phase: Phase
     warning: str = ""
+    pictures: tuple[np.ndarray, ...] = ()
+    """What stands in the places of its marks for pictures, as the model's eye wants it."""
 
 
 def chat_prompt(

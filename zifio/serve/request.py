@@ -13,6 +13,19 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Token = Annotated[int, Field(ge=0)]
 _WITH_SCHEMAS = ("tools", "response_format", "text")  # fields; which of them a request has depends on its kind
 Count = Annotated[int, Field(ge=1)]
+PICTURES = ("image_url", "input_image", "image")
+"""What parts with pictures are called: in chats, in responses, in messages."""
+
+
+def is_picture(part: Any) -> bool:
+    """Whether a part of a message is a picture, in anybody's spelling."""
+    return isinstance(part, dict) and part.get("type") in PICTURES
+
+
+def has_picture(message: Any) -> bool:
+    """Whether a message holds a picture."""
+    content = message.get("content") if isinstance(message, dict) else None
+    return isinstance(content, list) and any(map(is_picture, content))
 
 
 class Drawing(BaseModel):
@@ -37,8 +50,10 @@ class Drawing(BaseModel):
         return self.model_dump(include=set(Drawing.model_fields))
 
     def is_light(self) -> bool:
-        """Whether it is understood in no time, if it is short: without schemas."""
-        return not any(getattr(self, name, None) for name in _WITH_SCHEMAS)
+        """Whether it is understood in no time, if it is short: without schemas and pictures."""
+        messages = getattr(self, "messages", None) or getattr(self, "input", None)
+        pictures = isinstance(messages, list) and any(has_picture(one) for one in messages)
+        return not pictures and not any(getattr(self, name, None) for name in _WITH_SCHEMAS)
 
 
 class Body(Drawing):

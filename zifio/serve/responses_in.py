@@ -143,12 +143,19 @@ def _add(messages: list[dict[str, Any]], item: Mapping[str, Any], where: str) ->
         raise Refused(400, f"{where}.type: wanted {known}, came {str(kind)[:40]!r}.", where)
 
 
-def _content(content: Any, where: str) -> list[dict[str, str]]:
-    """Parts of text."""
+def _content(content: Any, where: str) -> list[dict[str, Any]]:
+    """Parts of text, and pictures in the words of a chat."""
     parts = content if isinstance(content, list) else [content]
     if isinstance(content, str | None):
         parts = [{"type": "text", "text": content or ""}]
-    return [{"type": "text", "text": _text(part, f"{where}.{place}")} for place, part in enumerate(parts)]
+    return [_part(part, f"{where}.{place}") for place, part in enumerate(parts)]
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    if isinstance(part, dict) and part.get("type") == "input_image":
+        url = part.get("image_url")
+        return {"type": "image_url", "image_url": {"url": url}, "where": where, "kind": "input_image"}
+    return {"type": "text", "text": _text(part, where)}
 
 
 def _text(part: Any, where: str) -> str:
@@ -163,7 +170,7 @@ def _thought(item: Mapping[str, Any], where: str) -> str:
     """The thinking, or the summary where a client has kept only that."""
     for name in ("content", "summary"):
         if item.get(name):
-            return "\n".join(part["text"] for part in _content(item[name], f"{where}.{name}"))
+            return "\n".join(part.get("text", "") for part in _content(item[name], f"{where}.{name}"))
     return ""
 
 

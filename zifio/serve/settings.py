@@ -62,6 +62,10 @@ class ServeConfig(Config):
     """Most replies to one request."""
     max_body_bytes: PositiveInt = 8 << 20
     """Longest request."""
+    max_pictures: PositiveInt = 16
+    """Most pictures in one request."""
+    max_pixels: PositiveInt = 16_000_000
+    """Most pixels of a picture that is sent: unpacked each takes 3 bytes."""
     body_s: PositiveFloat = 30.0
     """A request whose body is not here after this long is refused."""
     request_s: PositiveFloat = 600.0

@@ -17,12 +17,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from zifio.config import ConfigError
 from zifio.engine.engine import Engine
 from zifio.engine.guide import Top
+from zifio.engine.marks import Marks
+from zifio.engine.pictures import Prompt, drawing, looked_at, painted_urls
 from zifio.engine.policy import LocalPolicy
 from zifio.engine.request import Completion, Event, Load, Request, Stats
 from zifio.log import say
-from zifio.serve.news import About, Fault, Note, State, Tell
+from zifio.models.janus import Janus, Picture
+from zifio.pictures import pixels_of
+from zifio.serve.news import About, Fault, Note, Sight, State, Tell
 from zifio.serve.steer import Steering
 
 if TYPE_CHECKING:
@@ -79,7 +84,8 @@ class EngineThread:
     @property
     def about(self) -> About:
         """What must be known to ask."""
-        return About(self._context, self.policy.model.config.vocab_size or 0, self._longest)
+        n_vocab = self.policy.model.config.vocab_size or 0
+        return About(self._context, n_vocab, self._longest, sight_of(self.policy))
 
     def ask(self, key: int, request: Request, is_stream: bool) -> None:
         """Queue a request under a number."""
@@ -137,9 +143,23 @@ class EngineThread:
         self._asked[asked.key] = asked
         if self.engine is None:
             self.engine = self._make()
-        asked.ids = self.engine.submit(asked.request)
+        request, held = self._seen(asked.request)
+        asked.ids = self.engine.submit(request)
+        del held  # the engine has them, until the replies have ended
         asked.left = len(asked.ids)
         self._where.update((id, (asked, place)) for place, id in enumerate(asked.ids))
+
+    def _seen(self, request: Request) -> tuple[Request, list[Picture]]:
+        """The request as the engine wants it, and its pictures, to be held until the engine has it."""
+        held: list[Picture] = []
+        if request.pictures:
+            prompt = Prompt(request.prompt, [pixels_of(picture) for picture in request.pictures])
+            tokens, held = looked_at(self.policy.model, prompt)
+            request = replace(request, prompt=tokens, pictures=())
+        if request.drawing is not None:
+            scale = request.drawing.scale
+            request = replace(request, drawing=drawing(request.prompt, self.policy.tokenizer, scale))
+        return request, held
 
     def _drop(self, key: int) -> None:
         asked = self._asked.pop(key, None)
@@ -187,7 +207,10 @@ class EngineThread:
         part.tokens += new.tokens
         part.logps += new.logps
         part.tops += new.tops
-        part.done = Completion([], [], done.finish, done.reason, None, None, done.prompt_scores, done.n_cached)
+        text = None
+        if asked.request.drawing is not None and len(done.tokens) == asked.request.sampling.max_new_tokens:
+            (text,) = painted_urls(self.policy.model, [done.tokens])
+        part.done = Completion([], [], done.finish, done.reason, text, None, done.prompt_scores, done.n_cached)
         guides = asked.request.guides
         if guides and isinstance(guide := guides[place], Steering) and guide.fault:
             part.fault = Fault(400, "grammar_failed", f"The reply cannot follow its grammar: {guide.fault}.")
@@ -213,6 +236,18 @@ class EngineThread:
         for known in (self._asked, self._where, self._untold):
             known.clear()
         self._tell(news, State(Load(0, 0, 0.0), replace(self._stats)))
+
+
+def sight_of(policy: LocalPolicy) -> Sight | None:
+    """What a model that reads and draws is like; None where it does not, or its tokenizer has no marks for it."""
+    try:
+        Marks.of(policy.tokenizer)
+    except ConfigError:
+        return None
+    if not isinstance(model := policy.model, Janus):
+        return None
+    vision, vq = model.shape.vision_config, model.shape.vq_config
+    return Sight(vision.image_size, vision.num_image_tokens, model.first_patch, vq.image_size, vq.n_tokens)
 
 
 def _sum(one: Stats, two: Stats) -> Stats:

@@ -24,7 +24,7 @@ from zifio.data.pack import Sequence
 from zifio.data.pairs import Pair, read_pairs
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
-from zifio.engine.pictures import Marks, with_patches
+from zifio.engine.marks import Marks, with_patches
 from zifio.engine.policy import open_model
 from zifio.models.count import vq_flops
 from zifio.models.janus import Janus

@@ -2,21 +2,25 @@
 
 import { $, make, say, themed } from "/shared/make.js";
 import { fit } from "/shared/maths.js";
-import { Failed, hear, key, models, reply, useKey } from "./net.js";
+import { drawings, Failed, hear, key, models, reply, useKey } from "./net.js";
+import { listen, taken as attached, waiting } from "./pictures.js";
 import { offer, read, request, schemaOf, settingsOf, toolsOf, write } from "./settings.js";
 import { all, fetched, forget, keep, last, placeOf, save } from "./store.js";
 import { asMarkdown, blank, imported, Mistake, Talk } from "./talk.js";
 import { turnView } from "./view.js";
 
 const SAVE_MS = 1000;
+const DRAWINGS = 4; // at once
 const NEAR = 80; // pixels from the end within which the page follows what comes
-const state = { talk: new Talk(), models: [], live: new Set(), views: new Map(), abort: null, saved: 0, follows: true };
+const state = { talk: new Talk(), models: [], kinds: new Map(), live: new Set(), views: new Map(), abort: null, saved: 0, follows: true };
 
 // Start --------------------------------------------------------------------------------------------------------------
 
 async function start() {
   try {
-    state.models = await models();
+    const every = await models();
+    state.models = every.map((one) => one.id);
+    state.kinds = new Map(every.map((one) => [one.id, one]));
   } catch (error) {
     $("ask").hidden = error.status === 401;
     if (error.status === 401) return login(error.message);
@@ -60,6 +64,8 @@ function draw() {
   const { talk } = state;
   state.views.clear();
   $("log").replaceChildren(...talk.path.map((turn) => turnView(talk, turn, acts, state.live, state.views)));
+  $("attach").hidden = !reads();
+  $("draws").hidden = !paints();
   $("empty").hidden = talk.turns.length > 0;
   $("greeting").textContent = talk.columns.length > 1 ? `Ask ${talk.models.join(" and ")} something.` : `Ask ${talk.models[0]} something.`;
   document.title = talk.turns.length ? `${talk.title} · zifio chat` : "zifio chat";
@@ -67,6 +73,10 @@ function draw() {
   fit($("log"));
   follow();
 }
+
+// Whether the first model reads pictures, and whether it draws.
+const reads = () => Boolean(state.kinds.get(state.talk.models[0])?.input_modalities?.includes("image"));
+const paints = () => Boolean(state.kinds.get(state.talk.models[0])?.output_modalities?.includes("image"));
 
 function follow() {
   if (state.follows) scrollTo(0, document.documentElement.scrollHeight);
@@ -115,8 +125,10 @@ function busy() {
 
 function send() {
   const text = $("text").value;
-  if (!text.trim()) return;
-  if (ask((replies) => state.talk.add(state.talk.path.at(-1), text, replies))) $("text").value = "";
+  const draws = paints() && $("draw").checked;
+  if (!text.trim() && (draws || !waiting.length)) return;
+  const add = (replies) => state.talk.add(state.talk.path.at(-1), text, replies, draws ? { draws } : reads() && waiting.length ? { pictures: attached() } : {});
+  if (ask(add)) $("text").value = "";
 }
 
 function ask(add) {
@@ -140,6 +152,7 @@ function answer(made, columns) {
   state.abort = new AbortController();
   const runs = columns.map((column) => {
     const model = state.talk.models[column] || state.talk.models[0];
+    if (turn.draws) return draws(turn, column, model, said);
     const body = { model, messages: state.talk.messages(column, turn), ...said, stream: true, stream_options: { include_usage: true } };
     const step = { ...blank(model), json: Boolean(body.response_format), shown: said.logprobs ? "tokens" : "text" };
     turn.replies[column].push(step);
@@ -155,13 +168,30 @@ function answer(made, columns) {
   return true;
 }
 
-async function run(step, body, signal) {
+// Drawings instead of a reply.
+function draws(turn, column, model, { temperature, top_p, seed }) {
+  const step = blank(model), body = { model, prompt: turn.user, n: DRAWINGS, response_format: "url", temperature, top_p, seed };
+  turn.replies[column].push(step);
+  state.live.add(step);
+  return during(step, async () => {
+    const { urls, completion } = await drawings(body, state.abort.signal);
+    step.drawn = urls.map((url, n) => ({ url, alt: `Drawing ${n + 1} of ${turn.user}` }));
+    step.usage = { completion, reasoning: 0 };
+  });
+}
+
+const run = (step, body, signal) => during(step, async () => {
+  for await (const chunk of reply(body, signal)) {
+    hear(step, chunk, performance.now());
+    paint();
+  }
+});
+
+// Has something fill a step.
+async function during(step, work) {
   const began = performance.now();
   try {
-    for await (const chunk of reply(body, signal)) {
-      hear(step, chunk, performance.now());
-      paint();
-    }
+    await work();
   } catch (error) {
     if (error.name === "AbortError") step.finish = "stopped";
     else if (error instanceof Failed) step.error = error.message;
@@ -325,5 +355,6 @@ addEventListener("pagehide", store);
 addEventListener("storage", (event) => { // the same conversation went on in another tab
   if (event.key === placeOf(state.talk) && event.newValue && !state.abort) show(fetched(state.talk.id) ?? state.talk);
 });
+listen(reads);
 themed($("theme"), "zifio-chat/theme");
 start();

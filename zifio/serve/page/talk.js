@@ -35,15 +35,16 @@ export class Talk {
     }
   }
 
-  add(parent, user, replies) {
-    const turn = { id: this.turns.length, parent: parent?.id ?? ROOT, user, replies };
+  // more: the pictures of a turn, and whether drawings answer it
+  add(parent, user, replies, more = {}) {
+    const turn = { id: this.turns.length, parent: parent?.id ?? ROOT, user, replies, ...more };
     this.turns.push(turn);
     this.choose(turn);
     return turn;
   }
 
   branch(turn, user, replies) {
-    return this.add(this.turns[turn.parent], user, replies);
+    return this.add(this.turns[turn.parent], user, replies, { pictures: turn.pictures, draws: turn.draws });
   }
 
   choose(turn) {
@@ -57,9 +58,19 @@ export class Talk {
     for (let turn = last; turn; turn = this.turns[turn.parent]) turns.unshift(turn);
     const system = this.settings.system ? [{ role: "system", content: this.settings.system }] : [];
     return [...system, ...turns.flatMap((turn) => [
-      { role: "user", content: turn.user }, ...(turn.replies[column] ?? turn.replies[0] ?? []).flatMap(message),
+      { role: "user", content: contentOf(turn) }, ...(turn.replies[column] ?? turn.replies[0] ?? []).flatMap(message),
     ])];
   }
+}
+
+function contentOf({ user, pictures }) {
+  if (!pictures?.length) return user;
+  return [...pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })), { type: "text", text: user }];
+}
+
+function picturesOf(content) {
+  const urls = Array.isArray(content) ? content.map((part) => part?.image_url?.url).filter((url) => typeof url === "string") : [];
+  return urls.filter((url) => url.startsWith("data:image/")).map((url) => ({ url, alt: "Picture" }));
 }
 
 function message(step) {
@@ -83,9 +94,10 @@ function turnsOf(messages, model) {
   const systems = [], turns = [];
   messages.forEach((one, n) => {
     if (!one || typeof one !== "object") throw new Mistake(`messages.${n}: wanted an object.`);
-    const content = textOf(one.content, n), steps = turns.at(-1)?.steps;
+    const pictures = one.role === "user" ? picturesOf(one.content) : [];
+    const content = textOf(pictures.length ? one.content.filter((part) => !part?.image_url) : one.content, n), steps = turns.at(-1)?.steps;
     if (one.role === "system" || one.role === "developer") return systems.push(content);
-    if (one.role === "user") return turns.push({ user: content, steps: [] });
+    if (one.role === "user") return turns.push({ user: content, pictures, steps: [] });
     if (one.role !== "assistant" && one.role !== "tool") throw new Mistake(`messages.${n}.role: wanted system, user, assistant or tool.`);
     if (!steps) throw new Mistake(`messages.${n}: wanted something of the user before it.`);
     if (one.role === "tool") return steps.push({ role: "tool", id: String(one.tool_call_id ?? ""), content });
@@ -110,9 +122,9 @@ export function imported(value) {
   if (!turns.length) throw new Mistake("messages: wanted something of the user.");
   const other = given.compare ? turnsOf(given.compare.messages, given.compare.model ?? "").turns : [];
   const talk = new Talk({ models: [given.model, given.compare?.model], settings: { system } });
-  turns.forEach(({ user, steps }, n) => {
+  turns.forEach(({ user, pictures, steps }, n) => {
     const second = other[n]?.user === user ? [other[n].steps] : [];
-    talk.add(talk.path.at(-1), user, [steps, ...second]);
+    talk.add(talk.path.at(-1), user, [steps, ...second], pictures.length ? { pictures } : {});
   });
   return talk;
 }
@@ -121,7 +133,7 @@ export function asMarkdown(talk) {
   const lines = [`# ${talk.title}`];
   if (talk.settings.system) lines.push("## System", talk.settings.system);
   for (const turn of talk.path) {
-    lines.push("## User", turn.user);
+    lines.push("## User", ...(turn.pictures ?? []).map(({ url }) => `![](${url})`), turn.user);
     for (const steps of turn.replies) {
       for (const step of steps) {
         if (step.role === "tool") { lines.push("### Result", fenced(step.content)); continue; }

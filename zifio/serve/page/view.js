@@ -1,6 +1,7 @@
 // How a conversation looks: what was said, the replies with their thinking folded apart, calls, tokens, and what can be done.
 
 import { make } from "/shared/make.js";
+import { image } from "./pictures.js";
 import { listing, render } from "./markdown.js";
 import { legend, Tokens } from "./tokens.js";
 
@@ -33,10 +34,11 @@ export class Reply {
     this.summary.addEventListener("click", () => { opened.thinking = !this.thinking.open; });
     this.said = make("div", { class: "md" });
     this.legend = legend();
+    this.drawn = make("div", { class: "pictures" });
     this.calls = make("div", { class: "calls" });
     this.error = make("p", { class: "error", hidden: true });
     this.facts = make("p", { class: "facts" });
-    this.node = make("article", { class: "reply" }, make("h3", { class: "who" }, step.model || "Assistant"), this.thinking, this.said, this.legend, this.calls, this.error, this.facts);
+    this.node = make("article", { class: "reply" }, make("h3", { class: "who" }, step.model || "Assistant"), this.thinking, this.said, this.drawn, this.legend, this.calls, this.error, this.facts);
     this.coloured = {};
   }
 
@@ -54,6 +56,7 @@ export class Reply {
     for (const call of step.calls.slice(this.calls.childElementCount)) {
       this.calls.append(make("section", { class: "call", "aria-label": `Call of ${call.name}` }, make("p", {}, "Calls ", make("strong", {}, call.name)), jsonListing(call.arguments)));
     }
+    for (const picture of (step.drawn ?? []).slice(this.drawn.childElementCount)) this.drawn.append(image(picture));
     this.error.hidden = !step.error;
     this.error.textContent = step.error;
     this.facts.textContent = isLive ? "" : this.told();
@@ -98,7 +101,7 @@ export function turnView(talk, turn, acts, live, views) {
   const beside = talk.beside(turn), place = beside.indexOf(turn);
   const go = (by, name, sign) => button(sign, () => acts.choose(beside[place + by]), { id: `${name}-${turn.id}`, "aria-label": `${name} version`, disabled: !beside[place + by] });
   const versions = beside.length > 1 ? [go(-1, "Previous", "‹"), make("span", { class: "count" }, `${place + 1} of ${beside.length}`), go(1, "Next", "›")] : [];
-  const mine = make("article", { class: "mine" }, make("h2", { class: "who hide" }, "You"), make("div", { class: "words" }, turn.user));
+  const mine = make("article", { class: "mine" }, make("h2", { class: "who hide" }, "You"), make("div", { class: "pictures" }, ...(turn.pictures ?? []).map(image)), make("div", { class: "words" }, turn.user));
   const does = make("div", { class: "does" }, button("Edit", () => edit(mine, does, turn.user, (text) => acts.edit(turn, text)), { "aria-label": "Edit your message" }), ...versions);
   const columns = turn.replies.map((steps, column) => columnView(turn, steps, column, acts, live, views));
   return make("section", { class: "turn", "aria-label": `Turn ${talk.path.indexOf(turn) + 1}` }, mine, does,
