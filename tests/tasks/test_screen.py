@@ -22,6 +22,7 @@ from zifio.tasks.gym import Candidate, Gym
 from zifio.tasks.lax import LaxMod
 from zifio.tasks.probes import Elsewhere
 from zifio.tasks.runtime import Pool
+from zifio.tasks.scenes import GlyphCaptions, GlyphWords
 from zifio.tasks.screen import READER, screen_task, screened_task
 from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
 from zifio.tasks.splits import Splits
@@ -277,12 +278,15 @@ BUILT_IN = {
     "calculator": lambda path: [Calculator()],
     "tic_tac_toe": lambda path: [TicTacToe()],
     "agent": lambda path: [Agent(of={"name": "chain_sum"})],
+    "glyph_captions": lambda path: [GlyphCaptions()],
+    "glyph_words": lambda path: [GlyphWords()],
 }
 
 
 def test_no_built_in_task_goes_unscreened():
     names = {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])}
-    assert names == BUILT_IN.keys() | {"lax_mod", "flawed_mod", "facts"}
+    drawn = {"glyph_drawings"}  # attacks are words, its replies are pictures: test_glyphs.py has those
+    assert names == BUILT_IN.keys() | drawn | {"lax_mod", "flawed_mod", "facts"}
 
 
 def test_the_task_with_a_bug_on_purpose_is_found(pool):

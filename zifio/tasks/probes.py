@@ -156,14 +156,14 @@ def answer_elsewhere() -> None:
 
 def _duplicates(screening: Screening, problems: dict[Split, list[Problem]]) -> None:
     for split, those in problems.items():
-        n_each = Counter(folded(problem.prompt) for problem in those)
+        n_each = Counter(_asked(problem) for problem in those)
         twice = len(those) - len(n_each)
         share = twice / len(those) if those else 0.0
         check = f"duplicates, {split}"
         screening.rows.append(Row(check, "the same problem twice, but for case and spaces", len(those)))
         golds: dict[str, str] = {}
         for problem in those if not screening.measured["many"] else ():
-            first = golds.setdefault(folded(problem.prompt), problem.gold)
+            first = golds.setdefault(_asked(problem), problem.gold)
             if not same(first, problem.gold):
                 what = f"one problem has two answers: {first[:40]!r} and {problem.gold[:40]!r}"
                 cure = "Keep the right one; the other is a wrong reward."
@@ -171,18 +171,23 @@ def _duplicates(screening: Screening, problems: dict[Split, list[Problem]]) -> N
                 break
         if twice:
             severity: Severity = "medium" if share > 0.1 else "low"
-            often = next(problem for problem in those if n_each[folded(problem.prompt)] > 1)
+            often = next(problem for problem in those if n_each[_asked(problem)] > 1)
             what = f"{twice} of {len(those)} problems are repeats ({share:.1%})"
             cure = "Allow longer or more varied problems, or remove the copies: they count more than once."
             screening.findings.append(Finding(severity, check, what, cure, shown(often)))
 
 
+def _asked(problem: Problem) -> str:
+    """What is asked but for case and spaces: the words, and the pictures as they are."""
+    return "\n".join([folded(problem.prompt), *problem.pictures])
+
+
 def _overlap(screening: Screening, task: Task, problems: dict[Split, list[Problem]]) -> None:
-    train = {folded(problem.prompt): problem.prompt for problem in problems.get("train", [])}
+    train = {_asked(problem): problem.prompt for problem in problems.get("train", [])}
     held_out = problems.get("held-out", [])
-    both = [problem for problem in held_out if folded(problem.prompt) in train]
+    both = [problem for problem in held_out if _asked(problem) in train]
     screening.rows.append(Row("overlap", "held-out problems that are trained on", len(held_out)))
-    very = [problem for problem in both if train[folded(problem.prompt)] == problem.prompt]
+    very = [problem for problem in both if train[_asked(problem)] == problem.prompt]
     cure = "Remove them from the train file: what is held out must not be seen."
     if both:
         severity: Severity = "high" if very else "medium"
