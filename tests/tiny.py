@@ -159,9 +159,8 @@ def janus(text: AnyConfig | None = None, **changes: Any) -> JanusConfig:
     return JanusConfig(**({"text_config": text, "image_token_id": 39} | parts | changes))
 
 
-def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
-    """A model that reads and draws, with random norms and biases."""
-    model = Janus(shape or janus(), seed)
+def shaken(model: torch.nn.Module, seed: int) -> torch.Generator:
+    """Random norms and biases; returns what they were drawn with, to draw on."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -169,6 +168,13 @@ def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
                 parameter.uniform_(0.5, 1.5, generator=generator)
             elif name.endswith(".bias"):
                 parameter.normal_(0.0, 0.3, generator=generator)
+    return generator
+
+
+def made_janus(shape: JanusConfig | None = None, seed: int = 1) -> Janus:
+    """A model that reads and draws, with random norms and biases."""
+    model = Janus(shape or janus(), seed)
+    shaken(model, seed)
     return model
 
 
@@ -221,13 +227,8 @@ EVERY_FAMILY: dict[str, AnyConfig] = {
 def made(config: AnyConfig, seed: int = 1) -> Decoder:
     """A decoder with random norms and biases; those of routers make some scores negative."""
     model = Decoder(config, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = shaken(model, seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.normal_(0.0, 0.3, generator=generator)
         for router in model.routers():
             if router.e_score_correction_bias is not None:
                 router.e_score_correction_bias.normal_(0.0, 0.6, generator=generator)

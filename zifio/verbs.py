@@ -99,9 +99,7 @@ def _chat_arguments(parser: argparse.ArgumentParser) -> None:
         "--tools", nargs="+", choices=("calculator", "python"), default=(), help="what the model may call"
     )
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same reply (default: 0)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
-    )
+    _device_argument(parser)
     _json_argument(parser)
 
 
@@ -213,9 +211,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE.toml", type=Path, help="the settings, models and aliases among them")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
     parser.add_argument("--port", type=int, help="(default: 8000, or the settings')")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
-    )
+    _device_argument(parser)
     parser.add_argument(
         "--engine",
         choices=("zifio", "vllm"),
@@ -287,6 +283,12 @@ compute by the ledger, a verdict computed from every seed. Runs from a checkout 
     )
     parser.add_argument("--fresh", action="store_true", help="throw away what these seeds have done")
     _json_argument(parser)
+
+
+def _device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="a GPU answers in bf16 (default: %(default)s)"
+    )
 
 
 def _json_argument(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from zifio.lab import substrate as s
 from zifio.lab.design import Arm, Design, Experiment, Probe, Table, Verdict
 from zifio.lab.effects import paired, share
-from zifio.lab.picture import bars, lines
+from zifio.lab.picture import gold_by_step
 
 ARMS = ("strict", "lax", "lax-min", "lax-mean", "lax-sum", "lax-short", "strict-mean", "process-only")
 SCALES: dict[str, Table] = {
@@ -126,13 +126,7 @@ def _judge(rows: list[Table], settings: Table) -> Verdict:
 
 
 def _draw(canvas: Figure, rows: list[Table], verdict: Verdict) -> None:
-    left, right = canvas.subplots(1, 2)
-    lines(
-        left, {name: [row["gold"][name] for row in rows] for name in ARMS}, rows[0]["steps"], "step", "gold, held-out"
-    )
-    left.set_ylim(0, 1.02)
-    left.legend(fontsize=7, ncols=2)
-    bars(right, {name: [row["end"][name] for row in rows] for name in ARMS}, "gold at the end")
+    gold_by_step(canvas, rows, ARMS, ARMS)
 
 
 EXPERIMENT = Experiment(

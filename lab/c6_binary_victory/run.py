@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from zifio.lab import substrate as s
 from zifio.lab.design import Arm, Design, Experiment, Probe, Table, Verdict
 from zifio.lab.effects import paired, share
-from zifio.lab.picture import bars, lines
+from zifio.lab.picture import gold_by_step
 
 NOISE = {"j10": 1.0, "j06": 0.6, "j04": 0.4, "j02": 0.2, "j00": 0.0, "jm02": -0.2}
 OTHERS = ("j02-long", "zero-ok", "graded", "learned")
@@ -117,12 +117,7 @@ def _judge(rows: list[Table], settings: Table) -> Verdict:
 
 
 def _draw(canvas: Figure, rows: list[Table], verdict: Verdict) -> None:
-    left, right = canvas.subplots(1, 2)
-    curves = {name: [row["gold"][name] for row in rows] for name in (*NOISE, "zero-ok", "graded")}
-    lines(left, curves, rows[0]["steps"], "step", "gold, held-out")
-    left.set_ylim(0, 1.02)
-    left.legend(fontsize=7, ncols=2)
-    bars(right, {name: [row["end"][name] for row in rows] for name in (*NOISE, *OTHERS)}, "gold at the end")
+    gold_by_step(canvas, rows, (*NOISE, "zero-ok", "graded"), (*NOISE, *OTHERS))
 
 
 EXPERIMENT = Experiment(

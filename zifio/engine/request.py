@@ -41,6 +41,11 @@ class Completion:
     tops: list[list[Top]] = field(default_factory=list, compare=False)
     """Beside each token the likeliest ones, where they are wanted."""
 
+    def end(self) -> Completion:
+        """How it ended, without the tokens: those were told as they came."""
+        scores, n_cached = self.prompt_scores, self.n_cached
+        return Completion([], [], self.finish, self.reason, prompt_scores=scores, n_cached=n_cached)
+
 
 @dataclass(frozen=True)
 class Request:

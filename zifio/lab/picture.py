@@ -64,3 +64,13 @@ def lines(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend()
+
+
+def gold_by_step(canvas: Figure, rows: Sequence[Mapping[str, Any]], curves: Sequence[str], ends: Sequence[str]) -> None:
+    """Gold of some arms by step, and of some at the end."""
+    left, right = canvas.subplots(1, 2)
+    by_step = {name: [row["gold"][name] for row in rows] for name in curves}
+    lines(left, by_step, rows[0]["steps"], "step", "gold, held-out")
+    left.set_ylim(0, 1.02)
+    left.legend(fontsize=7, ncols=2)
+    bars(right, {name: [row["end"][name] for row in rows] for name in ends}, "gold at the end")

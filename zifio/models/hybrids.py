@@ -117,17 +117,8 @@ class Qwen3NextConfig(LayeredConfig, SoftmaxGatedConfig):
     @property
     def moe(self) -> MoeShape:
         """One shared expert behind a gate beside Qwen3's."""
-        return MoeShape(
-            n_experts=self.num_experts,
-            n_active=self.num_experts_per_tok,
-            d_expert=self.moe_intermediate_size,
-            n_shared=1,
-            score="softmax",
-            has_bias=False,
-            renormalise=self.norm_topk_prob,
-            d_shared=self.shared_expert_intermediate_size,
-            has_shared_gate=True,
-        )
+        d_shared = self.shared_expert_intermediate_size
+        return replace(super().moe, n_shared=1, d_shared=d_shared, has_shared_gate=True)
 
     @property
     def resolved(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zifio.engine.stops import TextOf, find_stop
+from zifio.serve.news import Fault
 from zifio.serve.split import Phase
 from zifio.tasks.form import THINK, THOUGHT
 
@@ -62,6 +63,13 @@ class Steering:
         """Give it what it works with where the engine is; until then it is data, and may travel."""
         self.matcher = None if self.grammar is None else matcher_of(self.grammar)
         self.text_of = text_of
+
+    @property
+    def refusal(self) -> Fault | None:
+        """What a client is told where the content is not what it had to be."""
+        if not self.fault:
+            return None
+        return Fault(400, "grammar_failed", f"The reply cannot follow its grammar: {self.fault}.")
 
     def bias(self) -> np.ndarray | None:
         """What is added to the next token's logits."""

@@ -212,8 +212,8 @@ class EngineThread:
             (text,) = painted_urls(self.policy.model, [done.tokens])
         part.done = Completion([], [], done.finish, done.reason, text, None, done.prompt_scores, done.n_cached)
         guides = asked.request.guides
-        if guides and isinstance(guide := guides[place], Steering) and guide.fault:
-            part.fault = Fault(400, "grammar_failed", f"The reply cannot follow its grammar: {guide.fault}.")
+        if guides and isinstance(guide := guides[place], Steering):
+            part.fault = guide.refusal
         del self._where[event.id]
         asked.left -= 1
         asked.is_due = asked.is_stream or not asked.left

@@ -199,11 +199,9 @@ class VllmEngine:
                         break
                 if not done.reason and new.finish_reason is not None:
                     done.finish, done.reason = _FINISHES.get(new.finish_reason, "stop"), str(new.finish_reason)
-                end = Completion([], [], done.finish, done.reason, None, None, done.prompt_scores, done.n_cached)
-                event = Event(place, tokens[:n_heard], logps[:n_heard], end if done.reason else None, tops[:n_heard])
-                is_wrong = done.reason and guide is not None and guide.fault
-                fault = f"The reply cannot follow its grammar: {guide.fault}." if is_wrong and guide else ""
-                yield Note(place, event, Fault(400, "grammar_failed", fault) if fault else None)
+                end = done.end() if done.reason else None
+                event = Event(place, tokens[:n_heard], logps[:n_heard], end, tops[:n_heard])
+                yield Note(place, event, guide.refusal if end and guide is not None else None)
                 if done.reason:
                     return  # and vLLM is told, by the end of its generator
 
