@@ -26,7 +26,7 @@ from bench.environments import CannotMake, Torch, own_torch
 from conformance.clients import CLIENTS, Client
 from conformance.environments import FOLDER, command, version
 from conformance.page import Result, is_good, machine, n_passed, page
-from conformance.server import TEXT, THINKS, Server
+from conformance.server import SEES, TEXT, THINKS, Server
 from zifio.log import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,8 @@ def _tried(chosen: list[Client], model: str, torch: Torch) -> int:
     folders = {TEXT: _english(), THINKS: str(Path(model).resolve())}
     for name in ("logs", "results", "scratch"):
         (FOLDER / name).mkdir(parents=True, exist_ok=True)
-    server = Server({TEXT: ENGLISH, THINKS: model}, FOLDER / "logs" / f"server-{os.getpid()}.log")
+    models = {TEXT: ENGLISH, THINKS: model, SEES: _seeing()}
+    server = Server(models, FOLDER / "logs" / f"server-{os.getpid()}.log")
     begin = time.monotonic()
     try:
         for place, client in enumerate(chosen):
@@ -79,7 +80,7 @@ def _tried(chosen: list[Client], model: str, torch: Torch) -> int:
             if not server.is_alive:
                 say(f"The server is gone; see {server.log}. Another one is started.")
                 again = FOLDER / "logs" / f"server-{os.getpid()}-{place}.log"
-                server = Server({TEXT: ENGLISH, THINKS: model}, again)
+                server = Server(models, again)
     finally:
         server.stop()
     results = {client.name: json.loads(path.read_text()) for client in CLIENTS if (path := _stored(client)).is_file()}
@@ -106,9 +107,9 @@ def _one(client: Client, server: Server, folders: dict[str, str], torch: Torch) 
     result["version"] = version(client.environment, client.package)
     variables = {
         "CONFORMANCE_URL": server.url, "CONFORMANCE_KEY": server.key, "CONFORMANCE_TEXT": TEXT,
-        "CONFORMANCE_THINKS": THINKS, "CONFORMANCE_FOLDER": str(scratch), "CONFORMANCE_OUT": str(out),
-        "CONFORMANCE_FOLDERS": json.dumps(folders), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
-        **client.variables,
+        "CONFORMANCE_THINKS": THINKS, "CONFORMANCE_SEES": SEES, "CONFORMANCE_FOLDER": str(scratch),
+        "CONFORMANCE_OUT": str(out), "CONFORMANCE_FOLDERS": json.dumps(folders), "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1", **client.variables,
     }  # fmt: skip
     begin, limit_s = time.monotonic(), 10 * client.about_s + 600
     fault = ""
@@ -156,6 +157,16 @@ def _english() -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-m", "zifio.cli", "convert", ENGLISH, str(folder)], check=True)
     return str(folder)
+
+
+def _seeing() -> str:
+    """The folder of the model that reads pictures; trained at need, and anew where another recipe made it."""
+    run = FOLDER / "models" / SEES
+    words = [sys.executable, "-m", "zifio.cli", "run", str(ROOT / "conformance" / "sight.toml"), "--out", str(run)]
+    say("a model that reads pictures: conformance/sight.toml")
+    if subprocess.run(words, stdout=subprocess.DEVNULL).returncode:
+        subprocess.run([*words, "--fresh"], check=True, stdout=subprocess.DEVNULL)
+    return str(run / "sight" / "model")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-TEXT, THINKS = "smollm2", "r1"
-"""What the two models are called."""
+TEXT, THINKS, SEES = "smollm2", "r1", "sees"
+"""What the models are called; the third one reads pictures (conformance/sight.toml)."""
 SETTINGS = ("temperature=0", "max_tokens=200", f"aliases.claude-sonnet-4={TEXT}")
 """Most clients do not say how long and how freely: greedy replies of a bounded length are the same each time.
 Some ask a model to think only where they know its name."""

@@ -21,6 +21,8 @@ URL = os.environ["CONFORMANCE_URL"]
 KEY = os.environ["CONFORMANCE_KEY"]
 TEXT = os.environ["CONFORMANCE_TEXT"]
 """The name of a model that reads English."""
+SEES = os.environ["CONFORMANCE_SEES"]
+"""The name of a model that reads pictures."""
 THINKS = os.environ["CONFORMANCE_THINKS"]
 """The name of a model that thinks; it reads sums."""
 FOLDER = Path(os.environ["CONFORMANCE_FOLDER"])
