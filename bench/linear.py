@@ -38,10 +38,11 @@ import torch
 
 from bench.run import HERE, machine
 from zifio.config import Sampling
-from zifio.engine.cache import PAGE, bytes_per_page
+from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
 from zifio.engine.engine import Engine, Request
-from zifio.engine.layered import bytes_per_slot, has_state
+from zifio.engine.layered import Memories, Windows, bytes_per_slot, has_state
+from zifio.engine.picked import PickedPages
 from zifio.kernels.operators import give_back
 from zifio.log import say
 from zifio.models.config import AnyConfig, DeepseekV3Config
@@ -54,6 +55,9 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 LAYERS, WINDOW, KEPT, WARM = 8, 512, 512, 8
 CHECK = 2048
 """Tokens of the prompt that is both read and not."""
+
+LEGEND = {"sparse": "sparse: attends to 512, its indexer scores every token"}
+"""What the figure says of a mixer beyond its name."""
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": LAYERS, "num_attention_heads": 8,
@@ -91,12 +95,15 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+CACHES = (PagedCache, PickedPages, Windows, Memories)
+
+
 def fill(cache: Any) -> None:
     """Random numbers wherever a cache holds numbers: pages, windows, memories."""
     for part in vars(cache).values():
         if isinstance(part, torch.Tensor) and part.is_floating_point():
             part.normal_()
-        elif type(part).__module__.startswith("zifio.engine"):
+        elif isinstance(part, CACHES):
             fill(part)
 
 
@@ -161,39 +168,55 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.6))
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
-        past = [row["tokens"] for row in mine]
-        (line,) = left.plot(past, [row["ms_per_token"] for row in mine], marker="o", label=name)
+        before = [row["tokens"] for row in mine]
+        (line,) = left.plot(before, [row["ms_per_token"] for row in mine], marker="o", label=LEGEND.get(name, name))
         left.fill_between(
-            past, [row["ms_p10"] for row in mine], [row["ms_p90"] for row in mine], color=line.get_color(), alpha=0.15
+            before, [row["ms_p10"] for row in mine], [row["ms_p90"] for row in mine], color=line.get_color(), alpha=0.15
         )
-        right.plot(past, [(row["page_bytes"] + row["state_bytes"]) / 1e6 for row in mine], marker="o", label=name)
+        right.plot(before, [(row["page_bytes"] + row["state_bytes"]) / 1e6 for row in mine], marker="o")
+    past = sorted({row["tokens"] for row in rows})
     for axis, what in ((left, "ms to decode a token (median, 10 to 90 %)"), (right, "MB of keys, values and state")):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if axis is left else "")
         axis.set_xlabel("tokens before it")
+        axis.set_xticks(past, [f"{n / 1024:g}k" for n in past])
         axis.set_title(what, fontsize=9)
-    left.legend(fontsize=8)
-    drawing.tight_layout()
+    drawing.legend(loc="outside lower center", ncols=3, fontsize=8)
+    drawing.set_layout_engine("constrained")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=110)
     pyplot.close(drawing)
 
 
-def in_its_own(name: str, lengths: str, options: argparse.Namespace, *more: str) -> list[dict[str, Any]]:
+def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One model in this process: its rows, and the time of a token behind a prompt that was read and not."""
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {"rows": measure(name, [*map(int, options.lengths.split(","))], options.tokens)}
+    if options.check:
+        read, unread_ = (measure(name, [options.check], options.tokens, reads)[0] for reads in (True, False))
+        found["check"] = {key: row["ms_per_token"] for key, row in (("read_ms", read), ("unread_ms", unread_))}
+    return found
+
+
+def in_its_own(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """At each length the best of `--rounds` processes, by its median: what a machine does when nothing else runs."""
-    command = [sys.executable, "-m", "bench.linear", "--one", name, "--lengths", lengths, *more]
+    command = [sys.executable, "-m", "bench.linear", "--one", name, "--lengths", options.lengths]
     command += ["--tokens", str(options.tokens), "--threads", str(options.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     found = []
-    for _ in range(options.rounds):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    for place in range(options.rounds):
+        words = [*command, "--check", str(0 if place else options.check)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=HERE.parent)
         if done.returncode:
-            sys.exit(f"{name} behind {lengths} tokens failed:\n{done.stderr[-2000:]}")
+            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    return [min(rows, key=lambda row: row["ms_per_token"]) for rows in zip(*found, strict=True)]
+    every = zip(*(one["rows"] for one in found), strict=True)
+    return {**found[0], "rows": [min(rows, key=lambda row: row["ms_per_token"]) for rows in every]}
 
 
 def main() -> None:
@@ -205,28 +228,31 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens that are timed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each, of which the best (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and the kernels (default: %(default)s)")
-    parser.add_argument("--check", type=int, default=CHECK, help="a prompt that is read too (default: %(default)s)")
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=CHECK,
+        help="of a prompt that is read too, 0 for none (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="where linear.json and figures/ go")
     parser.add_argument("--one", metavar="MIXER", help="one model in this process")
-    parser.add_argument("--reads", action="store_true", help="with --one: the prompt is read")
     options = parser.parse_args()
     if options.one:
         name = next((name for name in models(1) if name.startswith(options.one)), None)
         if name is None:
             sys.exit(f"--one {options.one}: wanted one of {', '.join(models(1))}.")
-        torch.set_num_threads(options.threads)
-        found = measure(name, [*map(int, options.lengths.split(","))], options.tokens, options.reads)
-        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.write(json.dumps(one(name, options)) + "\n")
         return
     rows, checks = [], {}
     for name in models(1):
-        rows += (mine := in_its_own(name, options.lengths, options))
-        for row in mine:
+        found = in_its_own(name, options)
+        rows += found["rows"]
+        for row in found["rows"]:
             held = (row["page_bytes"] + row["state_bytes"]) / 1e6
             say(f"{name:14} {row['tokens']:6} tokens: {row['ms_per_token']:8.3f} ms a token, {held:8.2f} MB held")
-        read, unread_ = (in_its_own(name, str(options.check), options, *more)[0] for more in (("--reads",), ()))
-        checks[name] = {"tokens": options.check, "read_ms": read["ms_per_token"], "unread_ms": unread_["ms_per_token"]}
-        say(f"{name:14} {options.check:6} tokens: {read['ms_per_token']:8.3f} ms a token where the prompt was read")
+        if options.check:
+            checks[name] = {"tokens": options.check, **found["check"]}
+            say(f"{name:14} {options.check:6} tokens: {found['check']} by whether the prompt was read")
     about = {
         "date": time.strftime("%Y-%m-%d"), "machine": machine(options.threads, []), "python": platform.python_version(),
         "versions": {"torch": importlib.metadata.version("torch"), "zifio": importlib.metadata.version("zifio")},
