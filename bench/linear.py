@@ -2,13 +2,20 @@
 
 Six models of one width and depth, differing in their mixers alone: full attention with grouped queries, MLA with its
 latents, a sliding window, gated DeltaNet, three of that to one of full attention, and sparse attention with an indexer
-(over MLA). Each reads a prompt of random tokens through the engine and then decodes, alone, in a process of its own.
-Told are the time of a token (and the processor's, which other work on the machine disturbs less), the bytes of pages
-and of state that are held, and by how much the process grew.
+(over MLA). Each decodes through the engine, alone, in a process of its own. Told are the time of a token (and the
+processor's, which other work on the machine disturbs less), the bytes of pages and of state that are held, and by how
+much the process grew.
+
+The prompt is not read: the engine goes through it as ever, only the model's part of it is left out, and what it would
+have left in the cache are random numbers. What a token costs does not depend on which keys, values and states those
+before it have left; `check` holds both ways beside one another, at a length where reading is quick.
+
+An indexer scores every token before, so sparse attention grows too: it reads narrow keys where full attention reads
+whole ones, and attends to a fixed number of them.
 
     python -m bench.linear                                        # 1k to 32k tokens; linear.json, figures/linear.png
     python -m bench.linear --lengths 256,512 --tokens 8 --out DIR # a little
-    python -m bench.linear --one softmax 4096                     # one measurement, as JSON
+    python -m bench.linear --one softmax --lengths 4096           # one model's measurements, as JSON
 """
 
 from __future__ import annotations
@@ -22,17 +29,35 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.run import HERE, machine
+from zifio.config import Sampling
+from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
+from zifio.engine.config import EngineConfig
+from zifio.engine.engine import Engine, Request
+from zifio.engine.layered import Memories, Windows, bytes_per_slot, has_state
+from zifio.engine.picked import PickedPages
+from zifio.kernels.operators import give_back
 from zifio.log import say
 from zifio.models.config import AnyConfig, DeepseekV3Config
+from zifio.models.count import parameters
+from zifio.models.decoder import Decoder, Output
 from zifio.models.hybrids import DeepseekV32Config, HybridConfig
 from zifio.models.mixers import Mixer, repeated
 
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 LAYERS, WINDOW, KEPT, WARM = 8, 512, 512, 8
+CHECK = 2048
+"""Tokens of the prompt that is both read and not."""
+
+LEGEND = {"sparse": "sparse: attends to 512, its indexer scores every token"}
+"""What the figure says of a mixer beyond its name."""
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 4096, "hidden_size": 512, "num_hidden_layers": LAYERS, "num_attention_heads": 8,
@@ -70,48 +95,70 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(name: str, length: int, tokens: int, threads: int) -> dict[str, Any]:
-    """One model behind a prompt of so many tokens."""
-    import torch
+CACHES = (PagedCache, PickedPages, Windows, Memories)
 
-    from zifio.config import Sampling
-    from zifio.engine.cache import PAGE, bytes_per_page
-    from zifio.engine.config import EngineConfig
-    from zifio.engine.engine import Engine, Request
-    from zifio.engine.layered import bytes_per_slot, has_state
-    from zifio.kernels.operators import give_back
-    from zifio.models.count import parameters
-    from zifio.models.decoder import Decoder
 
-    torch.set_num_threads(threads)
-    config, n_new = models(length + tokens + WARM + 1)[name], tokens + WARM
-    engine = Engine(Decoder(config, seed=0), -1, settings=EngineConfig(latent_cache=True, chunk_tokens=512))
-    engine.reserve(1, 1)  # packs the weights
-    before = resident()
-    engine.reserve(1, length + n_new + 1)
-    prompt = torch.randint(config.vocab_size or 0, (length,), generator=torch.Generator().manual_seed(1)).tolist()
-    engine.submit(Request(prompt, Sampling(max_new_tokens=n_new)))
-    began = time.perf_counter()
-    while not engine.stats.tokens:
-        engine.step()
-    prefill_s = time.perf_counter() - began
-    give_back()
-    times, work = [], []
-    while engine.has_work:
-        began, begun = time.perf_counter(), time.process_time()
-        engine.step()
-        times.append(1000 * (time.perf_counter() - began))
-        work.append(1000 * (time.process_time() - begun))
-    times, work = times[WARM - 1 :], work[WARM - 1 :]
-    give_back()  # what is free in the heap
-    return {
-        "mixer": name, "tokens": length, "ms_per_token": round(statistics.median(times), 4),
-        "ms_p10": round(sorted(times)[len(times) // 10], 4), "ms_p90": round(sorted(times)[-1 - len(times) // 10], 4),
-        "cpu_ms_per_token": round(statistics.median(work), 4),
-        "page_bytes": -(-(length + n_new) // PAGE) * bytes_per_page(config, True),
-        "state_bytes": bytes_per_slot(config) if has_state(config) else 0, "grown_bytes": resident() - before,
-        "prefill_s": round(prefill_s, 3), "parameters": parameters(config).total,
-    }  # fmt: skip
+def fill(cache: Any) -> None:
+    """Random numbers wherever a cache holds numbers: pages, windows, memories."""
+    for part in vars(cache).values():
+        if isinstance(part, torch.Tensor) and part.is_floating_point():
+            part.normal_()
+        elif isinstance(part, CACHES):
+            fill(part)
+
+
+@contextmanager
+def unread(model: Decoder) -> Iterator[None]:
+    """Within it the model computes nothing: zeros come out, and the cache stays as it is."""
+
+    def forward(tokens_BT: torch.Tensor, *_: Any) -> Output:
+        return Output(torch.zeros(*tokens_BT.shape, model.config.hidden_size), None, ())
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+def measure(name: str, lengths: list[int], tokens: int, reads: bool = False) -> list[dict[str, Any]]:
+    """One model behind prompts of so many tokens, which it reads or not."""
+    config = models(max(lengths) + tokens + WARM + 1)[name]
+    model = Decoder(config, seed=0)
+    engine = Engine(model, -1, settings=EngineConfig(latent_cache=True, chunk_tokens=512))
+    rows = []
+    for length in lengths:
+        n_new = tokens + WARM
+        engine.reserve(1, 1)  # packs the weights
+        before = resident()
+        engine.reserve(1, length + n_new + 1)
+        prompt = torch.randint(config.vocab_size or 0, (length,), generator=torch.Generator().manual_seed(1)).tolist()
+        engine.submit(Request(prompt, Sampling(max_new_tokens=n_new)))
+        drawn = engine.stats.tokens
+        with nullcontext() if reads else unread(model):
+            while engine.stats.tokens == drawn:
+                engine.step()
+        if not reads:
+            fill(engine._cache)
+        times, work = [], []
+        while engine.has_work:
+            began, begun = time.perf_counter(), time.process_time()
+            engine.step()
+            times.append(1000 * (time.perf_counter() - began))
+            work.append(1000 * (time.process_time() - begun))
+        times, work = times[WARM - 1 :], work[WARM - 1 :]
+        give_back()  # what is free in the heap
+        rows.append({
+            "mixer": name, "tokens": length, "ms_per_token": round(statistics.median(times), 4),
+            "ms_p10": round(sorted(times)[len(times) // 10], 4),
+            "ms_p90": round(sorted(times)[-1 - len(times) // 10], 4),
+            "cpu_ms_per_token": round(statistics.median(work), 4),
+            "page_bytes": -(-(length + n_new) // PAGE) * bytes_per_page(config, True),
+            "state_bytes": bytes_per_slot(config) if has_state(config) else 0, "grown_bytes": resident() - before,
+            "parameters": parameters(config).total,
+        })  # fmt: skip
+        engine.release()
+    return rows
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
@@ -121,39 +168,55 @@ def figure(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.6))
     for name in dict.fromkeys(row["mixer"] for row in rows):
         mine = [row for row in rows if row["mixer"] == name]
-        past = [row["tokens"] for row in mine]
-        (line,) = left.plot(past, [row["ms_per_token"] for row in mine], marker="o", label=name)
+        before = [row["tokens"] for row in mine]
+        (line,) = left.plot(before, [row["ms_per_token"] for row in mine], marker="o", label=LEGEND.get(name, name))
         left.fill_between(
-            past, [row["ms_p10"] for row in mine], [row["ms_p90"] for row in mine], color=line.get_color(), alpha=0.15
+            before, [row["ms_p10"] for row in mine], [row["ms_p90"] for row in mine], color=line.get_color(), alpha=0.15
         )
-        right.plot(past, [(row["page_bytes"] + row["state_bytes"]) / 1e6 for row in mine], marker="o", label=name)
+        right.plot(before, [(row["page_bytes"] + row["state_bytes"]) / 1e6 for row in mine], marker="o")
+    past = sorted({row["tokens"] for row in rows})
     for axis, what in ((left, "ms to decode a token (median, 10 to 90 %)"), (right, "MB of keys, values and state")):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if axis is left else "")
         axis.set_xlabel("tokens before it")
+        axis.set_xticks(past, [f"{n / 1024:g}k" for n in past])
         axis.set_title(what, fontsize=9)
-    left.legend(fontsize=8)
-    drawing.tight_layout()
+    drawing.legend(loc="outside lower center", ncols=3, fontsize=8)
+    drawing.set_layout_engine("constrained")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=110)
     pyplot.close(drawing)
 
 
-def one_in_its_own(name: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The best of `--rounds` processes, by its median: what a machine does when nothing else runs on it."""
-    command = [sys.executable, "-m", "bench.linear", "--one", name, str(length)]
+def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One model in this process: its rows, and the time of a token behind a prompt that was read and not."""
+    torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {"rows": measure(name, [*map(int, options.lengths.split(","))], options.tokens)}
+    if options.check:
+        read, unread_ = (measure(name, [options.check], options.tokens, reads)[0] for reads in (True, False))
+        found["check"] = {key: row["ms_per_token"] for key, row in (("read_ms", read), ("unread_ms", unread_))}
+    return found
+
+
+def in_its_own(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """At each length the best of `--rounds` processes, by its median: what a machine does when nothing else runs."""
+    command = [sys.executable, "-m", "bench.linear", "--one", name, "--lengths", options.lengths]
     command += ["--tokens", str(options.tokens), "--threads", str(options.threads)]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     found = []
-    for _ in range(options.rounds):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    for place in range(options.rounds):
+        words = [*command, "--check", str(0 if place else options.check)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=HERE.parent)
         if done.returncode:
-            sys.exit(f"{name} behind {length} tokens failed:\n{done.stderr[-2000:]}")
+            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(found, key=lambda row: row["ms_per_token"])
+    every = zip(*(one["rows"] for one in found), strict=True)
+    return {**found[0], "rows": [min(rows, key=lambda row: row["ms_per_token"]) for rows in every]}
 
 
 def main() -> None:
@@ -165,26 +228,36 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens that are timed (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1, help="processes of each, of which the best (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and the kernels (default: %(default)s)")
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=CHECK,
+        help="of a prompt that is read too, 0 for none (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="where linear.json and figures/ go")
-    parser.add_argument("--one", nargs=2, metavar=("MIXER", "TOKENS"), help="one measurement in this process")
+    parser.add_argument("--one", metavar="MIXER", help="one model in this process")
     options = parser.parse_args()
     if options.one:
-        name = next((name for name in models(1) if name.startswith(options.one[0])), None)
+        name = next((name for name in models(1) if name.startswith(options.one)), None)
         if name is None:
-            sys.exit(f"--one {options.one[0]}: wanted one of {', '.join(models(1))}.")
-        sys.stdout.write(json.dumps(measure(name, int(options.one[1]), options.tokens, options.threads)) + "\n")
+            sys.exit(f"--one {options.one}: wanted one of {', '.join(models(1))}.")
+        sys.stdout.write(json.dumps(one(name, options)) + "\n")
         return
-    rows = []
+    rows, checks = [], {}
     for name in models(1):
-        for length in map(int, options.lengths.split(",")):
-            rows.append(one_in_its_own(name, length, options))
-            held = (rows[-1]["page_bytes"] + rows[-1]["state_bytes"]) / 1e6
-            say(f"{name:14} {length:6} tokens: {rows[-1]['ms_per_token']:8.3f} ms a token, {held:8.2f} MB held")
+        found = in_its_own(name, options)
+        rows += found["rows"]
+        for row in found["rows"]:
+            held = (row["page_bytes"] + row["state_bytes"]) / 1e6
+            say(f"{name:14} {row['tokens']:6} tokens: {row['ms_per_token']:8.3f} ms a token, {held:8.2f} MB held")
+        if options.check:
+            checks[name] = {"tokens": options.check, **found["check"]}
+            say(f"{name:14} {options.check:6} tokens: {found['check']} by whether the prompt was read")
     about = {
         "date": time.strftime("%Y-%m-%d"), "machine": machine(options.threads, []), "python": platform.python_version(),
         "versions": {"torch": importlib.metadata.version("torch"), "zifio": importlib.metadata.version("zifio")},
         "settings": {"tokens": options.tokens, "rounds": options.rounds, "window": WINDOW, "kept": KEPT},
-        "model": _SHAPE,
+        "model": _SHAPE, "check": checks,
     }  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "linear.json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import bench.run
 from bench import linear
@@ -263,7 +262,7 @@ def test_mixers_of_one_size_and_what_they_hold():
 
 
 def test_a_token_behind_a_long_past_is_measured(tmp_path: Path):
-    rows = [linear.measure("gated delta", length, 4, torch.get_num_threads()) for length in (40, 80)]
+    rows = linear.measure("gated delta", [40, 80], 4)
     assert [row["page_bytes"] for row in rows] == [0, 0] and rows[0]["state_bytes"] == rows[1]["state_bytes"] > 0
     assert all(row["ms_p10"] <= row["ms_per_token"] <= row["ms_p90"] for row in rows)
     linear.figure(rows, tmp_path / "figures" / "linear.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ import torch
 from zifio.config import ConfigError, Sampling
 from zifio.engine.policy import load_policy
 from zifio.recipe import Run, load_recipe, run_stage
+from zifio.train.loop import Trainer
 
 SMOKE = Path("recipes/smoke.toml")
 MODELS = ("base", "r1-zero", "r1", "student")
@@ -275,3 +278,23 @@ def test_recipes_of_pictures_resolve(tmp_path: Path):
         load_recipe(Path("recipes/janus-nano.toml"), ["stage.adaptors.codes=words"])
     with pytest.raises(ConfigError, match=r"janus\.from: wanted a stage that makes a model, came 'codes'"):
         load_recipe(Path("recipes/janus-nano.toml"), ["stage.janus.from=codes"])
+
+
+def test_a_stage_leaves_nothing_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its trainer and model are gone before the next stage begins, whenever Python looks for cycles by itself."""
+    seen: list[weakref.ref[object]] = []
+    run_steps = Trainer.run
+
+    def noted(self: Trainer, batches: object) -> dict[str, float]:
+        seen.extend([weakref.ref(self), weakref.ref(self.model)])
+        return run_steps(self, batches)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Trainer, "run", noted)
+    recipe = load_recipe(SMOKE, ["stage.base.steps=2", "stage.base.held_out.every=0"])
+    gc.disable()
+    try:
+        for stage in recipe.stage[:2]:
+            Run(recipe, tmp_path).stage(stage)
+        assert len(seen) == 2 and not any(one() for one in seen)
+    finally:
+        gc.enable()

@@ -61,6 +61,7 @@ TORCH_FREE_FILES = (
     "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/marks.py", "engine/request.py",
     "serve/app.py", "serve/verb.py", "serve/model.py", "serve/child.py",
     "forecast/verb.py", "forecast/subject.py", "forecast/tables.py", "forecast/recipe.py", "forecast/against.py",
+    "forecast/claim.py",
 )  # fmt: skip
 FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",

@@ -17,6 +17,7 @@ Run alone: `zifio run recipes/quickstart.toml --dry-run`
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -301,6 +302,7 @@ class Run:
         # What tells a slow stage from a machine that others had too; of a stage that was resumed, its last stretch.
         done |= {"wall_s": wall, "cpu_s": cpu, "cores": cores()}
         _write_json(folder / "done.json", done)
+        let_go()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
         return done
 
@@ -342,6 +344,16 @@ class _Identity(Config):
     seed: int
     task: dict[str, Any]
     used: dict[str, str]
+
+
+def let_go() -> None:
+    """Give back what a stage leaves behind, before the next begins: models and optimizers that Python would find some
+    time later, as they know each other, and memory that the C library keeps. So a run holds what its largest stage
+    wants, however many there are."""
+    from zifio.kernels.operators import give_back
+
+    gc.collect()
+    give_back()
 
 
 def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:

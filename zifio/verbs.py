@@ -243,16 +243,17 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 price; of a recipe, seconds and memory of every stage on this machine. With a task: will RL learn there?"""
     parser.add_argument(
         "subject",
-        metavar="MODEL|RECIPE.toml",
+        metavar="MODEL|RECIPE.toml|CLAIM",
         nargs="?",
-        help="a preset (deepseek-v3, qwen3-30b-a3b, ...), a checkpoint or its config.json, a name at the hub, a recipe",
+        help="a preset (deepseek-v3, qwen3-30b-a3b, ...), a checkpoint or its config.json, a name at the hub, a "
+        "recipe, a claim of the laboratory (C6)",
     )
     parser.add_argument(
         "overrides",
         metavar="key=value",
         nargs="*",
         help="assumptions: hardware=h200 mfu=0.4 layout.data=8 rl.reply_tokens=8192 (an unknown key lists them all); "
-        "of a recipe: changes to it",
+        "of a recipe: changes to it; of a claim: scale=cpu seeds=5 jobs=2",
     )
     parser.add_argument(
         "--task", metavar="NAME[:key=value,...]", help="will RL on this task learn? drawn from the model"

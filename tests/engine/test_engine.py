@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +374,16 @@ def test_with_one_copy_the_weights_are_gone_for_the_batch_and_back_to_the_bit(co
 def held_bytes(model: Decoder) -> int:
     """Memory of all weights as they are, packed ones aside."""
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}.values())
+
+
+def test_an_engine_that_nobody_has_is_gone_at_once_with_its_cache():
+    """Without waiting for Python to look for cycles: another cache may come next."""
+    engine = Engine(made(llama()), EOS)
+    engine.generate(PROMPTS, [[0, 1]] * len(PROMPTS), Sampling(max_new_tokens=4))
+    gone = [weakref.ref(engine), weakref.ref(engine._cache)]
+    gc.disable()
+    try:
+        del engine
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()

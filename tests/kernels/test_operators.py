@@ -12,6 +12,7 @@ from torch import Tensor
 from zifio.kernels import operators as kernels
 from zifio.kernels.library import library
 from zifio.models.attention import attend, spans_of
+from zifio.models.indexer import best, index_scores
 from zifio.models.rope import inverse_frequencies, turns
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler, or ZIFIO_KERNELS=off")
@@ -183,3 +184,22 @@ def test_no_rows_are_no_error() -> None:
     out = kernels.linear(x, weight)
     out.sum().backward()
     assert out.shape == (0, 5) and x.grad is not None and not weight.grad.any()
+
+
+@pytest.mark.parametrize(("n_heads", "width", "n_kept"), [(1, 8, 1), (8, 32, 96), (30, 128, 64)])
+def test_picked_cells_are_the_highest_scores_and_of_equal_ones_the_first(n_heads: int, width: int, n_kept: int):
+    """Some sequences shorter than what is kept, and many scores that are exactly 0, of either sign."""
+    lengths, n_pages = torch.tensor([1, n_kept, n_kept + 1, 200, 321], dtype=torch.int32), 11
+    table_MP = torch.randperm(5 * n_pages, generator=torch.Generator().manual_seed(0)).view(5, n_pages).int()
+    pages, q_MIY, weight_MI = random(5 * n_pages, width, 32), random(5, n_heads, width), random(5, n_heads, seed=1)
+    if n_heads == 1:
+        q_MIY[3:, :, 1:], weight_MI = q_MIY[3:, :, 1:] * 0, -weight_MI.abs()  # half of them fall to -0
+    cells_MS = kernels.pick(q_MIY, weight_MI, pages, table_MP, lengths, n_kept)
+    for m, n in enumerate(lengths.tolist()):
+        k_SY = pages[table_MP[m].long()].transpose(1, 2).flatten(0, 1)[:n]
+        all_S = (table_MP[m, :, None] * 32 + torch.arange(32)).flatten()[:n]
+        if n <= n_kept:
+            assert cells_MS[m, :n].tolist() == all_S.tolist() and not cells_MS[m, n:].any()
+            continue
+        scores_S = index_scores(q_MIY[m, None, None], weight_MI[m, None, None], k_SY[None])[0, 0]
+        assert cells_MS[m].tolist() == all_S[best(scores_S, n_kept)].tolist()

@@ -68,8 +68,6 @@ def test_totals_are_of_stages_in_both(tmp_path: Path):
 
 
 def test_mistakes_say_the_way_out(tmp_path: Path):
-    with pytest.raises(ConfigError, match="wanted a run folder"):
-        score(forecast(a=1.0), tmp_path)
     finished(tmp_path, "else", seconds=1.0)
     with pytest.raises(ConfigError, match="finished stages of made"):
         score(forecast(a=1.0), tmp_path)
@@ -78,3 +76,10 @@ def test_mistakes_say_the_way_out(tmp_path: Path):
         plan("small.toml", forecast=tmp_path / "wrong.json")
     with pytest.raises(ConfigError, match="wanted a forecast as zifio plan"):
         plan("small.toml", forecast=tmp_path / "absent.json")
+
+
+def test_claims_are_told_from_models_and_say_what_may_be_set():
+    with pytest.raises(ConfigError, match="wanted a claim, one of C1"):
+        plan("C99")
+    with pytest.raises(ConfigError, match="scales"):
+        plan("c1", ["scales=smoke"])

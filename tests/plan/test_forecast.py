@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.lab.tiny_claim import tiny_claim
 from zifio.config import ConfigError
-from zifio.forecast.against import score
+from zifio.forecast.against import score, score_table
+from zifio.forecast.claim import LabPlan, claim_text, forecast_claim
 from zifio.forecast.recipe import forecast_recipe
 from zifio.forecast.verb import plan
+from zifio.lab.trial import Trial
 from zifio.recipe import run_recipe
 
 pytestmark = pytest.mark.slow
@@ -148,3 +151,20 @@ def test_a_rehearsal_that_fails_says_why(tmp_path: Path):
 def test_recipes_of_pictures_are_refused():
     with pytest.raises(ConfigError, match="stage codes: wanted stages of text"):
         forecast_recipe(Path("recipes/janus-nano.toml"), [])
+
+
+def test_a_claim_is_forecast_and_a_seed_of_it_scored(tmp_path: Path):
+    """Stages are called as their folders in a seed's; all seeds take as many rounds as jobs make of them."""
+    claim = tiny_claim(tmp_path)
+    found = forecast_claim(claim, LabPlan(seeds=5, jobs=2), seconds=2.0)
+    names = [f"main/{name}" for name in ("tokenizer", "base", "one", "two")]
+    assert [stage["name"] for stage in found["stages"]] == names and not found["left_out"] and found["threads"] == 1
+    assert found["whole_s"] == pytest.approx(3 * sum(stage["seconds"] for stage in found["stages"]))
+    assert found["whole_bytes"] == 2 * found["peak_bytes"] and "5 seeds, 2 side by side" in claim_text(found)
+    assert json.loads(json.dumps(found)) == found
+    trial = Trial(claim, "cpu", 0, tmp_path / "runs")
+    trial.run()
+    scored = score(found, trial.folder)
+    assert [row["name"] for row in scored["stages"]] == names and scored["happened_s"] > 0
+    table = score_table(scored)
+    assert [*table.columns[0].cells] == ["tokenizer", "base", "one", "two"], "without the only part's name"

@@ -15,7 +15,7 @@ Try it: `zifio chat MODEL`, or
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -264,18 +264,13 @@ class Engine:
         if self._graphs is None and graphs_wanted(self.device, settings, config):
             assert isinstance(self._cache, PagedCache)
             self._graphs = DecodeGraphs(self.model, self._cache, padding_page=self._n_pages)
+        assert self._cache is not None
         rows = Rows(min(self.max_rows, self._n_slots or self.max_rows), PAGE, config.vocab_size or 0)
         pages = Pages(min(wanted, self._n_pages), PAGE)
         self._scheduler = Scheduler(
-            pages, rows, settings.chunk_tokens, settings.prefix_sharing, self._copy_page, self.stats,
-            slots_of(self._cache, self._n_slots),
+            pages, rows, settings.chunk_tokens, settings.prefix_sharing, _copier(self._cache, self._routing),
+            self.stats, slots_of(self._cache, self._n_slots),
         )  # fmt: skip
-
-    def _copy_page(self, source: int, target: int) -> None:
-        assert self._cache is not None
-        self._cache.copy_page(source, target)
-        if self._routing is not None:
-            self._routing.copy_page(source, target)
 
     def _fault(self, request: Request, what: str) -> str:
         """Why the request can never be answered; empty when it can."""
@@ -531,3 +526,15 @@ def _drawing_fault(model: Decoder, request: Request) -> str:
     if sampling.repetition_penalty != 1 or sampling.stop or request.guides or request.n_top or request.score_prompt:
         return "drawing: stop strings, penalties, guides and likeliest tokens are of text. Leave them out."
     return ""
+
+
+def _copier(cache: AnyCache, routing: RoutingStore | None) -> Callable[[int, int], None]:
+    """Copies a page. It knows no engine: a scheduler that led back to its engine would keep a cache that nobody uses
+    any more until Python looks for cycles, and the next one would come on top of it."""
+
+    def copy(source: int, target: int) -> None:
+        cache.copy_page(source, target)
+        if routing is not None:
+            routing.copy_page(source, target)
+
+    return copy

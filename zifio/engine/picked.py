@@ -3,7 +3,7 @@
 A row that is decoded scores all its keys, which are narrow, and gathers the few that are kept: that is what sparse
 attention saves. Chunks of prompts are masked instead, some queries at a time, as their choices differ.
 
-Pages are plain tensors, also where the kernels serve other layers.
+Pages are plain tensors; the indexer's keys are turned in theirs, so that a kernel scores them where they lie.
 
 Try it alone: `pytest tests/engine/test_layered.py`
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zifio.engine.cache import PAGE, entry_of
+from zifio.kernels import operators as kernels
 from zifio.models.config import AnyConfig
 from zifio.models.indexer import Ask, attend_where, best, index_scores, picks
 
@@ -24,10 +25,12 @@ _MOST = 2**24
 
 
 class _Run(NamedTuple):
-    """Tokens of one sequence, where its past is, and the position of the first."""
+    """Tokens of one sequence, the pages of its past, and the position of the first."""
 
     tokens: slice
-    cells_S: Tensor
+    pages: Tensor
+    n_past: int
+    """Tokens with those of this pass."""
     first: int
 
 
@@ -39,38 +42,45 @@ class PickedPages:
     ) -> None:
         entry, indexer = entry_of(config, latent), config.indexer
         assert indexer is not None
-        self._dtype, self._device = dtype, device
-        self._keys, self._values, self._index = (
-            torch.zeros(layers, n_pages * PAGE, *width, dtype=dtype, device=device)
-            for width in ((entry.n_heads, entry.d_key), (entry.n_heads, entry.d_value), (indexer.d_head,))
+        self._dtype, self._device, n_cells = dtype, device, n_pages * PAGE
+        self._keys, self._values = (
+            torch.zeros(layers, n_cells, entry.n_heads, width, dtype=dtype, device=device)
+            for width in (entry.d_key, entry.d_value)
         )
+        self._index = torch.zeros(layers, n_pages, indexer.d_head, PAGE, dtype=dtype, device=device)
+        self._by_kernel = kernels.native(self._index)
 
     def begin(self, table_MP: Tensor, first_M: Tensor, count_M: Tensor) -> None:
         """As `PagedCache.begin`."""
         sequence_N = torch.arange(len(table_MP)).repeat_interleave(count_M)
         start_M = count_M.cumsum(0) - count_M
         position_N = torch.arange(len(sequence_N)) - start_M[sequence_N] + first_M[sequence_N]
-        self._cell_N = (table_MP[sequence_N, position_N // PAGE] * PAGE + position_N % PAGE).to(self._device)
+        page_N, slot_N = table_MP[sequence_N, position_N // PAGE], position_N % PAGE
+        self._page_N, self._slot_N = page_N.to(self._device), slot_N.to(self._device)
+        self._cell_N = self._page_N * PAGE + self._slot_N
         is_row_M = count_M == 1
         self._n_rows = int(is_row_M.long().cumprod(0).sum())  # rows stand before chunks
         end_M = first_M + count_M
         rows = slice(self._n_rows)
         width = -(-int(end_M[rows].max()) // PAGE) if self._n_rows else 0
-        cells_MPS = table_MP[rows, :width, None] * PAGE + torch.arange(PAGE)
-        self._cells_MS = cells_MPS.flatten(1).to(self._device)
-        self._visible_MS = (torch.arange(width * PAGE) < end_M[rows, None]).to(self._device)
+        table_RP, self._end_R = table_MP[rows, :width], end_M[rows].to(self._device)
+        if self._by_kernel:
+            self._table_RP, self._n_R = table_RP.int().contiguous(), self._end_R.int()
+        else:
+            self._table_RP = table_RP.to(self._device)
+            self._visible_RS = torch.arange(width * PAGE, device=self._device) < self._end_R[:, None]
         self._runs = []
         for m in range(self._n_rows, len(table_MP)):
-            cells = (table_MP[m, : -(-int(end_M[m]) // PAGE), None] * PAGE + torch.arange(PAGE)).flatten()
+            pages = table_MP[m, : -(-int(end_M[m]) // PAGE)].to(self._device)
             start = int(start_M[m])
             tokens = slice(start, start + int(count_M[m]))
-            self._runs.append(_Run(tokens, cells[: int(end_M[m])].to(self._device), int(first_M[m])))
+            self._runs.append(_Run(tokens, pages, int(end_M[m]), int(first_M[m])))
 
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float, ask: Ask) -> Tensor:
         """Store what is new; then every query's attention over what the indexer picks of its sequence, [N, H, X]."""
         keys, values, index = self._keys[layer], self._values[layer], self._index[layer]
-        for store, new in ((keys, k_NJK), (values, v_NJX), (index, ask.k_NY)):
-            store[self._cell_N] = new.to(self._dtype)
+        keys[self._cell_N], values[self._cell_N] = k_NJK.to(self._dtype), v_NJX.to(self._dtype)
+        index[self._page_N, :, self._slot_N] = ask.k_NY.to(self._dtype)
         stores, q_NHK = (keys, values, index), q_NHK.to(self._dtype)
         out = [self._rows(stores, q_NHK, scale, ask)] if self._n_rows else []
         out += [self._chunk(stores, run, q_NHK, scale, ask) for run in self._runs]
@@ -78,22 +88,44 @@ class PickedPages:
 
     def _rows(self, stores: tuple[Tensor, ...], q_NHK: Tensor, scale: float, ask: Ask) -> Tensor:
         """One token of each row."""
-        (keys, values, index), n = stores, self._n_rows
-        q_MTHK, q_MTIY, weight_MTI = (x[:n, None] for x in (q_NHK, ask.q_NIY, ask.weight_NI))
-        cells_MS, visible_MS = self._cells_MS, self._visible_MS
-        if cells_MS.shape[1] > ask.n_kept:
-            k_MSY = index.index_select(0, cells_MS.flatten()).view(*cells_MS.shape, -1)
-            scores_MS = index_scores(q_MTIY, weight_MTI, k_MSY)[:, 0].masked_fill(~visible_MS, -torch.inf)
-            kept_MS = best(scores_MS, ask.n_kept).nonzero()[:, 1].view(n, ask.n_kept)
-            cells_MS, visible_MS = cells_MS.gather(1, kept_MS), visible_MS.gather(1, kept_MS)
-        k_MSJK, v_MSJX = (store[cells_MS] for store in (keys, values))
-        return attend_where(q_MTHK, k_MSJK, v_MSJX, visible_MS[:, None], scale)[0][:, 0]
+        (keys, values, index), rows = stores, slice(self._n_rows)
+        q_RIY, weight_RI = ask.q_NIY[rows], ask.weight_NI[rows]
+        if self._by_kernel:
+            cells_RS = kernels.pick(q_RIY, weight_RI, index, self._table_RP, self._n_R, ask.n_kept)
+        else:
+            cells_RS = self._picked(index, q_RIY, weight_RI, ask.n_kept)
+        seen_RS = torch.arange(cells_RS.shape[1], device=self._device) < self._end_R[:, None]
+        k_RJSK, v_RJSX = (
+            store.index_select(0, cells_RS.flatten()).unflatten(0, cells_RS.shape).transpose(1, 2)
+            for store in (keys, values)
+        )
+        q_RJGK = q_NHK[rows].unflatten(1, (k_RJSK.shape[1], -1))
+        logits_RJGS = torch.matmul(q_RJGK * scale, k_RJSK.transpose(2, 3)).float()
+        weights_RJGS = logits_RJGS.masked_fill_(~seen_RS[:, None, None], -torch.inf).softmax(dim=-1)
+        return torch.matmul(weights_RJGS.to(v_RJSX.dtype), v_RJSX).flatten(1, 2)
+
+    def _picked(self, index: Tensor, q_RIY: Tensor, weight_RI: Tensor, n_kept: int) -> Tensor:
+        """As `kernels.pick`; no wider than the longest sequence."""
+        table_RP, visible_RS = self._table_RP, self._visible_RS
+        cells_RPS = table_RP[..., None] * PAGE + torch.arange(PAGE, device=self._device)
+        cells_RS = cells_RPS.flatten(1)
+        if cells_RS.shape[1] <= n_kept:
+            return cells_RS
+        k_RPYS = index.index_select(0, table_RP.flatten()).unflatten(0, table_RP.shape)
+        k_RSY = k_RPYS.transpose(2, 3).flatten(1, 2)
+        scores_RS = index_scores(q_RIY[:, None], weight_RI[:, None], k_RSY)[:, 0].masked_fill(~visible_RS, -torch.inf)
+        kept_RS = best(scores_RS, n_kept).nonzero()[:, 1].view(len(scores_RS), n_kept)
+        return cells_RS.gather(1, kept_RS)
 
     def _chunk(self, stores: tuple[Tensor, ...], run: _Run, q_NHK: Tensor, scale: float, ask: Ask) -> Tensor:
         """Consecutive tokens of one sequence."""
-        k_1SJK, v_1SJX, k_1SY = (store[run.cells_S][None] for store in stores)
+        (keys, values, index), n_past = stores, run.n_past
+        k_1SJK, v_1SJX = (
+            store.unflatten(0, (-1, PAGE))[run.pages].flatten(0, 1)[None, :n_past] for store in (keys, values)
+        )
+        k_1SY = index[run.pages].transpose(1, 2).flatten(0, 1)[None, :n_past]
         q_1THK, q_1TIY, weight_1TI = (x[None, run.tokens] for x in (q_NHK, ask.q_NIY, ask.weight_NI))
-        n, n_past, out = q_1THK.shape[1], len(run.cells_S), []
+        n, out = q_1THK.shape[1], []
         column_S = torch.arange(n_past, device=self._device)
         size = max(1, _MOST // (n_past * max(q_1THK.shape[2], q_1TIY.shape[2])))
         for at in range(0, n, size):
@@ -107,6 +139,7 @@ class PickedPages:
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy a page in every layer."""
-        for store in (self._keys, self._values, self._index):
+        for store in (self._keys, self._values):
             cells = store.unflatten(1, (-1, PAGE))
             cells[:, target] = cells[:, source]
+        self._index[:, target] = self._index[:, source]

@@ -15,22 +15,23 @@ from rich.table import Table
 
 from zifio.config import ConfigError
 from zifio.evaluate.wording import bytes_text, seconds_text
-from zifio.record.stage import StageRecord, about, stages_of
+from zifio.forecast.recipe import short
+from zifio.record.stage import StageRecord, about
 
 WALL_WITHIN, MEMORY_WITHIN = 0.25, 0.15
 """How near a forecast is to be."""
 
 
 def score(found: dict[str, Any], run: Path) -> dict[str, Any]:
-    """The forecast `found` beside the run. Totals are over stages that are in both and done.
+    """The forecast `found` beside the run, or a seed's folder where it is a claim's. Totals are over stages that are in
+    both and done.
 
     Raises ConfigError when there are none.
     """
-    happened = {name: StageRecord(name, kind, **about(run / name)) for name, kind in stages_of(run)}
     rows = []
     for stage in found["stages"]:
-        record = happened.get(stage["name"])
-        if record is None or not record.done or record.seconds is None:
+        record = StageRecord(stage["name"], stage["kind"], **about(run / stage["name"]))
+        if not record.done or record.seconds is None:
             continue
         seconds, measure = _seconds(record, found["threads"])
         rows.append({
@@ -75,7 +76,7 @@ def score_table(scored: dict[str, Any]) -> Table:
         low, high = map(seconds_text, row["interval_s"])
         held = row["happened_bytes"]
         table.add_row(
-            row["name"], seconds_text(row["forecast_s"]), f"{low} to {high}", seconds_text(row["happened_s"]),
+            short(row["name"]), seconds_text(row["forecast_s"]), f"{low} to {high}", seconds_text(row["happened_s"]),
             row["measured_by"], f"{row['forecast_s'] / max(row['happened_s'], 1e-9) - 1:+.0%}",
             bytes_text(row["forecast_bytes"]), "" if held is None else bytes_text(held),
         )  # fmt: skip

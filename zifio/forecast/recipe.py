@@ -9,6 +9,7 @@ Try it: `zifio plan recipes/smoke.toml`
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,13 +52,17 @@ _TEACHER = 1 / 3  # a forward pass beside a forward and a backward one
 
 def forecast_recipe(path: Path, overrides: Sequence[str], seconds: float = REHEARSAL_S) -> dict[str, Any]:
     """Rehearse a recipe and say what it will take. Raises ConfigError where either fails."""
-    recipe = load_recipe(path, overrides)
+    return forecast_of(load_recipe(path, overrides), str(path), seconds)
+
+
+def forecast_of(recipe: Recipe, where: str, seconds: float = REHEARSAL_S, threads: int | None = None) -> dict[str, Any]:
+    """The same of a recipe that was read, or never stood in a file; by default on all threads that torch takes."""
     if of_pictures := [stage.name for stage in recipe.stage if isinstance(stage, VqStage | JanusStage)]:
         raise ConfigError(
-            f"{path}: stage {of_pictures[0]}: wanted stages of text, came one that learns from pictures, of which "
+            f"{where}: stage {of_pictures[0]}: wanted stages of text, came one that learns from pictures, of which "
             "nothing is forecast. Run it, or plan a recipe of text."
         )
-    measured = rehearse(recipe, seconds)
+    measured = rehearse(recipe, seconds, threads)
     stages = [forecast for stage in recipe.stage if (forecast := compose(recipe, stage, measured)) is not None]
     stages[:1] = [_started(one, measured["start_s"]) for one in stages[:1]]
     left_out = [stage.name for stage in recipe.stage if stage.name not in {one.name for one in stages}]
@@ -81,17 +86,15 @@ def _started(first: StageForecast, seconds: float) -> StageForecast:
     return replace(first, parts=parts, **later)
 
 
-def rehearse(recipe: Recipe, seconds: float) -> dict[str, Any]:
+def rehearse(recipe: Recipe, seconds: float, threads: int | None = None) -> dict[str, Any]:
     """What `rehearse.py` measures, in a process of its own. Raises ConfigError with its last words where it fails."""
     with tempfile.TemporaryDirectory(prefix="zifio-rehearsal-") as folder:
         request, result = Path(folder, "request.json"), Path(folder, "result.json")
         plain = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
         request.write_text(json.dumps({"recipe": plain, "folder": str(Path(folder, "run")), "seconds": seconds}))
-        done = subprocess.run(
-            [sys.executable, "-m", "zifio.forecast.rehearse", str(request), str(result)],
-            capture_output=True,
-            text=True,
-        )
+        environment = {**os.environ} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+        words = [sys.executable, "-m", "zifio.forecast.rehearse", str(request), str(result)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no word"]
             raise ConfigError(
@@ -155,9 +158,9 @@ def _signal(stage: AnyStage) -> tuple[float, float, float]:
 
 
 def _readers(stage: AnyStage) -> float:
-    """Times the work per token: a reference or a teacher reads it too."""
+    """Times the work per token: a reference, a teacher or a reward model reads it too."""
     readers = isinstance(stage, RlStage) and (
-        bool(stage.kl_weight) + (stage.updates > 1 and stage.old_logps != "sampler")
+        bool(stage.kl_weight) + (stage.updates > 1 and stage.old_logps != "sampler") + (stage.reward_model is not None)
     )
     readers += isinstance(stage, DistillStage) and stage.method in ("forward_kl", "reverse_kl", "gkd")
     readers += stage.kind == "dpo"
@@ -234,6 +237,11 @@ def what_it_is(recipe: Recipe, name: str, measured: dict[str, Any]) -> dict[str,
     }
 
 
+def short(name: str) -> str:
+    """A stage's name without that of a claim's only part."""
+    return name.removeprefix("main/")
+
+
 def recipe_table(found: dict[str, Any]) -> Table:
     """The forecast for people."""
     low, high = (seconds_text(end) for end in found["interval_s"])
@@ -246,7 +254,7 @@ def recipe_table(found: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for stage in found["stages"]:
         times = (stage["seconds"], stage["low_s"], stage["high_s"], *stage["parts"].values())
-        table.add_row(stage["name"], stage["kind"], *map(seconds_text, times), bytes_text(stage["peak_bytes"]))
+        table.add_row(short(stage["name"]), stage["kind"], *map(seconds_text, times), bytes_text(stage["peak_bytes"]))
     return table
 
 
@@ -261,7 +269,7 @@ def models_table(found: dict[str, Any]) -> Table:
             continue
         model, memory = stage["model"], stage["memory_by_part"]
         table.add_row(
-            stage["name"], count_text(model["total_params"]), count_text(model["active_params"]),
+            short(stage["name"]), count_text(model["total_params"]), count_text(model["active_params"]),
             flops_text(stage["training_flops"]),
             *(" + ".join(bytes_text(memory[part]) for part in group if memory[part]) for group in groups),
         )  # fmt: skip

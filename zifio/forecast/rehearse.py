@@ -35,7 +35,7 @@ from zifio.log import peak_rss_bytes
 from zifio.models.decoder import Decoder
 from zifio.models.lora import folded
 from zifio.plan.stages import Drawing, Lengths, Training
-from zifio.recipe import Recipe, Run, beginning
+from zifio.recipe import Recipe, Run, beginning, let_go
 from zifio.seed import stream_seed
 from zifio.tasks.catalog import make_task
 from zifio.tasks.environment import conversation, demonstration, tools_of
@@ -57,7 +57,7 @@ _PROBES = 8
 _POOL = 512
 """Conversations that stand for a stage's data."""
 _DRAWN = 32
-"""Problems that are drawn from."""
+"""Problems that are drawn from, at least."""
 _PAIRS = 6
 """Most steps of each kind that are timed."""
 
@@ -108,6 +108,7 @@ class Rehearser:
         self.training: dict[str, tuple[Training, float]] = {}
         self.drawing: dict[str, Drawing] = {}
         self.once: dict[str, tuple[float, float]] = {}
+        self.held: set[str] = set()
 
     def rehearse(self) -> Rehearsal:
         """All stages in order."""
@@ -121,6 +122,7 @@ class Rehearser:
             elif stage.kind != "mark" and not getattr(stage, "is_remote", False):
                 self._draw_only(stage)
             self.found.peak_bytes[stage.name] = peak_rss_bytes()
+            let_go()  # as a run does
         return self.found
 
     def _context(self, name: str) -> Context:
@@ -157,7 +159,8 @@ class Rehearser:
         sampling_task = make_task(self.recipe.task) if not isinstance(stage, RlStage) else task
         self._lengths(stage.name, sampling_task, tokenizer, stage.sampling)
         if isinstance(stage, RlStage):
-            stage = stage.model_copy(update={"process": None, "reward_model": None, "guard": None})
+            plain = {"process": None, "reward_model": None, "guard": None, "accuracy_weight": 1.0}
+            stage = stage.model_copy(update=plain)  # so that made-up verdicts are a signal
             batches, policy, terms, prepare_s = self._rollouts(stage, task, model, tokenizer, context.folder)
         else:
             batches, prepare_s = self._documents(stage, task, tokenizer)
@@ -177,12 +180,14 @@ class Rehearser:
         group, between = getattr(stage, "group", stage.held_out.n), None
         if draws:
             policy = policy or LocalPolicy(model, tokenizer)
-            self._pace(stage.name, policy, sampling_task, stage.sampling, group)
-            problems = [sampling_task.problem("train", index, self.recipe.seed) for index in range(_DRAWN)]
+            asked = stage.prompts if isinstance(stage, RlStage) else stage.held_out.problems
+            problems = self._problems(sampling_task, asked, group, policy)
+            self._pace(stage.name, policy, sampling_task, stage.sampling, group, problems)
             most = round(self.found.lengths[stage.name]["worked"])
             between = partial(self._draw_between, policy, sampling_task, problems, group, most)
-        rl_draws = between if isinstance(stage, RlStage) else None
-        self._held(stage, model, terms, context, batches, known, rl_draws)
+        if key not in self.held:
+            self.held.add(key)
+            self._held(stage, model, terms, context, batches, known, between if isinstance(stage, RlStage) else None)
         began = self.clock.now()
         finish(context, model, tokenizer)
         if key not in self.once:
@@ -325,7 +330,8 @@ class Rehearser:
             self.found.once_s[stage.name] = self.found.once_s.get(stage.name, 0.0) + opened
             self._lengths(stage.name, task, tokenizer, stage.sampling)
             policy = LocalPolicy(model, tokenizer, None, stage.engine)
-            self._pace(f"{stage.name}/{name}", policy, task, stage.sampling, stage.n)
+            problems = self._problems(task, stage.problems, stage.n, policy)
+            self._pace(f"{stage.name}/{name}", policy, task, stage.sampling, stage.n, problems)
 
     def _lengths(self, name: str, task: Task, tokenizer: ChatTokenizer, sampling: Sampling) -> None:
         problems = [task.problem("held-out", index, self.recipe.seed) for index in range(16)]
@@ -344,19 +350,27 @@ class Rehearser:
         mean_prompt = sum(map(len, prompts)) / len(prompts)
         self.found.lengths[name] = asdict(Lengths(mean_prompt, means[0], means[1], sampling.max_new_tokens))
 
-    def _pace(self, name: str, policy: LocalPolicy, task: Task, sampling: Sampling, group: int) -> None:
-        """Draw with all rows and with a quarter, whatever comes out, so that a step's two costs tell apart."""
+    def _problems(self, task: Task, asked: int, group: int, policy: LocalPolicy) -> list[Problem]:
+        """As many as stand side by side where so many are asked for, for speed and memory go by the rows."""
+        n = max(_DRAWN, min(asked, policy.engine.max_rows // group))
+        return [task.problem("held-out", index, self.recipe.seed) for index in range(n)]
+
+    def _pace(
+        self, name: str, policy: LocalPolicy, task: Task, sampling: Sampling, group: int, problems: list[Problem]
+    ) -> None:
+        """Draw with all rows and with an eighth, whatever comes out, so that a step's two costs tell apart."""
         model = policy.model
         lengths = self.found.lengths[name.partition("/")[0]]
         key = f"{model.config.model_dump_json()} {policy.engine.settings} {task.name}"
         policy.engine.eos_ids = frozenset()
-        problems = [task.problem("held-out", index, self.recipe.seed) for index in range(_DRAWN)]
         n_new = max(4, min(round(lengths["worked"]), sampling.max_new_tokens))
         with folded(model):
             if key not in self.drawing:
                 self.drawing[key] = self._measured(policy, task, problems, group, n_new)
-            elif self.drawing[key].seconds(_DRAWN * group, n_new, n_new, _DRAWN * group) < self.each_s / 2:
-                self._draw(policy, task, problems, group, n_new)  # for the memory that it takes
+            else:
+                rows = len(problems) * group
+                if self.drawing[key].seconds(rows, n_new, n_new, rows) < self.each_s / 2:
+                    self._draw(policy, task, problems, group, n_new)  # for the memory that it takes
         self.found.drawing[name] = asdict(self.drawing[key])
 
     def _measured(self, policy: LocalPolicy, task: Task, problems: list[Problem], group: int, n_new: int) -> Drawing:

@@ -4,6 +4,7 @@
     zifio plan qwen3-30b-a3b hardware=h200 layout.data=8 layout.expert=8 rl.reply_tokens=8192
     zifio plan recipes/quickstart.toml                         # seconds and memory of every stage on this machine
     zifio plan recipes/quickstart.toml --against runs/quickstart
+    zifio plan C6 scale=cpu jobs=2                             # likewise of a claim of the laboratory, a seed and all
     zifio plan runs/quickstart/base/model --task chain_mod     # will RL on this task learn?
     zifio plan recipes/quickstart.toml --stage r1-zero         # likewise, as this stage would begin
     zifio plan --roads                                         # efficiency against brute force
@@ -16,6 +17,7 @@ any key of how replies are drawn (temperature=1.0 max_new_tokens=512).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +43,7 @@ from zifio.plan.settings import PlanConfig
 
 SAMPLES, GROUP, PROMPTS, TARGET = 300, 16, 32, 0.9
 """Replies that are drawn, and RL's groups and problems a step (DeepSeek-R1), where no stage says otherwise."""
+_CLAIM = re.compile(r"[cC]\d+")
 _QUIET = 0.8
 """Below this share of the processors others were at work."""
 
@@ -71,8 +74,8 @@ def plan(
         found = _ask(subject, task, overrides, samples or SAMPLES, target)
     elif stage is not None or samples is not None:
         found = _ask_stage(_recipe_path(subject), stage, overrides, samples or SAMPLES, target)
-    elif subject.endswith(".toml"):
-        found = _plan_recipe(Path(subject), overrides, against, forecast, price_per_hour, figure)
+    elif subject.endswith(".toml") or _CLAIM.fullmatch(subject):
+        found = _plan_recipe(subject, overrides, against, forecast, price_per_hour, figure)
     else:
         found = _plan_model(subject, overrides, figure)
     return found if as_json else None
@@ -95,19 +98,27 @@ def _plan_model(subject: str, overrides: Sequence[str], figure: Path | None) -> 
 
 
 def _plan_recipe(
-    path: Path,
+    subject: str,
     overrides: Sequence[str],
     against: Path | None,
     forecast: Path | None,
     price: float | None,
     figure: Path | None,
 ) -> dict[str, Any]:
-    """A recipe's forecast, rehearsed now or read, and beside it a run."""
+    """The forecast of a recipe or of a claim's seed, rehearsed now or read, and beside it a run."""
+    from zifio.forecast.claim import claim_text
     from zifio.forecast.recipe import forecast_recipe, models_table, recipe_table
 
-    found = forecast_recipe(path, overrides) if forecast is None else _read(forecast)
+    if forecast is not None:
+        found = _read(forecast)
+    elif subject.endswith(".toml"):
+        found = forecast_recipe(Path(subject), overrides)
+    else:
+        found = _of_claim(subject, overrides)
     say(recipe_table(found))
     say(models_table(found))
+    if "claim" in found:
+        say(claim_text(found))
     if price is not None:
         found |= {"usd_per_hour": price, "usd": price * found["seconds"] / 3600}
         say(f"price: {usd_text(found['usd'])} at {usd_text(price)} an hour")
@@ -129,6 +140,13 @@ def _plan_recipe(
         draw_recipe(found, figure)
         say(f"figure: {figure}")
     return found
+
+
+def _of_claim(subject: str, overrides: Sequence[str]) -> dict[str, Any]:
+    from zifio.forecast.claim import LabPlan, forecast_claim
+    from zifio.lab.shelf import find_claim
+
+    return forecast_claim(find_claim(subject), build(LabPlan, override({}, overrides), "command line"))
 
 
 def _read(path: Path) -> dict[str, Any]:

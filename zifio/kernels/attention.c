@@ -12,8 +12,6 @@
  * of one prompt do, it is read once for all of them. */
 #include "tile.h"
 
-#define PAGE 32
-
 typedef struct {
     i64 n_heads, n_key_heads, d_key, d_value; /* H, J, K, X */
     i64 window;                               /* keys that a query sees at most, its own among them; 0 for all */
@@ -39,11 +37,6 @@ typedef struct {
     const int32_t *table;
     i64 n_keys;
 } Row;
-
-/* Ask for memory that will be read soon. */
-INLINE void ahead(const float *p, i64 n_floats) {
-    for (i64 i = 0; i < n_floats; i += 16) __builtin_prefetch(p + i);
-}
 
 /* The first of n keys that a query sees. */
 INLINE i64 first_seen(const Shape *s, i64 n_keys) { return s->window && n_keys > s->window ? n_keys - s->window : 0; }

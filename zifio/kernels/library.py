@@ -27,7 +27,7 @@ import torch  # noqa: F401 - loads OpenMP for us
 from zifio.log import say
 
 _HERE = Path(__file__).parent
-_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c", "delta.c")
+_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c", "delta.c", "indexer.c")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fPIC")
 
 _I, _P, _F, _C = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_int
@@ -57,6 +57,7 @@ _SIGNATURES = {
     "delta_slots": (_P, _I, _P, _P, _P),
     "rule_spans": (_P, _I, _P),
     "rule_spans_backward": (_P, _I, _P),
+    "pick": (_I, _I, _I, _I, _P, _P, _P, _I, _P, _P, _P),
     "experts": (_I, _I, _I, _I, _I, *[_P] * 6, _I, _P, _I, *[_P] * 6),
     "experts_backward": (_I, _I, _I, _I, _I, *[_P] * 14),
 }

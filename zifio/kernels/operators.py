@@ -348,6 +348,19 @@ def attend_pages(
     return out
 
 
+def pick(q_MIY: Tensor, weight_MI: Tensor, pages: Tensor, table_MP: Tensor, n_M: Tensor, n_kept: int) -> Tensor:
+    """The cells that an indexer picks for a query of each of M sequences, int64 [M, n_kept], in order; of a sequence
+    that has fewer keys all, and zeros behind them.
+
+    Its keys are turned in their pages [n_pages, Y, PAGE]; tables and numbers of keys are int32.
+    """
+    q, weight, (m, n_heads, d) = q_MIY.contiguous(), weight_MI.contiguous(), q_MIY.shape
+    out = torch.zeros(m, n_kept, dtype=torch.long)
+    where = (table_MP.data_ptr(), table_MP.shape[1], n_M.data_ptr(), pages.data_ptr(), out.data_ptr())
+    _lib().pick(m, n_heads, d, n_kept, q.data_ptr(), weight.data_ptr(), *where)
+    return out
+
+
 def blocks_work(d: int, n_heads: int, n_key_heads: int, d_head: int, d_hidden: int) -> int:
     """Floats of working memory that one token takes in `models.fused`."""
     return _lib().blocks_work(d, n_heads, n_key_heads, d_head, d_hidden)

@@ -37,6 +37,7 @@ typedef int64_t i64;
 #endif
 #define NR (VL * NV) /* columns of a panel */
 #define KC 256       /* inner indices summed in registers before they are added to the total */
+#define PAGE 32      /* tokens of a page (engine/cache.py) */
 
 typedef float vec __attribute__((vector_size(VL * 4)));
 typedef float loose __attribute__((vector_size(VL * 4), aligned(4)));
@@ -50,6 +51,11 @@ INLINE i64 least(i64 a, i64 b) { return a < b ? a : b; }
 INLINE i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 INLINE vec load(const float *p) { return *(const loose *)p; }
 INLINE void store(float *p, vec x) { *(loose *)p = x; }
+
+/* Ask for memory that will be read soon. */
+INLINE void ahead(const float *p, i64 n_floats) {
+    for (i64 i = 0; i < n_floats; i += 16) __builtin_prefetch(p + i);
+}
 
 /* The first n floats at p, zeros behind them. */
 INLINE vec load_part(const float *p, i64 n) {
