@@ -266,7 +266,7 @@ def test_the_recipe_of_students_takes_the_quickstarts_teacher_as_it_is() -> None
 def test_recipes_of_pictures_resolve(tmp_path: Path):
     images = tmp_path / "train-images-idx3-ubyte.gz"
     images.touch()
-    keys = ("codes.data", "janus.data", "janus.held_out_data")
+    keys = ("judge.data", "judge.held_out_data", "codes.data", "janus.data", "janus.held_out_data")
     fashion = [f"stage.{key}={images}" for key in keys]
     for name, overrides in (("nano", []), ("pro-1b", []), ("fashion", fashion)):
         recipe = load_recipe(Path(f"recipes/janus-{name}.toml"), overrides)

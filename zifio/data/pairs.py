@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
-from zifio.data.idx import is_idx, read_idx
 from zifio.data.sources import check_texts, read_jsonl
+from zifio.idx import is_idx, read_idx
 from zifio.pictures import read_picture
 
 Kind = Literal["understanding", "generation", "both"]
@@ -44,7 +44,7 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet, or of IDX files (`data/idx.py`).
+    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet, or of IDX files (`idx.py`).
 
     Every row has `text` and `image`: a path, from the file's folder, or in parquet the file's bytes or the hub's own
     {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
