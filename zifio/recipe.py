@@ -97,13 +97,18 @@ class Recipe(Config):
 
 def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
-    judge = getattr(getattr(stage, "task", None), "judge", None)
+    judge = _judge_of(stage)
     if isinstance(stage, EvalStage):
         return [*stage.models, *stage.scorers.values(), *([judge] if judge else [])]
     keys = ("tokenizer", "from_", "codes", "judge", "data", "held_out_data", "text_data", "teacher", "people")
     values = [judge, *(getattr(stage, key, None) for key in keys)]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
+
+
+def _judge_of(stage: AnyStage) -> str | None:
+    """The classifier that a stage's own task is judged by."""
+    return getattr(getattr(stage, "task", None), "judge", None)
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -146,7 +151,7 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
         needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
-        needs.append(("task.judge", getattr(getattr(stage, "task", None), "judge", None), "labels of pictures"))
+        needs += [("task.judge", judge, "labels of pictures")] if (judge := _judge_of(stage)) else []
         for key, name, what in needs:
             source = recipe.named(name) if isinstance(name, str) else None
             made = makes.get(type(source), "a model")
@@ -310,8 +315,8 @@ class Run:
 
     def _placed(self, stage: AnyStage) -> AnyStage:
         """The stage with its task's judge by its folder, which a task alone could not find."""
-        task = getattr(stage, "task", None)
-        if (judge := getattr(task, "judge", None)) is None:
+        task, judge = getattr(stage, "task", None), _judge_of(stage)
+        if task is None or judge is None:
             return stage
         return stage.model_copy(update={"task": task.model_copy(update={"judge": str(self.model_of(judge))})})
 

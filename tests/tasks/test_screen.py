@@ -291,7 +291,7 @@ def test_no_built_in_task_goes_unscreened():
     drawn = {
         "glyph_drawings",
         "label_drawings",
-    }  # attacks are words, their replies pictures: test_glyphs, test_labelled
+    }  # attacks are words, their replies pictures
     assert names == BUILT_IN.keys() | drawn | {"lax_mod", "flawed_mod", "facts"}
 
 

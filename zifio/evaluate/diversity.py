@@ -65,7 +65,7 @@ class Judged(Protocol):
         ...
 
 
-def of_drawings(episodes_P_G: Sequence[Sequence[Episode]], task: Task) -> dict[str, float]:
+def of_drawings(episodes_P_G: Sequence[Sequence[Episode]], task: Task) -> dict[str, Any]:
     """`spread` of the drawings; of the problems' own pictures `real_spread`, and `real_pass_at_1`, how many are right.
 
     Nothing of other tasks."""

@@ -128,8 +128,10 @@ def _line(axes: Axes, figure: str, by_scale: dict[str, dict[str, Any]], place: i
     scales = [scale for scale in sorted(by_scale, key=float) if figure in by_scale[scale]]
     x, colour = [float(scale) for scale in scales], LIGHT[f"series-{place}"]
     axes.plot(x, [by_scale[s][figure] for s in scales], style, color=colour, marker="o", ms=4, label=f"{name}, {words}")
-    low, high = ([by_scale[s].get(f"{figure}_{end}") for s in scales] for end in ("low", "high"))
-    if None not in low + high:
-        axes.fill_between(x, low, high, color=colour, alpha=0.12)
+    ends = [
+        [by_scale[s][f"{figure}_{end}"] for s in scales if f"{figure}_{end}" in by_scale[s]] for end in ("low", "high")
+    ]
+    if all(len(end) == len(x) for end in ends):
+        axes.fill_between(x, ends[0], ends[1], color=colour, alpha=0.12)
     for real in {by_scale[s][f"real_{figure}"] for s in scales if f"real_{figure}" in by_scale[s]}:
         axes.axhline(real, color=LIGHT["muted"], linestyle=":", linewidth=1.2)
