@@ -192,9 +192,7 @@ def c9(understanding: float, drawing: float, spread: float = 1.0) -> list[dict[s
     def right(jitter: float) -> dict[str, Any]:
         noise, plain = spread * jitter, {"understanding": 0.5, "drawing": 0.5}
         arms = {f"{task}-{amount}{end}": plain for task in plain for amount in ("few", "many") for end in ("", "-long")}
-        arms |= {
-            name: plain for name in ("scarce-understanding-shuffled-drawing", "scarce-drawing-shuffled-understanding")
-        }
+        arms |= dict.fromkeys(("scarce-understanding-shuffled-drawing", "scarce-drawing-shuffled-understanding"), plain)
         arms |= {f"both-rich-shuffled-{task}": plain for task in plain} | {"both-rich": plain}
         arms["scarce-understanding"] = plain | {"understanding": 0.5 + understanding + noise}
         return arms | {"scarce-drawing": plain | {"drawing": 0.5 + drawing - noise}}
