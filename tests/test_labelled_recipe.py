@@ -41,7 +41,8 @@ def tables(files: Path) -> dict[str, Any]:
          "examples": {"understanding": 4, "drawing": 4}, "held_out": {"every": 2, "problems": 6, "n": 1},
          "scales": [1.0, 2.0], "sampling": {"max_new_tokens": 4}},
         {"kind": "rl", "name": "drawn", "from": "janus", "task": drawings, "steps": 1, "prompts": 2, "group": 3,
-         "gate": False, "rows": {"row_tokens": 128}, "sampling": {"max_new_tokens": 4}, "optim": {"lr": 1e-4}},
+         "gate": False, "rows": {"row_tokens": 128}, "sampling": {"max_new_tokens": 4}, "optim": {"lr": 1e-4},
+         "held_out": {"problems": 4}},
         {"kind": "eval", "name": "drawings", "models": ["janus", "drawn"], "task": drawings, "problems": 6, "n": 2,
          "ks": [1], "sampling": {"max_new_tokens": 4, "guidance": 2.0}},
     ]  # fmt: skip
