@@ -13,9 +13,9 @@ def written(array: np.ndarray) -> bytes:
     return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
-def labelled_files(folder: Path, n: int = 64, n_held_out: int = 32, side: int = 16) -> Path:
-    """All four files in a folder whose name says fashion; levels are the label's within some noise."""
-    folder = folder / "fashion"
+def labelled_files(folder: Path, n: int = 64, n_held_out: int = 32, side: int = 16, name: str = "fashion") -> Path:
+    """All four files in a folder whose name says what labels mean; levels are the label's within some noise."""
+    folder = folder / name
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(3)
     for stem, count in (("train", n), ("t10k", n_held_out)):

@@ -17,7 +17,7 @@ from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.form import split_thinking
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainSum
-from zifio.tasks.task import Problem, Task, Verdict, render_response
+from zifio.tasks.task import Problem, Split, Task, Verdict, render_response
 
 PLAIN = Sampling()
 
@@ -62,6 +62,12 @@ class Greys:
 
     name = "greys"
 
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        return Problem(str(index), "grey", "grey", working="139"[index], draws=True)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        return self.score(problem, problem.working)
+
     def document(self, problem: Problem, shows_working: bool) -> str:
         return problem.working
 
@@ -75,16 +81,16 @@ class Greys:
 
 def test_drawings_are_set_beside_real_pictures():
     task = Greys()
-    problems = [Problem(str(i), "grey", "grey", working=text, draws=True) for i, text in enumerate("139")]
+    problems = [task.problem("held-out", index, 0) for index in range(3)]
     drawn = {"0": "2 4", "1": "3 6", "2": "x 7"}
     episodes = [
         [Episode(p, Reply([1], t), Verdict("wrong", 0.0, {"format": float(t != "x")})) for t in drawn[p.id].split()]
         for p in problems
     ]
-    found = of_drawings(episodes, task)  # type: ignore[arg-type]
+    found = of_drawings(episodes, task)
     assert found == {"spread": 5.0, "real_spread": 8.0, "real_pass_at_1": pytest.approx(2 / 3)}
     other = [[replace(e, problem=replace(e.problem, prompt=e.problem.id)) for e in group] for group in episodes]
-    assert of_drawings(other, task) == {"real_pass_at_1": pytest.approx(2 / 3)}  # type: ignore[arg-type]
+    assert of_drawings(other, task) == {"real_pass_at_1": pytest.approx(2 / 3)}
     assert of_drawings([group("a b")], ChainSum()) == {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from idx_files import LABELS, labelled_files
+from idx_files import labelled_files
 from tiny import (
     assert_one_run,
     characters,
@@ -210,9 +210,9 @@ def test_looks_at_pairs(tmp_path: Path) -> None:
 def test_looks_at_drawings_that_a_judge_tells_apart(tmp_path: Path) -> None:
     """Every scale has its share and its spread, and the real pictures' beside them."""
     base(tmp_path)
-    files = labelled_files(tmp_path, side=32)
+    files = labelled_files(tmp_path, side=32, name="digits")
     named = {key: files / f"{stem}-images-idx3-ubyte.gz" for key, stem in (("learnt", "train"), ("kept", "t10k"))}
-    shape = ClassifierConfig(image_size=16, channels=[4], hidden_size=4, labels=LABELS)
+    shape = ClassifierConfig(image_size=16, channels=[4], hidden_size=4, labels=["0", "1", "2"])
     (tmp_path / "judge").mkdir()
     save_model(Classifier(shape, seed=1), tmp_path / "judge")
     settings = SETTINGS | {"steps": 1, "held_out": {"every": 1, "problems": 4, "n": 1}, "scales": [1.0, 3.0]}
