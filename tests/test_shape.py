@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zifio"
 FLOORS = {
-    0: ("config", "seed", "log", "gguf", "wire", "loopback", "stats", "pictures"),
+    0: ("config", "seed", "log", "gguf", "wire", "loopback", "stats", "pictures", "idx"),
     0.5: ("kernels",),
     1: ("models", "data", "tasks", "parallel"),
     1.5: ("record",),
@@ -35,6 +35,7 @@ TORCH_FREE_ROOMS = (
     "loopback",
     "stats",
     "pictures",
+    "idx",
     "tasks",
     "record",
     "label",
@@ -54,8 +55,9 @@ TORCH_FREE_ROOMS = (
     "lab",
 )
 TORCH_FREE_FILES = (
-    "models/config.py", "models/families.py", "models/janus_config.py", "models/count.py", "models/hub.py",
-    "models/presets.py", "train/config.py", "train/feedback.py", "train/picture_config.py",
+    "models/config.py", "models/families.py", "models/janus_config.py", "models/classifier_config.py",
+    "models/count.py", "models/hub.py", "models/presets.py", "train/config.py", "train/feedback.py",
+    "train/picture_config.py",
     "evaluate/config.py", "evaluate/endpoint.py", "evaluate/examine.py", "evaluate/recorded.py", "evaluate/claim.py",
     "evaluate/contamination.py", "engine/config.py", "engine/pages.py", "engine/memory.py", "engine/rows.py",
     "engine/scheduler.py", "engine/stops.py", "engine/guide.py", "engine/marks.py", "engine/request.py",

@@ -36,13 +36,14 @@ from zifio.models.weights import save_model
 from zifio.tasks.environment import Call, Environment, Message, Observation, Turn, conversation
 from zifio.tasks.sums import ChainSum
 from zifio.tasks.task import Problem, Verdict
+from zifio.train.classifier import classifier
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage
 from zifio.train.distill import distill
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
 from zifio.train.janus import janus as janus_stage
 from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
-from zifio.train.picture_config import JanusStage, VqStage
+from zifio.train.picture_config import ClassifierStage, JanusStage, VqStage
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
 from zifio.train.prm import prm
@@ -63,6 +64,7 @@ KINDS = {
     "reward": (RewardStage, reward),
     "dpo": (DpoStage, dpo),
     "vq": (VqStage, vq),
+    "classifier": (ClassifierStage, classifier),
     "janus": (JanusStage, janus_stage),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)

@@ -40,7 +40,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
-from zifio.train.picture_config import JanusStage, VqStage
+from zifio.train.picture_config import ClassifierStage, JanusStage, VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -57,6 +57,7 @@ AnyStage = Annotated[
     | RewardStage
     | DpoStage
     | VqStage
+    | ClassifierStage
     | JanusStage
     | EvalStage,
     Field(discriminator="kind"),
@@ -97,12 +98,18 @@ class Recipe(Config):
 
 def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
+    judge = _judge_of(stage)
     if isinstance(stage, EvalStage):
-        return [*stage.models, *stage.scorers.values()]
-    keys = ("tokenizer", "from_", "codes", "data", "held_out_data", "text_data", "teacher", "people")
-    values = [getattr(stage, key, None) for key in keys]
+        return [*stage.models, *stage.scorers.values(), *([judge] if judge else [])]
+    keys = ("tokenizer", "from_", "codes", "judge", "data", "held_out_data", "text_data", "teacher", "people")
+    values = [judge, *(getattr(stage, key, None) for key in keys)]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
+
+
+def _judge_of(stage: AnyStage) -> str | None:
+    """The classifier that a stage's own task is judged by."""
+    return getattr(getattr(stage, "task", None), "judge", None)
 
 
 def load_recipe(path: Path, overrides: Sequence[str]) -> Recipe:
@@ -135,15 +142,17 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
     makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies", VqStage: "codes of pictures"}
+    makes |= {ClassifierStage: "labels of pictures"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
         else:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
-            wanted |= {"codes": "codes of pictures", "text_data": "data"}
+            wanted |= {"codes": "codes of pictures", "text_data": "data", "judge": "labels of pictures"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
         needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
+        needs += [("task.judge", judge, "labels of pictures")] if (judge := _judge_of(stage)) else []
         for key, name, what in needs:
             source = recipe.named(name) if isinstance(name, str) else None
             made = makes.get(type(source), "a model")
@@ -158,7 +167,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage | ClassifierStage):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -179,7 +188,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
-        looks = None if isinstance(stage, VqStage | JanusStage) else looks  # at pictures
+        looks = None if isinstance(stage, VqStage | ClassifierStage | JanusStage) else looks  # at pictures
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
@@ -292,7 +301,7 @@ class Run:
         began, worked = time.perf_counter(), time.process_time()
         try:
             with sending(self.recipe.sinks, self.recipe.name, stage.name, folder):
-                totals = _runner(stage)(stage, self._context(folder))
+                totals = _runner(stage)(self._placed(stage), self._context(folder))
         except (ConfigError, RuntimeError) as error:  # a folder should tell why it is not done
             _write_json(folder / "ended.json", {"kind": type(error).__name__, "message": str(error)})
             raise
@@ -305,6 +314,13 @@ class Run:
         let_go()
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the result has taken their place
         return done
+
+    def _placed(self, stage: AnyStage) -> AnyStage:
+        """The stage with its task's judge by its folder, which a task alone could not find."""
+        task, judge = getattr(stage, "task", None), _judge_of(stage)
+        if task is None or judge is None:
+            return stage
+        return stage.model_copy(update={"task": task.model_copy(update={"judge": str(self.model_of(judge))})})
 
     def missing(self, stage: AnyStage) -> list[AnyStage]:
         """The stages that this one starts from, directly or not, which nobody has finished; in the recipe's order."""
@@ -380,6 +396,8 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.preference import dpo as run
     elif isinstance(stage, VqStage):
         from zifio.train.vq import vq as run
+    elif isinstance(stage, ClassifierStage):
+        from zifio.train.classifier import classifier as run
     elif isinstance(stage, JanusStage):
         from zifio.train.janus import janus as run
     else:

@@ -75,6 +75,16 @@ def wilson_interval(right: int, n: int, confidence: float = 0.95) -> Interval:
     return low, high
 
 
+def mean_distance(points: np.ndarray) -> float:
+    """Mean Euclidean distance between two different rows of `points` [n, width], n of at least 2."""
+    n, points = len(points), points.astype(np.float64)
+    assert n >= 2, n
+    squared = (points**2).sum(axis=1)
+    between = np.maximum(squared[:, None] + squared - 2 * points @ points.T, 0.0)
+    np.fill_diagonal(between, 0.0)
+    return float(np.sqrt(between).sum() / (n * (n - 1)))
+
+
 def share_interval(share_P: Sequence[float], seed: int, *names: int | str, confidence: float = 0.95) -> Interval:
     """Interval of the mean over problems of a share in [0, 1] that each problem has.
 

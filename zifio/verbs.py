@@ -365,6 +365,12 @@ VERBS = {
         "zifio vq recipes/janus-nano.toml steps=20 --out runs/try",
         _stage_arguments,
     ),
+    "classifier": Verb(
+        STAGE,
+        "train a classifier of pictures, to judge drawings",
+        "zifio classifier recipes/janus-fashion.toml --out runs/try",
+        _stage_arguments,
+    ),
     "janus": Verb(
         STAGE,
         "train a model that reads pictures and draws",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from zifio.config import ConfigError
 from zifio.data.pairs import read_pairs
-from zifio.pictures import read_picture
+from zifio.pictures import read_picture, to_url
 
 
 def _whole() -> bytes:
@@ -48,6 +48,16 @@ def test_pairs_come_from_lines_and_from_parquet(tmp_path: Path) -> None:
         again = read_pairs(tmp_path / "pairs.parquet")
         assert [(p.text, p.kind, p.question) for p in again] == [(p.text, p.kind, p.question) for p in pairs]
         assert all(np.array_equal(p.picture(), pairs[0].picture()) for p in again)
+
+
+def test_a_picture_may_stand_in_the_row_itself(tmp_path: Path) -> None:
+    picture = read_picture(WHOLE, "")
+    rows = [{"image": to_url(picture), "text": "a"}, {"image": "data:image/png;base64,AA", "text": "b"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    whole, torn = read_pairs(tmp_path / "pairs.jsonl")
+    assert np.array_equal(whole.picture(), picture)
+    with pytest.raises(ConfigError, match="row 2"):
+        torn.picture()
 
 
 @pytest.mark.parametrize(

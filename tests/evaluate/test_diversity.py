@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import pytest
 
 from zifio.config import Sampling
-from zifio.evaluate.diversity import distinct_of, diversity, diversity_of_records
+from zifio.evaluate.diversity import distinct_of, diversity, diversity_of_records, of_drawings
 from zifio.tasks.episode import Episode, Reply
 from zifio.tasks.form import split_thinking
 from zifio.tasks.splits import Splits
 from zifio.tasks.sums import ChainSum
-from zifio.tasks.task import Problem, Task, Verdict, render_response
+from zifio.tasks.task import Problem, Split, Task, Verdict, render_response
 
 PLAIN = Sampling()
 
@@ -53,6 +55,43 @@ def test_coverage_counts_right_answers_where_the_task_says_how_many_there_are():
     replies = [*group("013143 103143 013143"), *group("-000000")]
     found = diversity([replies], Splits(), PLAIN, [1])
     assert found["coverage"] == 2 / 1000 and found["coverage_possible"] == 4 / 1000
+
+
+class Greys:
+    """Drawings that are numbers, as far apart as those are; right are those below 5."""
+
+    name = "greys"
+
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        return Problem(str(index), "grey", "grey", working="139"[index], draws=True)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        return self.score(problem, problem.working)
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        return problem.working
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        return Verdict("right" if int(response) < 5 else "wrong", 0.0, {"format": 1.0})
+
+    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
+        numbers = [int(text) for _, text in drawn]
+        return float(max(numbers) - min(numbers)) if len({prompt for prompt, _ in drawn}) == 1 else None
+
+
+def test_drawings_are_set_beside_real_pictures():
+    task = Greys()
+    problems = [task.problem("held-out", index, 0) for index in range(3)]
+    drawn = {"0": "2 4", "1": "3 6", "2": "x 7"}
+    episodes = [
+        [Episode(p, Reply([1], t), Verdict("wrong", 0.0, {"format": float(t != "x")})) for t in drawn[p.id].split()]
+        for p in problems
+    ]
+    found = of_drawings(episodes, task)
+    assert found == {"spread": 5.0, "real_spread": 8.0, "real_pass_at_1": pytest.approx(2 / 3)}
+    other = [[replace(e, problem=replace(e.problem, prompt=e.problem.id)) for e in group] for group in episodes]
+    assert of_drawings(other, task) == {"real_pass_at_1": pytest.approx(2 / 3)}
+    assert of_drawings([group("a b")], ChainSum()) == {}
 
 
 def test_a_thousand_right_answers_are_right_and_no_more():

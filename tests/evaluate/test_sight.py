@@ -75,6 +75,27 @@ def test_figures_are_the_last_looks(run: Path) -> None:
     assert sight(read_run(run, STAGES[2:])) == {} and guidance_figure(read_run(run, STAGES[2:])) is None
 
 
+def test_a_judges_figures_and_the_mark_of_real_pictures(run: Path) -> None:
+    """Drawings of labels have a spread; both panels and the words tell it beside the real pictures'."""
+    told = {"held_out/accuracy": 0.91, "held_out/accuracy_low": 0.9, "held_out/accuracy_high": 0.92}
+    write(run / "judge", {"kind": "classifier"}, [{"step": 9, **told}])
+    at = "held_out/drawings/held_out/guidance_"
+    real = {"real_spread": 4.0, "real_pass_at_1": 0.9}
+    row = {f"{at}{scale}/{key}": value for scale in (1, 3) for key, value in {"pass_at_1": 0.8, **real}.items()}
+    write(run / "named", {"kind": "janus"}, [{"step": 5, **row, f"{at}1/spread": 3.5, f"{at}3/spread": 2.25}])
+    stages = [("judge", "classifier"), ("named", "janus")]
+    found = sight(read_run(run, stages))
+    assert found["judges"] == {"judge": {"pass_at_1": 0.91, "pass_at_1_low": 0.9, "pass_at_1_high": 0.92}}
+    assert found["models"]["named"]["drawings"]["held_out"]["3"] == {"pass_at_1": 0.8, "spread": 2.25, **real}
+    said = [what for _, what, _ in rows_of_sight(found)]
+    assert said[0] == "labels of real pictures right"
+    assert said[2] == "drawings right, guidance 3 (apart by 2.25; real pictures 4.00, right 90.0%)"
+    figure, plain = guidance_figure(read_run(run, stages)), guidance_figure(read_run(run, STAGES))
+    assert figure is not None and "Dotted" in figure.shows and plain is not None and "Dotted" not in plain.shows
+    page = write_report(run, "named", stages)
+    assert page["sight"] == found and "labels of real pictures right" in (run / "report.html").read_text()
+
+
 def test_the_report_shows_pictures_and_no_others(run: Path) -> None:
     report = write_report(run, "nano", STAGES)
     assert report["sight"] == json.loads((run / "report.json").read_text())["sight"] and report["sight"]["models"]

@@ -188,6 +188,49 @@ def test_c7(rows: list[dict[str, Any]], word: str):
     assert words("C7", rows) == word
 
 
+def c9(understanding: float, drawing: float, spread: float = 1.0) -> list[dict[str, Any]]:
+    def right(jitter: float) -> dict[str, Any]:
+        noise, plain = spread * jitter, {"understanding": 0.5, "drawing": 0.5}
+        arms = {f"{task}-{amount}{end}": plain for task in plain for amount in ("few", "many") for end in ("", "-long")}
+        arms |= dict.fromkeys(("scarce-understanding-shuffled-drawing", "scarce-drawing-shuffled-understanding"), plain)
+        arms |= {f"both-rich-shuffled-{task}": plain for task in plain} | {"both-rich": plain}
+        arms["scarce-understanding"] = plain | {"understanding": 0.5 + understanding + noise}
+        return arms | {"scarce-drawing": plain | {"drawing": 0.5 + drawing - noise}}
+
+    return [{"right": right(j)} for j in JITTER]
+
+
+@pytest.mark.parametrize(
+    "rows, word",
+    [
+        (c9(0.08, 0.08), "supported"),
+        (c9(0.08, -0.05), "narrowed"),
+        (c9(0.01, 0.0), "refuted"),
+        (c9(0.04, 0.04, spread=20), "underpowered"),
+    ],
+)
+def test_c9(rows: list[dict[str, Any]], word: str):
+    assert words("C9", rows) == word
+
+
+def test_c9_shuffles_texts_and_nothing_else():
+    """Pictures and texts are the same, only seldom side by side as they belong; the other task's are untouched."""
+    from collections import Counter
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("c9", find_claim("C9").folder / "run.py")
+    assert spec is not None and spec.loader is not None
+    run = module_from_spec(spec)
+    spec.loader.exec_module(run)
+    true, mixed = (run.mixture({"understanding": 96, "drawing": 480}, name, 3) for name in (None, "drawing"))
+    assert true[:96] == mixed[:96] and [row["kind"] for row in true] == [row["kind"] for row in mixed]
+    assert [row["image"] for row in true] == [row["image"] for row in mixed]
+    assert Counter(row["text"] for row in true) == Counter(row["text"] for row in mixed)
+    assert sum(one["text"] == other["text"] for one, other in zip(true[96:], mixed[96:], strict=True)) < 40
+    assert len({row["text"] for row in true}) == len(run.CAPTIONS) == 48
+    assert len({row["image"] for row in true}) > 400, "sizes and places differ"
+
+
 def c10(opened: float, n: int, others: int) -> list[dict[str, Any]]:
     scores = [0.8 + 0.01 * (place % 3) for place in range(n)]
     pair = {

@@ -7,6 +7,7 @@ import warnings
 from typing import get_args
 
 import pytest
+from idx_files import labelled_files
 
 from zifio.cli import main
 from zifio.config import ConfigError
@@ -19,6 +20,7 @@ from zifio.tasks.custom import Custom
 from zifio.tasks.families import allowed
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Candidate, Gym
+from zifio.tasks.labelled import PictureLabels
 from zifio.tasks.lax import LaxMod
 from zifio.tasks.probes import Elsewhere
 from zifio.tasks.runtime import Pool
@@ -280,12 +282,16 @@ BUILT_IN = {
     "agent": lambda path: [Agent(of={"name": "chain_sum"})],
     "glyph_captions": lambda path: [GlyphCaptions()],
     "glyph_words": lambda path: [GlyphWords()],
+    "picture_labels": lambda path: [PictureLabels(path=str(labelled_files(path.parent)))],
 }
 
 
 def test_no_built_in_task_goes_unscreened():
     names = {kind.model_fields["name"].default for kind in get_args(get_args(TaskConfig)[0])}
-    drawn = {"glyph_drawings"}  # attacks are words, its replies are pictures: test_glyphs.py has those
+    drawn = {
+        "glyph_drawings",
+        "label_drawings",
+    }  # attacks are words, their replies pictures
     assert names == BUILT_IN.keys() | drawn | {"lax_mod", "flawed_mod", "facts"}
 
 

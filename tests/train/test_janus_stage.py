@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from idx_files import labelled_files
 from tiny import (
     assert_one_run,
     characters,
@@ -26,6 +27,8 @@ from zifio.config import ConfigError, build
 from zifio.data.tokenizer import save_tokenizer
 from zifio.engine.marks import Marks
 from zifio.evaluate.run import make_look
+from zifio.models.classifier import Classifier
+from zifio.models.classifier_config import ClassifierConfig
 from zifio.models.count import vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
@@ -173,13 +176,13 @@ def test_codes_of_a_file_are_made_once(tmp_path: Path) -> None:
     assert [one.tokens for one in made.step(1)[0]] == [one.tokens for one in sequences]
 
 
-def looked(folder: Path) -> Context:
+def looked(folder: Path, **paths: Path) -> Context:
     """A context whose looks are those of `evaluate`."""
 
     def look(stage: Any, tokenizer: Any, task: Any) -> Any:
         return make_look(stage.held_out.problems, stage.held_out.n, stage.sampling, 5, task, tokenizer)
 
-    given = context(folder, base=folder / "base", pairs=folder / "pairs.jsonl")
+    given = context(folder, base=folder / "base", pairs=folder / "pairs.jsonl", **paths)
     return Context(given.folder, 5, GlyphWords(), given.model_of, given.data_of, look)  # type: ignore[arg-type]
 
 
@@ -201,6 +204,28 @@ def test_looks_at_pairs(tmp_path: Path) -> None:
     settings = SETTINGS | {"steps": 1, "held_out": {"every": 1, "problems": 9, "n": 2}, "data": "pairs"}
     run("janus", settings, looked(tmp_path))
     line = next(line for line in metrics(tmp_path) if any(key.startswith("held_out") for key in line))
+    assert line["held_out/captions/held_out/pass_at_1"] == 0
+
+
+def test_looks_at_drawings_that_a_judge_tells_apart(tmp_path: Path) -> None:
+    """Every scale has its share and its spread, and the real pictures' beside them."""
+    base(tmp_path)
+    files = labelled_files(tmp_path, side=32, name="digits")
+    named = {key: files / f"{stem}-images-idx3-ubyte.gz" for key, stem in (("learnt", "train"), ("kept", "t10k"))}
+    shape = ClassifierConfig(image_size=16, channels=[4], hidden_size=4, labels=["0", "1", "2"])
+    (tmp_path / "judge").mkdir()
+    save_model(Classifier(shape, seed=1), tmp_path / "judge")
+    settings = SETTINGS | {"steps": 1, "held_out": {"every": 1, "problems": 4, "n": 1}, "scales": [1.0, 3.0]}
+    settings |= {"data": "learnt", "held_out_data": "kept", "judge": "judge"}
+    run("janus", settings, looked(tmp_path, judge=tmp_path / "judge", **named))
+    line = next(line for line in metrics(tmp_path) if any(key.startswith("held_out") for key in line))
+    found = {scale: f"held_out/drawings/held_out/guidance_{scale}" for scale in (1, 3)}
+    for place in found.values():
+        assert (
+            line[f"{place}/format_rate"] == 1 and 0 <= line[f"{place}/pass_at_1"] <= 1 and line[f"{place}/spread"] > 0
+        )
+    real = [(line[f"{place}/real_spread"], line[f"{place}/real_pass_at_1"]) for place in found.values()]
+    assert real[0] == real[1] and real[0][0] > 0
     assert line["held_out/captions/held_out/pass_at_1"] == 0
 
 
@@ -234,6 +259,7 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
         ({"from": None, "model": SHAPE, "tokenizer": "t"}, "wanted `codes` and `vision` beside `model`"),
         ({"codes": "codes"}, "wanted `codes` and `vision` together"),
         ({"held_out_data": "more"}, "wanted `data` beside it"),
+        ({"judge": "judge"}, "of scenes a parser says"),
         ({"examples": {"understanding": 0, "drawing": 0}}, "wanted examples of some kind"),
         ({"trains": "vq"}, "trains"),
         ({"trains": "adaptors"}, "text moves none of the adaptors"),

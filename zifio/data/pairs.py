@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zifio.config import ConfigError
-from zifio.data.idx import is_idx, read_idx
 from zifio.data.sources import check_texts, read_jsonl
-from zifio.pictures import read_picture
+from zifio.idx import is_idx, read_idx
+from zifio.pictures import from_url, read_picture
 
 Kind = Literal["understanding", "generation", "both"]
 
@@ -26,8 +26,8 @@ Kind = Literal["understanding", "generation", "both"]
 class Pair:
     """A picture and what is said of it."""
 
-    image: Path | bytes | np.ndarray
-    """Where it is, its file's bytes, or grey levels."""
+    image: Path | bytes | np.ndarray | str
+    """Where it is, its file's bytes, grey levels, or a data URL."""
     text: str
     kind: Kind = "both"
     """Which way it is learnt: from the picture to the text, from the text to the picture, or both."""
@@ -40,14 +40,16 @@ class Pair:
         """The picture. Raises ConfigError as `read_picture` does."""
         if isinstance(self.image, np.ndarray):
             return np.repeat(self.image[..., None], 3, axis=2)
+        if isinstance(self.image, str):
+            return from_url(self.image, self.where)
         return read_picture(self.image, self.where)
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet, or of IDX files (`data/idx.py`).
+    """The pairs of a .jsonl or .parquet file, none of whose pictures is opened yet, or of IDX files (`idx.py`).
 
-    Every row has `text` and `image`: a path, from the file's folder, or in parquet the file's bytes or the hub's own
-    {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
+    Every row has `text` and `image`: a path, from the file's folder, a data URL, or in parquet the file's bytes or the
+    hub's own {bytes, path}. `kind` and `question` may be left out. Raises ConfigError, naming the row.
     """
     path = Path(path)
     if is_idx(path):
@@ -82,10 +84,12 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _image(value: Any, folder: Path, where: str) -> Path | bytes:
+def _image(value: Any, folder: Path, where: str) -> Path | bytes | str:
     if isinstance(value, dict):  # as the hub's data sets have it
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and value.startswith("data:"):
         return value
     if isinstance(value, str) and value and "\0" not in value:
         return folder / value

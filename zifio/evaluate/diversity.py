@@ -4,9 +4,13 @@
     entropy          nats of a whole reply and of a token: the mean of -log p over replies drawn from p
     coverage         share of the right answers there are that n replies find; of a task with one, problems ever solved
 
+    spread           how different drawings for one prompt are, in the hidden layer of the classifier that judges them
+
 The first depends on n and on how many replies are right, for more of them meet more often. So it is also given for k
 right replies drawn from those there are, which is exact (rarefaction, Hurlbert 1971) and compares models that are not
 equally good. A task says in `n_right` how many right answers each problem has (`splits`: 1000).
+
+Of drawings that a classifier judges also what it makes of real pictures for the same prompts: the mark to compare with.
 
 Try it alone: `pytest tests/evaluate/test_diversity.py`
 """
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from math import comb
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from zifio.config import Sampling
 from zifio.stats import mean, share_interval
@@ -49,7 +53,31 @@ def diversity(
         found = [min(len(different), n_right) / n_right for different in answers]
         out |= {"coverage": mean(found), "coverage_interval": list(share_interval(found, seed, "coverage"))}
         out["coverage_possible"] = min(1.0, max(map(len, checked_P)) / n_right)
-    return out | _entropy([e for group in episodes_P_G for e in group], sampling)
+    return out | _entropy([e for group in episodes_P_G for e in group], sampling) | of_drawings(episodes_P_G, task)
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A task of drawings whose judge can tell how different they are."""
+
+    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
+        """Of (prompt, picture as a data URL)."""
+        ...
+
+
+def of_drawings(episodes_P_G: Sequence[Sequence[Episode]], task: Task) -> dict[str, Any]:
+    """`spread` of the drawings; of the problems' own pictures `real_spread`, and `real_pass_at_1`, how many are right.
+
+    Nothing of other tasks."""
+    if not isinstance(task, Judged):
+        return {}
+    drawn = [(e.problem.prompt, e.reply.text) for group in episodes_P_G for e in group if e.verdict.parts.get("format")]
+    problems = [group[0].problem for group in episodes_P_G if group]
+    real = [(problem.prompt, task.document(problem, shows_working=False)) for problem in problems]
+    verdicts = [task.score(problem, url) for problem, (_, url) in zip(problems, real, strict=True)]
+    found = {"spread": task.spread(drawn), "real_spread": task.spread(real)}
+    found["real_pass_at_1"] = mean([float(verdict.outcome == "right") for verdict in verdicts]) if verdicts else None
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def diversity_of_records(

@@ -23,7 +23,7 @@ from zifio.data.template import ChatTokenizer
 from zifio.engine.policy import LocalPolicy, load_policy, sampling_flops
 from zifio.engine.scorer import Scorer, load_scorer
 from zifio.evaluate.config import CHUNK, EvalStage
-from zifio.evaluate.diversity import diversity
+from zifio.evaluate.diversity import diversity, of_drawings
 from zifio.evaluate.methods import use_of_tools
 from zifio.evaluate.rerank import rerank_by_each
 from zifio.log import Progress, RunFolder, peak_rss_bytes
@@ -121,7 +121,7 @@ def make_look(
         policy.engine.release()
         if log is not None:
             log.rollouts(step, [record(group[0], 0) for group in episodes_P_G[:_KEPT]])
-        found = summarise(episodes_P_G, sorted({1, n}), seed)
+        found = summarise(episodes_P_G, sorted({1, n}), seed) | of_drawings(episodes_P_G, task)
         metrics = {key: float(value) for key, value in found.items() if isinstance(value, float) and key != "pass_at_1"}
         for k, share in found.get("pass_at_k", {}).items():
             low, high = found["pass_at_k_interval"][k]

@@ -1,4 +1,4 @@
-"""What a run's models see and draw, for the report: read off the last looks of its `vq` and `janus` stages.
+"""What a run's models see and draw, for the report: read off the last looks of its stages.
 
 Try it alone: `pytest tests/evaluate/test_sight.py`
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
@@ -16,13 +17,14 @@ from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, finish
 from zifio.record.stage import StageRecord
 
 _CODES = ("psnr", "codes_used", "perplexity")
+_JUDGE = {"accuracy": "pass_at_1", "accuracy_low": "pass_at_1_low", "accuracy_high": "pass_at_1_high"}
 _LOOK = re.compile(
     r"held_out/(?P<what>captions|drawings)/(?P<split>held_out|unseen)(/guidance_(?P<scale>[0-9.e+-]+))?"
-    r"/(?P<figure>pass_at_1|pass_at_1_low|pass_at_1_high|format_rate)"
+    r"/(?P<figure>pass_at_1|pass_at_1_low|pass_at_1_high|format_rate|spread|real_spread|real_pass_at_1)"
 )
 _PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
 _LONGEST_PICTURE = 300_000  # characters
-_SPLITS = {"held_out": ("-", "known glyphs"), "unseen": ("--", "unseen glyphs")}
+_SPLITS = {"held_out": ("-", "held out"), "unseen": ("--", "unseen glyphs")}
 
 
 def is_picture(text: str) -> bool:
@@ -31,17 +33,20 @@ def is_picture(text: str) -> bool:
 
 
 def sight(stages: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
-    """`codes` and `models`, by stage: how well pictures come back from their codes and how many codes that takes;
-    captions right, and drawings right by split and scale of guidance, with 95% intervals. Empty without any."""
-    codes, models = {}, {}
+    """`codes`, `judges` and `models`, by stage: how well pictures come back from their codes and how many codes that
+    takes; labels right; captions right, and drawings right by split and scale of guidance, with 95% intervals. Of
+    drawings that a classifier judges also their spread, and both of real pictures. Empty without any."""
+    codes, judges, models = {}, {}, {}
     for stage in stages:
         last = {key: value for row in stage.metrics for key, value in row.items() if key.startswith("held_out/")}
         found = {key: last[f"held_out/{key}"] for key in _CODES if f"held_out/{key}" in last}
         if stage.kind == "vq" and found:
             codes[stage.name] = found
+        if stage.kind == "classifier" and "held_out/accuracy" in last:
+            judges[stage.name] = {name: last[f"held_out/{key}"] for key, name in _JUDGE.items()}
         if stage.kind == "janus" and (seen := _seen(last)):
             models[stage.name] = seen
-    return {key: value for key, value in (("codes", codes), ("models", models)) if value}
+    return {key: value for key, value in (("codes", codes), ("judges", judges), ("models", models)) if value}
 
 
 def _seen(last: dict[str, Any]) -> dict[str, Any]:
@@ -60,45 +65,73 @@ def _seen(last: dict[str, Any]) -> dict[str, Any]:
 
 def rows_of_sight(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """What `sight` found of models as rows of a table: stage, what was asked, figures of known and of unseen glyphs."""
-    rows = []
+    rows = [(name, "labels of real pictures right", [one, {}]) for name, one in found.get("judges", {}).items()]
     for name, one in found.get("models", {}).items():
         if captions := one.get("captions"):
             rows.append((name, "captions right", [captions.get(split, {}) for split in _SPLITS]))
         drawings = one.get("drawings", {})
         for scale in sorted({scale for by_scale in drawings.values() for scale in by_scale}, key=float):
             cells = [drawings.get(split, {}).get(scale, {}) for split in _SPLITS]
-            rows.append((name, f"drawings right, guidance {scale}", cells))
+            rows.append((name, f"drawings right, guidance {scale}{_apart(cells[0])}", cells))
     return rows
 
 
+def _apart(cell: dict[str, Any]) -> str:
+    """How far apart drawings of one label are, beside real pictures, where a classifier judges them."""
+    if "spread" not in cell or "real_spread" not in cell:
+        return ""
+    real = f"{cell['real_spread']:.2f}, right {cell['real_pass_at_1']:.1%}"
+    return f" (apart by {cell['spread']:.2f}; real pictures {real})"
+
+
 def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
-    """Drawings that are right, against the scale of guidance."""
+    """Drawings that are right, and where a classifier judges also how different they are, by the scale of guidance."""
     models = {name: one["drawings"] for name, one in sight(stages).get("models", {}).items() if "drawings" in one}
     if not models:
         return None
-    canvas = Canvas(figsize=(WIDTH, 3.4))
-    axes = canvas.subplots()
+    apart = any("spread" in cell for one in models.values() for by_scale in one.values() for cell in by_scale.values())
+    canvas = Canvas(figsize=(WIDTH, 5.4 if apart else 3.4))
+    panels = canvas.subplots(1 + apart, squeeze=False, sharex=True)[:, 0]
     for place, (name, drawings) in enumerate(models.items()):
         for split, by_scale in drawings.items():
-            style, words = _SPLITS[split]
-            scales = sorted(by_scale, key=float)
-            x, colour = [float(scale) for scale in scales], LIGHT[f"series-{place}"]
-            shares, label = [by_scale[s]["pass_at_1"] for s in scales], f"{name}, {words}"
-            axes.plot(x, shares, style, color=colour, marker="o", ms=4, label=label)
-            low, high = ([by_scale[s].get(f"pass_at_1_{end}") for s in scales] for end in ("low", "high"))
-            if None not in low + high:
-                axes.fill_between(x, low, high, color=colour, alpha=0.12)
-    axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("scale of guidance")
-    axes.set_ylabel("drawings exactly right")
-    axes.legend()
+            _line(panels[0], "pass_at_1", by_scale, place, name, split)
+            if apart:
+                _line(panels[1], "spread", by_scale, place, name, split)
+    panels[0].set_ylim(-0.03, 1.03)
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].set_ylabel("drawings right")
+    panels[0].legend()
+    if apart:
+        panels[1].set_ylim(bottom=0)
+        panels[1].set_ylabel("apart within a label")
+    panels[-1].set_xlabel("scale of guidance")
+    real = " Dotted: the same of real pictures." if apart else ""
     return finish(
         canvas,
         "guidance",
         "What guidance does to drawings",
-        "Drawings of held-out captions that a parser reads as exactly what was asked, by the scale of classifier-free "
-        "guidance; 1 is none. Dashed: captions with a colour and a shape that training never brought together.",
+        "Drawings of held-out texts that a parser, or an independent classifier, reads as exactly what was asked, by "
+        "the scale of classifier-free guidance; 1 is none. Dashed: captions with a colour and a shape that training "
+        "never brought together."
+        + (" Below, how far apart two drawings of one label are in the classifier's last layer." + real)
+        * apart,
         "A rise from 1 to somewhere between 2 and 5, and a fall behind it, where drawings become crude. A dashed line "
-        "far below the other: what was learnt apart is not put together.",
+        "far below the other: what was learnt apart is not put together."
+        + " Right more often than real pictures, and less apart: the model draws what is typical alone."
+        * apart,
     )
+
+
+def _line(axes: Axes, figure: str, by_scale: dict[str, dict[str, Any]], place: int, name: str, split: str) -> None:
+    """One figure of a model's drawings by scale, with its interval, and the mark of real pictures."""
+    style, words = _SPLITS[split]
+    scales = [scale for scale in sorted(by_scale, key=float) if figure in by_scale[scale]]
+    x, colour = [float(scale) for scale in scales], LIGHT[f"series-{place}"]
+    axes.plot(x, [by_scale[s][figure] for s in scales], style, color=colour, marker="o", ms=4, label=f"{name}, {words}")
+    ends = [
+        [by_scale[s][f"{figure}_{end}"] for s in scales if f"{figure}_{end}" in by_scale[s]] for end in ("low", "high")
+    ]
+    if all(len(end) == len(x) for end in ends):
+        axes.fill_between(x, ends[0], ends[1], color=colour, alpha=0.12)
+    for real in {by_scale[s][f"real_{figure}"] for s in scales if f"real_{figure}" in by_scale[s]}:
+        axes.axhline(real, color=LIGHT["muted"], linestyle=":", linewidth=1.2)

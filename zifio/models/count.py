@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import repeat
 
+from zifio.models.classifier_config import ClassifierConfig
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.janus_config import JanusConfig, VisionConfig, VqConfig
@@ -208,6 +209,15 @@ def code_flops(vq: VqConfig) -> float:
     d, inner = vq.image_token_embed_dim, vq.projection_dim
     adaptor = vq.embed_dim * d + (vq.num_hidden_layers - 1) * d * d
     return 2.0 * (adaptor + d * inner + inner * vq.num_embeddings)
+
+
+def classifier_flops(config: ClassifierConfig) -> float:
+    """FLOPs of a picture through a classifier."""
+    side, before, weights = config.image_size, 3, 0
+    for width in config.channels:
+        weights += 9 * before * width * side**2
+        before, side = width, side // 2
+    return 2.0 * (weights + config.hidden_size * (before * config.grid**2 + len(config.labels)))
 
 
 def vq_flops(vq: VqConfig, paints: bool = True) -> float:

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.log import say
+from zifio.models.classifier import Classifier
+from zifio.models.classifier_config import ClassifierConfig, read_classifier_config, write_classifier_config
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
@@ -43,8 +45,8 @@ from zifio.models.janus_config import (
 )
 from zifio.models.vq import Vq
 
-AnyModel = Decoder | Vq
-"""What a folder may hold: a decoder, Janus among them, or a tokenizer of pictures."""
+AnyModel = Decoder | Vq | Classifier
+"""What a folder may hold: a decoder, Janus among them, a tokenizer of pictures, or a classifier of them."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
@@ -101,11 +103,11 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 def disk_state(model: AnyModel) -> dict[str, Tensor]:
     """A model's state under Hugging Face's names; the tensors share its memory.
 
-    A tokenizer of pictures has the same names here and there. Janus has the decoder's below `model.language_model` and
-    its own parts beside it.
+    A tokenizer and a classifier of pictures have the same names here and there. Janus has the decoder's below
+    `model.language_model` and its own parts beside it.
     """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if isinstance(model, Vq):
+    if isinstance(model, Vq | Classifier):
         return state
     if not isinstance(model, Janus):
         return to_disk_names(model.config, state)
@@ -116,7 +118,7 @@ def disk_state(model: AnyModel) -> dict[str, Tensor]:
 
 def _is_known(model: AnyModel, name: str) -> bool:
     """Whether a tensor on disk that we do not expect may be passed over."""
-    if isinstance(model, Vq):
+    if isinstance(model, Vq | Classifier):
         return False
     if isinstance(model, Janus):
         if name.endswith("embeddings.position_ids"):
@@ -170,6 +172,8 @@ def save_model(model: AnyModel, folder: str | Path, shard_bytes: int = SHARD_BYT
     disk, dtype = disk_state(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     if isinstance(model, Vq):
         write_vq_config(model.config, folder, dtype)
+    elif isinstance(model, Classifier):
+        write_classifier_config(model.config, folder)
     elif isinstance(model, Janus):
         write_janus_config(model.shape, folder, dtype)
     else:
@@ -260,7 +264,14 @@ def load_vq(folder: str | Path, dtype: torch.dtype = torch.float32) -> Vq:
     return model
 
 
-_Model = TypeVar("_Model", Decoder, Janus, Vq)
+def load_classifier(folder: str | Path) -> Classifier:
+    """A classifier of pictures; raises what `load_model` raises."""
+    model = _allocate(partial(Classifier, read_classifier_config(folder)), torch.float32)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
+
+
+_Model = TypeVar("_Model", Decoder, Janus, Vq, Classifier)
 
 
 def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
@@ -353,7 +364,7 @@ def load_state(
     does not fit (some tensors are copied by then).
     """
     config, expected = model.config, disk_state(model)
-    is_tied = not isinstance(config, VqConfig) and config.tie_word_embeddings
+    is_tied = not isinstance(config, VqConfig | ClassifierConfig) and config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
     also = {"lm_head.weight"} if is_tied else set()
@@ -385,6 +396,8 @@ def load_state(
 def _architecture(model: AnyModel) -> str:
     if isinstance(model, Vq):
         return "JanusVQVAE"
+    if isinstance(model, Classifier):
+        return model.config.model_type
     return ARCHITECTURE if isinstance(model, Janus) else model.config.architecture
 
 

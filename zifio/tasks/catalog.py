@@ -26,6 +26,7 @@ from zifio.tasks.facts import Facts
 from zifio.tasks.flawed import FlawedMod
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Gym
+from zifio.tasks.labelled import LabelDrawings, PictureLabels
 from zifio.tasks.lax import LaxMod
 from zifio.tasks.scenes import GlyphCaptions, GlyphDrawings, GlyphWords
 from zifio.tasks.sets import Gsm8k, Math500, MultipleChoice, WordProblems
@@ -53,6 +54,8 @@ TaskConfig = Annotated[
     | GlyphCaptions
     | GlyphDrawings
     | GlyphWords
+    | PictureLabels
+    | LabelDrawings
     | Agent,
     Field(discriminator="name"),
 ]

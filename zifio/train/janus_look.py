@@ -1,7 +1,8 @@
 """Looks at a model that reads and draws: captions of held-out pictures, drawings of held-out scenes.
 
 Of glyph scenes both are judged exactly, drawings under each of the stage's scales of guidance, and scenes whose colours
-and shapes training never brings together apart from the others. Of pairs from a file the text must be the very same.
+and shapes training never brings together apart from the others. Of pairs from a file the text must be the very same;
+where the stage names a judge (kind `classifier`), it says whether a drawing shows the text that was asked for.
 
 Try it alone: `pytest tests/train/test_janus_stage.py -k look`
 """
@@ -9,19 +10,21 @@ Try it alone: `pytest tests/train/test_janus_stage.py -k look`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from zifio.config import Sampling
 from zifio.data.pairs import Pair
 from zifio.data.template import ChatTokenizer
 from zifio.models.janus import Janus
 from zifio.pictures import PICTURE, to_url
+from zifio.tasks.labelled import judged, spread
 from zifio.tasks.scenes import GlyphCaptions, GlyphDrawings
 from zifio.tasks.task import Problem, Split, Task, Verdict
 from zifio.train.loop import Look
 from zifio.train.picture_config import JanusStage
 from zifio.train.stage import Context
 
-_FIGURES = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "format_rate")
+_FIGURES = ("pass_at_1", "pass_at_1_low", "pass_at_1_high", "format_rate", "spread", "real_spread", "real_pass_at_1")
 _UNSEEN = ("held_out", False), ("unseen", True)
 
 
@@ -53,6 +56,36 @@ class PairTexts:
         return self.score(problem, problem.gold)
 
 
+class PairDrawings:
+    """Texts of held-out pairs to be drawn, as a task; right is what the judge says of a drawing."""
+
+    name = "pair_drawings"
+
+    def __init__(self, pairs: Sequence[Pair], judge: Path) -> None:
+        self.pairs, self.judge = [pair for pair in pairs if pair.kind != "understanding"], str(judge)
+
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        """A text; the same whatever the seed."""
+        text = self.pairs[index].text
+        return Problem(f"pair_drawings/{split}/{index}", text, text, draws=True)
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        """The pair's own picture."""
+        return to_url(self.pairs[int(problem.id.rpartition("/")[2])].picture())
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        """What the judge says."""
+        return judged(self.judge, problem.gold, response)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        """What it says of the pair's own picture."""
+        return self.score(problem, self.document(problem, shows_working=False))
+
+    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
+        """How different drawings of one text are."""
+        return spread(self.judge, drawn)
+
+
 def looking_at(stage: JanusStage, context: Context, tokenizer: ChatTokenizer, kept: Sequence[Pair] | None) -> Look:
     """The look of a stage: at scenes, or at the pairs that are kept for it."""
     looks: dict[str, Look] = {}
@@ -62,14 +95,14 @@ def looking_at(stage: JanusStage, context: Context, tokenizer: ChatTokenizer, ke
         if task.pairs:
             held = {"problems": min(stage.held_out.problems, len(task.pairs)), "n": 1}
             looks["captions/held_out"] = _look(stage, context, tokenizer, task, likeliest, **held)
+        if stage.judge is not None and (task := PairDrawings(kept, context.model_of(stage.judge))).pairs:
+            held = {"problems": min(stage.held_out.problems, len(task.pairs))}
+            looks |= _drawings(stage, context, tokenizer, task, "held_out", **held)
     else:
         for name, unseen in _UNSEEN:
             task = GlyphCaptions(unseen=unseen)
             looks[f"captions/{name}"] = _look(stage, context, tokenizer, task, likeliest, n=1)
-            for scale in stage.scales:
-                how = stage.sampling.model_copy(update={"guidance": scale})
-                task = GlyphDrawings(unseen=unseen)
-                looks[f"drawings/{name}/guidance_{scale:g}"] = _look(stage, context, tokenizer, task, how)
+            looks |= _drawings(stage, context, tokenizer, GlyphDrawings(unseen=unseen), name)
 
     def look(model: Janus, step: int) -> tuple[dict[str, float], float]:
         metrics: dict[str, float] = {}
@@ -81,6 +114,17 @@ def looking_at(stage: JanusStage, context: Context, tokenizer: ChatTokenizer, ke
         return metrics, total
 
     return look
+
+
+def _drawings(
+    stage: JanusStage, context: Context, tokenizer: ChatTokenizer, task: Task, split: str, **held: int
+) -> dict[str, Look]:
+    """A look at drawings for each scale of guidance."""
+    how = {scale: stage.sampling.model_copy(update={"guidance": scale}) for scale in stage.scales}
+    return {
+        f"drawings/{split}/guidance_{scale:g}": _look(stage, context, tokenizer, task, one, **held)
+        for scale, one in how.items()
+    }
 
 
 def _look(

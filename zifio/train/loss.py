@@ -22,6 +22,8 @@ expectation, since E[grad logp] = 0: it belongs into the reward.
 A tokenizer of pictures learns from pixels alone (VQ-VAE, arXiv:1711.00937, eq. 3), latents z and codes e of length 1:
 |x - x'|^2 + l1 |x - x'| + |sg(z) - e|^2 + beta |z - sg(e)|^2, each a mean.
 
+A classifier of pictures learns the cross-entropy of their labels.
+
 The last two terms are of stages of their own. p is the probability of the second class at the last token of a step, y
 its label or a share. A pair's margin is what the chosen text has more than the rejected one: of a reward model's score
 (Bradley and Terry, 1952), or of beta * sum(logp - ref) (DPO, arXiv:2305.18290).
@@ -39,6 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zifio.models.attention import predecessors
+from zifio.models.classifier import Classifier
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
 from zifio.models.vq import Vq
 from zifio.models.weights import AnyModel
@@ -89,6 +92,8 @@ def batch_loss(model: AnyModel, batch: Batch, terms: LossTerms, share_of_step: f
     """The loss of a micro-batch that holds `share_of_step` of the step's sequences."""
     if isinstance(model, Vq):
         return picture_loss(model, batch, terms, share_of_step)
+    if isinstance(model, Classifier):
+        return label_loss(model, batch, share_of_step)
     with_mtp = terms.mtp_weight > 0
     output = _forward(model, batch, with_mtp)
     if model.config.num_labels is None:
@@ -124,6 +129,14 @@ def picture_loss(model: Vq, batch: Batch, terms: LossTerms, share_of_step: float
         terms.hears_codes(coded.ids_BT)
     sums = {"squared_error": squared, "commitment": commitment}
     return LossResult(share_of_step * loss, {name: share_of_step * value.item() for name, value in sums.items()})
+
+
+def label_loss(model: Classifier, batch: Batch, share_of_step: float) -> LossResult:
+    """Cross-entropy of pictures' labels, which stand where tokens do, one a row."""
+    assert batch.pixels_MUYX is not None, "a classifier learns from pictures"
+    logits_ML, label_M = model(batch.pixels_MUYX).float(), batch.tokens_BT[:, 0]
+    right = (logits_ML.argmax(dim=-1) == label_M).float().mean().item()
+    return LossResult(share_of_step * F.cross_entropy(logits_ML, label_M), {"accuracy": share_of_step * right})
 
 
 def _of_tokens(model: Decoder, output: Output, batch: Batch, terms: LossTerms) -> LossResult:

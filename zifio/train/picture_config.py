@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from zifio.config import Config
+from zifio.models.classifier_config import ClassifierShape
 from zifio.models.config import ModelConfig
 from zifio.models.janus_config import VisionConfig, VqConfig
 from zifio.tasks.catalog import TaskConfig
@@ -36,6 +37,22 @@ class VqStage(ModelStage):
     """Weight of the absolute error of pixels, beside the squared one."""
     restart_after: PositiveInt = 50
     """A code that no picture became for so many steps starts anew as the latent of one."""
+
+
+class ClassifierStage(ModelStage):
+    """A classifier of pictures from random weights: cross-entropy of their labels. It judges what another model draws,
+    so it shares nothing with one."""
+
+    kind: Literal["classifier"]
+    """Names the kind."""
+    model: ClassifierShape = ClassifierShape()
+    """Its shape."""
+    data: str
+    """Pairs: `image` and `text`, a label; or an IDX file (train-images-idx3-ubyte.gz, its labels beside it)."""
+    held_out_data: str | None = None
+    """Pairs to look at; by default every sixteenth of `data`, which then is not learnt from."""
+    pictures: PositiveInt = 128
+    """Pictures per step, walked through in a new order every epoch."""
 
 
 class Examples(Config):
@@ -104,6 +121,9 @@ class JanusStage(ModelStage):
     """What the kinds count."""
     dropout: Share = 0.1
     """Share of drawings that are learnt without their text, for guidance."""
+    judge: str | None = None
+    """A `classifier` stage, or its folder, that knows the texts of `data` as labels: looks draw those texts too, and it
+    says which drawings show what was asked for."""
     scales: Annotated[list[NonNegativeFloat], Field(min_length=1)] = [1.0, 3.0]
     """Scales of guidance that a look draws held-out scenes with."""
 
@@ -121,6 +141,8 @@ class JanusStage(ModelStage):
             raise ValueError("wanted `codes` and `vision` together (a decoder becomes a Janus) or neither (it is one)")
         if self.trains == "adaptors" and self.examples.text:
             raise ValueError("examples.text: text moves none of the adaptors; set it to 0")
+        if self.judge and not self.data:
+            raise ValueError("judge: wanted `data` beside it; of scenes a parser says what drawings show")
         if self.held_out_data and not self.data:
             raise ValueError("held_out_data: wanted `data` beside it; scenes have held-out ones of their own")
         return self

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import written
 
 from zifio.config import ConfigError
-from zifio.data.idx import FASHION, is_idx
 from zifio.data.pairs import read_pairs
+from zifio.idx import FASHION, is_idx
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-
-
-def written(array: np.ndarray) -> bytes:
-    """An array of bytes as a file."""
-    return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 def saved(folder: Path, labels: np.ndarray, packed: bool = True) -> Path:

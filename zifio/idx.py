@@ -5,7 +5,7 @@
 
 Sizes are compared with what is there before anything is unpacked whole.
 
-Try it alone: `pytest tests/data/test_idx.py`
+Try it alone: `pytest tests/test_idx.py`
 """
 
 from __future__ import annotations
