@@ -39,7 +39,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
-from zifio.train.picture_config import JanusStage, VqStage
+from zifio.train.picture_config import JanusStage, VisionStage, VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -56,6 +56,7 @@ AnyStage = Annotated[
     | RewardStage
     | DpoStage
     | VqStage
+    | VisionStage
     | JanusStage
     | EvalStage,
     Field(discriminator="kind"),
@@ -98,7 +99,7 @@ def references(stage: AnyStage) -> list[str]:
     """Stages, folders or files that a stage starts from."""
     if isinstance(stage, EvalStage):
         return [*stage.models, *stage.scorers.values()]
-    keys = ("tokenizer", "from_", "codes", "data", "held_out_data", "text_data", "teacher", "people")
+    keys = ("tokenizer", "from_", "codes", "vision", "data", "held_out_data", "text_data", "teacher", "people")
     values = [getattr(stage, key, None) for key in keys]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
@@ -134,12 +135,13 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
     makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies", VqStage: "codes of pictures"}
+    makes |= {VisionStage: "an encoder of pictures"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
         else:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
-            wanted |= {"codes": "codes of pictures", "text_data": "data"}
+            wanted |= {"codes": "codes of pictures", "vision": "an encoder of pictures", "text_data": "data"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
         needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
@@ -157,7 +159,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage | VisionStage):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -178,7 +180,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
-        looks = None if isinstance(stage, VqStage | JanusStage) else looks  # at pictures
+        looks = None if isinstance(stage, VqStage | VisionStage | JanusStage) else looks  # at pictures
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
@@ -368,6 +370,8 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.preference import dpo as run
     elif isinstance(stage, VqStage):
         from zifio.train.vq import vq as run
+    elif isinstance(stage, VisionStage):
+        from zifio.train.vision import vision as run
     elif isinstance(stage, JanusStage):
         from zifio.train.janus import janus as run
     else:

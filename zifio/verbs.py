@@ -364,6 +364,12 @@ VERBS = {
         "zifio vq recipes/janus-nano.toml steps=20 --out runs/try",
         _stage_arguments,
     ),
+    "vision": Verb(
+        STAGE,
+        "train an encoder of pictures",
+        "zifio vision recipes/janus-nano.toml steps=20 --out runs/try",
+        _stage_arguments,
+    ),
     "janus": Verb(
         STAGE,
         "train a model that reads pictures and draws",

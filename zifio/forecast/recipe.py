@@ -41,7 +41,7 @@ from zifio.plan.stages import (
 from zifio.recipe import AnyStage, Recipe, load_recipe
 from zifio.train.config import DistillStage, ModelStage, PretrainStage, RlStage
 from zifio.train.feedback import PART_REPLIES, SampleStage
-from zifio.train.picture_config import JanusStage, VqStage
+from zifio.train.picture_config import JanusStage, VisionStage, VqStage
 
 MAX_ROWS = EngineConfig().max_rows
 REHEARSAL_S = 50.0
@@ -52,7 +52,7 @@ _TEACHER = 1 / 3  # a forward pass beside a forward and a backward one
 def forecast_recipe(path: Path, overrides: Sequence[str], seconds: float = REHEARSAL_S) -> dict[str, Any]:
     """Rehearse a recipe and say what it will take. Raises ConfigError where either fails."""
     recipe = load_recipe(path, overrides)
-    if of_pictures := [stage.name for stage in recipe.stage if isinstance(stage, VqStage | JanusStage)]:
+    if of_pictures := [stage.name for stage in recipe.stage if isinstance(stage, VqStage | VisionStage | JanusStage)]:
         raise ConfigError(
             f"{path}: stage {of_pictures[0]}: wanted stages of text, came one that learns from pictures, of which "
             "nothing is forecast. Run it, or plan a recipe of text."

@@ -29,22 +29,26 @@ from torch import Tensor, nn
 from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.log import say
+from zifio.models.captioner import Captioner
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.janus_config import (
     ARCHITECTURE,
+    CaptionerConfig,
     VqConfig,
     is_janus,
+    read_captioner_config,
     read_janus_config,
     read_vq_config,
+    write_captioner_config,
     write_janus_config,
     write_vq_config,
 )
 from zifio.models.vq import Vq
 
-AnyModel = Decoder | Vq
-"""What a folder may hold: a decoder, Janus among them, or a tokenizer of pictures."""
+AnyModel = Decoder | Vq | Captioner
+"""What a folder may hold: a decoder, Janus among them, a tokenizer of pictures, or an encoder of pictures."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
@@ -101,11 +105,11 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 def disk_state(model: AnyModel) -> dict[str, Tensor]:
     """A model's state under Hugging Face's names; the tensors share its memory.
 
-    A tokenizer of pictures has the same names here and there. Janus has the decoder's below `model.language_model` and
-    its own parts beside it.
+    A tokenizer and an encoder of pictures have the same names here and there. Janus has the decoder's below
+    `model.language_model` and its own parts beside it.
     """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if isinstance(model, Vq):
+    if isinstance(model, Vq | Captioner):
         return state
     if not isinstance(model, Janus):
         return to_disk_names(model.config, state)
@@ -116,7 +120,7 @@ def disk_state(model: AnyModel) -> dict[str, Tensor]:
 
 def _is_known(model: AnyModel, name: str) -> bool:
     """Whether a tensor on disk that we do not expect may be passed over."""
-    if isinstance(model, Vq):
+    if isinstance(model, Vq | Captioner):
         return False
     if isinstance(model, Janus):
         if name.endswith("embeddings.position_ids"):
@@ -170,6 +174,8 @@ def save_model(model: AnyModel, folder: str | Path, shard_bytes: int = SHARD_BYT
     disk, dtype = disk_state(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     if isinstance(model, Vq):
         write_vq_config(model.config, folder, dtype)
+    elif isinstance(model, Captioner):
+        write_captioner_config(model.config, folder)
     elif isinstance(model, Janus):
         write_janus_config(model.shape, folder, dtype)
     else:
@@ -260,7 +266,14 @@ def load_vq(folder: str | Path, dtype: torch.dtype = torch.float32) -> Vq:
     return model
 
 
-_Model = TypeVar("_Model", Decoder, Janus, Vq)
+def load_captioner(folder: str | Path, dtype: torch.dtype = torch.float32) -> Captioner:
+    """An encoder of pictures that stands by itself; raises what `load_model` raises."""
+    model = _allocate(partial(Captioner, read_captioner_config(folder)), dtype)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
+
+
+_Model = TypeVar("_Model", Decoder, Janus, Vq, Captioner)
 
 
 def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
@@ -353,7 +366,7 @@ def load_state(
     does not fit (some tensors are copied by then).
     """
     config, expected = model.config, disk_state(model)
-    is_tied = not isinstance(config, VqConfig) and config.tie_word_embeddings
+    is_tied = not isinstance(config, VqConfig | CaptionerConfig) and config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
     also = {"lm_head.weight"} if is_tied else set()
@@ -383,8 +396,8 @@ def load_state(
 
 
 def _architecture(model: AnyModel) -> str:
-    if isinstance(model, Vq):
-        return "JanusVQVAE"
+    if isinstance(model, Vq | Captioner):
+        return "JanusVQVAE" if isinstance(model, Vq) else model.config.model_type
     return ARCHITECTURE if isinstance(model, Janus) else model.config.architecture
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
-from zifio.models.count import code_flops, forward_flops, parameters, vision_flops, vq_flops
+from zifio.models.captioner import Captioner
+from zifio.models.count import captioner_flops, code_flops, forward_flops, parameters, vision_flops, vq_flops
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.lora import adapters, folded
@@ -185,6 +186,8 @@ class Trainer:
         """Of a forward and a backward pass: three times the forward one, without the gradients of frozen weights."""
         if isinstance(self.model, Vq):
             return 3 * vq_flops(self.model.config) * batch.n_sequences
+        if isinstance(self.model, Captioner):
+            return 3 * captioner_flops(self.model.config) * batch.n_sequences
         if isinstance(self.model, Janus):
             return self._janus_flops(self.model, batch)
         flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)
