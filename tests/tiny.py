@@ -43,7 +43,7 @@ from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, Sam
 from zifio.train.janus import janus as janus_stage
 from zifio.train.loop import Look, Trainer
 from zifio.train.mark import mark
-from zifio.train.picture_config import ClassifierStage, JanusStage, VqStage
+from zifio.train.picture_config import ClassifierStage, JanusStage, VisionStage, VqStage
 from zifio.train.preference import dpo, reward
 from zifio.train.pretrain import pretrain
 from zifio.train.prm import prm
@@ -51,6 +51,7 @@ from zifio.train.rl import rl
 from zifio.train.sample import sample
 from zifio.train.sft import sft
 from zifio.train.stage import Context
+from zifio.train.vision import vision
 from zifio.train.vq import vq
 
 KINDS = {
@@ -65,6 +66,7 @@ KINDS = {
     "dpo": (DpoStage, dpo),
     "vq": (VqStage, vq),
     "classifier": (ClassifierStage, classifier),
+    "vision": (VisionStage, vision),
     "janus": (JanusStage, janus_stage),
 }
 SHORT_SUMS = ChainSum(min_terms=2, max_terms=4)

@@ -40,7 +40,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
-from zifio.train.picture_config import ClassifierStage, JanusStage, VqStage
+from zifio.train.picture_config import ClassifierStage, JanusStage, VisionStage, VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -58,6 +58,7 @@ AnyStage = Annotated[
     | DpoStage
     | VqStage
     | ClassifierStage
+    | VisionStage
     | JanusStage
     | EvalStage,
     Field(discriminator="kind"),
@@ -101,7 +102,7 @@ def references(stage: AnyStage) -> list[str]:
     judge = _judge_of(stage)
     if isinstance(stage, EvalStage):
         return [*stage.models, *stage.scorers.values(), *([judge] if judge else [])]
-    keys = ("tokenizer", "from_", "codes", "judge", "data", "held_out_data", "text_data", "teacher", "people")
+    keys = ("tokenizer", "from_", "codes", "vision", "judge", "data", "held_out_data", "text_data", "teacher", "people")
     values = [judge, *(getattr(stage, key, None) for key in keys)]
     others = {**getattr(stage, "models", {}), **getattr(stage, "scorers", {})}
     return [value for value in [*values, *others.values()] if isinstance(value, str) and not is_url(value)]
@@ -142,13 +143,14 @@ def _check_kinds(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a stage starts from one that makes something else than it needs."""
     makes = {TokenizerStage: "a tokenizer", SampleStage: "data", MarkStage: "data", EvalStage: "results"}
     makes |= {PrmStage: "scores of steps", RewardStage: "scores of replies", VqStage: "codes of pictures"}
-    makes |= {ClassifierStage: "labels of pictures"}
+    makes |= {ClassifierStage: "labels of pictures", VisionStage: "an encoder of pictures"}
     for stage in recipe.stage:
         if isinstance(stage, EvalStage):
             needs = [(f"models[{place}]", name, "a model") for place, name in enumerate(stage.models)]
         else:
             wanted = {"tokenizer": "a tokenizer", "from_": "a model", "teacher": "a model", "data": "data"}
-            wanted |= {"codes": "codes of pictures", "text_data": "data", "judge": "labels of pictures"}
+            wanted |= {"codes": "codes of pictures", "vision": "an encoder of pictures", "text_data": "data"}
+            wanted |= {"judge": "labels of pictures"}
             needs = [(key, getattr(stage, key, None), what) for key, what in wanted.items()]
             needs += [(key, name, "a model") for key, name in getattr(stage, "models", {}).items()]
         needs += [(key, name, _SCORES.get(key, "scores")) for key, name in getattr(stage, "scorers", {}).items()]
@@ -167,7 +169,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage | ClassifierStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage | ClassifierStage | VisionStage):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -188,7 +190,8 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
-        looks = None if isinstance(stage, VqStage | ClassifierStage | JanusStage) else looks  # at pictures
+        pictured = VqStage | ClassifierStage | VisionStage | JanusStage
+        looks = None if isinstance(stage, pictured) else looks
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"
@@ -398,6 +401,8 @@ def _runner(stage: AnyStage) -> Callable[[Any, Context], dict[str, Any]]:
         from zifio.train.vq import vq as run
     elif isinstance(stage, ClassifierStage):
         from zifio.train.classifier import classifier as run
+    elif isinstance(stage, VisionStage):
+        from zifio.train.vision import vision as run
     elif isinstance(stage, JanusStage):
         from zifio.train.janus import janus as run
     else:

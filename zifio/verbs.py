@@ -371,6 +371,12 @@ VERBS = {
         "zifio classifier recipes/janus-fashion.toml --out runs/try",
         _stage_arguments,
     ),
+    "vision": Verb(
+        STAGE,
+        "train an encoder of pictures",
+        "zifio vision recipes/janus-nano.toml steps=20 --out runs/try",
+        _stage_arguments,
+    ),
     "janus": Verb(
         STAGE,
         "train a model that reads pictures and draws",

@@ -18,7 +18,7 @@ from itertools import repeat
 from zifio.models.classifier_config import ClassifierConfig
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
-from zifio.models.janus_config import JanusConfig, VisionConfig, VqConfig
+from zifio.models.janus_config import CaptionerConfig, JanusConfig, VisionConfig, VqConfig
 from zifio.models.mixers import Mixer
 
 
@@ -202,6 +202,15 @@ def vision_flops(vision: VisionConfig) -> float:
     weights = 4 * d * d + 2 * d * int(d * vision.mlp_ratio)
     layers = vision.num_hidden_layers * (2.0 * n * weights + 4.0 * n * n * d)
     return layers + 2.0 * n * (3 * vision.patch_size**2 * d + d * d_out + (vision.depth - 1) * d_out**2)
+
+
+def captioner_flops(config: CaptionerConfig) -> float:
+    """FLOPs of a picture through an encoder and the probes that read it; it has no adaptor."""
+    vision, words = config.vision_config, config.num_words
+    d, n = vision.hidden_size, vision.num_image_tokens
+    adaptor = 2.0 * n * (d * vision.projection_dim + (vision.depth - 1) * vision.projection_dim**2)
+    probes = 2.0 * d * d * (2 * words + 2 * n) + 4.0 * words * n * d + 2.0 * words * d * config.vocab_size
+    return vision_flops(vision) - adaptor + probes
 
 
 def code_flops(vq: VqConfig) -> float:

@@ -73,6 +73,21 @@ class VisionConfig(Config):
         return self
 
 
+class CaptionerConfig(Config):
+    """An encoder of pictures together with what it learns to read with (`models/captioner.py`)."""
+
+    model_type: Literal["parallel_captioner"] = "parallel_captioner"
+    """Names the model."""
+    vision_config: VisionConfig
+    """The encoder."""
+    vocab_size: PositiveInt
+    """Tokens that a word may be."""
+    num_words: PositiveInt
+    """Places of the longest caption, its end among them."""
+    initializer_range: NonNegativeFloat = 0.05
+    """Deviation of the random weights."""
+
+
 class VqConfig(Config):
     """The tokenizer of pictures, and the adaptor and the head that the decoder draws with."""
 
@@ -224,6 +239,27 @@ def write_vq_config(config: VqConfig, folder: str | Path, dtype: str = "float32"
     """Write `folder/config.json` of a tokenizer of pictures by itself, as transformers' JanusVQVAE has it."""
     raw = {"architectures": ["JanusVQVAE"], **config.model_dump(), **VqConfig.fixed, "torch_dtype": dtype}
     Path(folder, "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def read_captioner_config(folder: str | Path) -> CaptionerConfig:
+    """The shape of what a `vision` stage wrote. Raises ConfigError where there is none."""
+    raw, path = read_json(folder)
+    if not is_captioner(folder):
+        raise ConfigError(
+            f"{path}: model_type: wanted 'parallel_captioner', an encoder that has learnt to read pictures, came "
+            f"{raw.get('model_type')!r}. Name the folder that a `vision` stage wrote."
+        )
+    return build(CaptionerConfig, raw, str(path))
+
+
+def is_captioner(folder: str | Path) -> bool:
+    """Whether a folder is what a `vision` stage wrote."""
+    return read_json(folder)[0].get("model_type") == "parallel_captioner"
+
+
+def write_captioner_config(config: CaptionerConfig, folder: str | Path) -> None:
+    """Write `folder/config.json`."""
+    Path(folder, "config.json").write_text(json.dumps(config.model_dump(), indent=2) + "\n")
 
 
 def write_janus_config(shape: JanusConfig, folder: str | Path, dtype: str = "float32") -> None:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from zifio.config import ConfigError
 from zifio.gguf import is_gguf
 from zifio.log import say
+from zifio.models.captioner import Captioner
 from zifio.models.classifier import Classifier
 from zifio.models.classifier_config import ClassifierConfig, read_classifier_config, write_classifier_config
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
@@ -36,17 +37,20 @@ from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.janus_config import (
     ARCHITECTURE,
+    CaptionerConfig,
     VqConfig,
     is_janus,
+    read_captioner_config,
     read_janus_config,
     read_vq_config,
+    write_captioner_config,
     write_janus_config,
     write_vq_config,
 )
 from zifio.models.vq import Vq
 
-AnyModel = Decoder | Vq | Classifier
-"""What a folder may hold: a decoder, Janus among them, a tokenizer of pictures, or a classifier of them."""
+AnyModel = Decoder | Vq | Classifier | Captioner
+"""What a folder may hold: a decoder, Janus among them, or of pictures a tokenizer, a classifier, an encoder."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
@@ -103,11 +107,11 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 def disk_state(model: AnyModel) -> dict[str, Tensor]:
     """A model's state under Hugging Face's names; the tensors share its memory.
 
-    A tokenizer and a classifier of pictures have the same names here and there. Janus has the decoder's below
+    What is of pictures alone has the same names here and there. Janus has the decoder's below
     `model.language_model` and its own parts beside it.
     """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if isinstance(model, Vq | Classifier):
+    if isinstance(model, Vq | Classifier | Captioner):
         return state
     if not isinstance(model, Janus):
         return to_disk_names(model.config, state)
@@ -118,7 +122,7 @@ def disk_state(model: AnyModel) -> dict[str, Tensor]:
 
 def _is_known(model: AnyModel, name: str) -> bool:
     """Whether a tensor on disk that we do not expect may be passed over."""
-    if isinstance(model, Vq | Classifier):
+    if isinstance(model, Vq | Classifier | Captioner):
         return False
     if isinstance(model, Janus):
         if name.endswith("embeddings.position_ids"):
@@ -172,6 +176,8 @@ def save_model(model: AnyModel, folder: str | Path, shard_bytes: int = SHARD_BYT
     disk, dtype = disk_state(model), str(next(model.parameters()).dtype).removeprefix("torch.")
     if isinstance(model, Vq):
         write_vq_config(model.config, folder, dtype)
+    elif isinstance(model, Captioner):
+        write_captioner_config(model.config, folder)
     elif isinstance(model, Classifier):
         write_classifier_config(model.config, folder)
     elif isinstance(model, Janus):
@@ -271,7 +277,14 @@ def load_classifier(folder: str | Path) -> Classifier:
     return model
 
 
-_Model = TypeVar("_Model", Decoder, Janus, Vq, Classifier)
+def load_captioner(folder: str | Path, dtype: torch.dtype = torch.float32) -> Captioner:
+    """An encoder of pictures that stands by itself; raises what `load_model` raises."""
+    model = _allocate(partial(Captioner, read_captioner_config(folder)), dtype)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
+
+
+_Model = TypeVar("_Model", Decoder, Janus, Vq, Classifier, Captioner)
 
 
 def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
@@ -364,7 +377,8 @@ def load_state(
     does not fit (some tensors are copied by then).
     """
     config, expected = model.config, disk_state(model)
-    is_tied = not isinstance(config, VqConfig | ClassifierConfig) and config.tie_word_embeddings
+    own_head = isinstance(config, VqConfig | ClassifierConfig | CaptionerConfig)
+    is_tied = not own_head and config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
     also = {"lm_head.weight"} if is_tied else set()
@@ -396,7 +410,7 @@ def load_state(
 def _architecture(model: AnyModel) -> str:
     if isinstance(model, Vq):
         return "JanusVQVAE"
-    if isinstance(model, Classifier):
+    if isinstance(model, Classifier | Captioner):
         return model.config.model_type
     return ARCHITECTURE if isinstance(model, Janus) else model.config.architecture
 

@@ -61,8 +61,8 @@ class GlyphCaptions(_Scenes):
     """Which task this is."""
 
     def problem(self, split: Split, index: int, seed: int) -> Problem:
-        """A picture, and a caption of it."""
-        gold = self.scene(split, index, seed).caption()
+        """A picture, and its caption from the left or the upper glyph."""
+        gold = self.scene(split, index, seed).told_once().caption()
         id = self.id(self.name, split, index, seed)
         return Problem(id, QUESTION, gold, pictures=(self.picture(split, index, seed),))
 

@@ -21,7 +21,7 @@ import torch
 
 from zifio.config import ConfigError, build
 from zifio.data.pack import Sequence
-from zifio.data.pairs import Pair, read_pairs
+from zifio.data.pairs import Pair
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.marks import Marks, with_patches
@@ -29,7 +29,7 @@ from zifio.engine.policy import open_model
 from zifio.models.count import vq_flops
 from zifio.models.janus import Janus
 from zifio.models.janus_config import JanusConfig
-from zifio.models.weights import load_vq
+from zifio.models.weights import load_captioner, load_vq
 from zifio.pictures import PICTURE, cropped, padded, pixels_of
 from zifio.seed import nth, stream, stream_seed
 from zifio.tasks.catalog import make_task
@@ -44,9 +44,8 @@ from zifio.train.loss import LossTerms
 from zifio.train.picture_config import JanusStage
 from zifio.train.sft import read_conversations
 from zifio.train.stage import Context, conversation_sequence, finish, messages_sequence, new_model, prepare
+from zifio.train.vision import learnt_and_kept, scene_described
 
-HELD_OUT_OF = 16
-"""One pair of so many is kept for looks where no others are named."""
 _ENCODED = 64  # pictures that the tokenizer encodes at once
 _ADAPTORS = ("aligner.", "generation_embeddings.", "generation_aligner.", "generation_head.")
 
@@ -94,12 +93,16 @@ def _starting_model(stage: JanusStage, context: Context) -> tuple[Janus, ChatTok
     if stage.codes is None or stage.vision is None:
         raise ConfigError(
             f"{stage.name}: from: wanted a model that reads and draws, came {stage.from_!r}, a decoder. Name its "
-            "`codes` (a `vq` stage) and `vision` (a shape) beside it."
+            "`codes` (a `vq` stage) and `vision` (a `vision` stage, or a shape) beside it."
         )
+    vision, eyes = stage.vision, None
+    if isinstance(vision, str):
+        eyes = load_captioner(context.model_of(vision))
+        vision = eyes.config.vision_config
     vq, width = load_vq(context.model_of(stage.codes)), text.config.hidden_size
     parts = {
         "text_config": text.config,
-        "vision_config": stage.vision.model_copy(update={"projection_dim": width}),
+        "vision_config": vision.model_copy(update={"projection_dim": width}),
         "vq_config": vq.config.model_copy(update={"projection_dim": width, "image_token_embed_dim": width}),
     }
     given: dict[str, Any] = {name: part.model_dump() for name, part in parts.items()}
@@ -107,6 +110,8 @@ def _starting_model(stage: JanusStage, context: Context) -> tuple[Janus, ChatTok
     model = Janus(shape, seed)
     model.load_state_dict(text.state_dict(), strict=False)
     model.vqmodel.load_state_dict(vq.state_dict())
+    if eyes is not None:
+        model.vision_model.load_state_dict(eyes.vision_model.state_dict())
     return model, tokenizer
 
 
@@ -149,9 +154,7 @@ class Source:
             )
 
     def _read(self, path: Path, held_out: Path | str | None) -> None:
-        every = read_pairs(path)
-        learnt = every if held_out else [pair for i, pair in enumerate(every) if i % HELD_OUT_OF]
-        self.kept = read_pairs(held_out) if held_out else every[::HELD_OUT_OF]
+        learnt, self.kept = learnt_and_kept(path, Path(held_out) if held_out else None)
         self.pairs = {
             "understanding": [pair for pair in learnt if pair.kind != "generation"],
             "drawing": [pair for pair in learnt if pair.kind != "understanding"],
@@ -159,8 +162,8 @@ class Source:
         for kind, pairs in self.pairs.items():
             if getattr(self.stage.examples, kind) and not pairs:
                 raise ConfigError(
-                    f"{path}: wanted pairs for {kind} (and others to look at), came none of {len(every)}. Add some, or "
-                    f"set examples.{kind} = 0."
+                    f"{path}: wanted pairs for {kind} (and others to look at), came none of {len(learnt)}. Add some, "
+                    f"or set examples.{kind} = 0."
                 )
 
     def step(self, step: int) -> tuple[list[Sequence], dict[str, float], float]:
@@ -190,6 +193,8 @@ class Source:
             pair = nth(self.pairs[kind], index, self.seed, kind)
             return _Example(pair.picture(), pair.text, pair.question or self.stage.question)
         seed = stream_seed(self.seed, kind)
+        if kind == "understanding":
+            return _Example(*scene_described("train", index, seed), self.stage.question)
         shown = scene("train", index, seed)
         return _Example(paint(shown, stream(seed, "paint", index)), shown.caption(), self.stage.question)
 

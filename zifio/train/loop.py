@@ -25,8 +25,17 @@ from torch import Tensor
 from zifio.checkpoint import Resume, load_checkpoint, save_checkpoint
 from zifio.config import ConfigError
 from zifio.log import Progress, RunFolder, peak_rss_bytes
+from zifio.models.captioner import Captioner
 from zifio.models.classifier import Classifier
-from zifio.models.count import classifier_flops, code_flops, forward_flops, parameters, vision_flops, vq_flops
+from zifio.models.count import (
+    captioner_flops,
+    classifier_flops,
+    code_flops,
+    forward_flops,
+    parameters,
+    vision_flops,
+    vq_flops,
+)
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.lora import adapters, folded
@@ -188,6 +197,8 @@ class Trainer:
             return 3 * vq_flops(self.model.config) * batch.n_sequences
         if isinstance(self.model, Classifier):
             return 3 * classifier_flops(self.model.config) * batch.n_sequences
+        if isinstance(self.model, Captioner):
+            return 3 * captioner_flops(self.model.config) * batch.n_sequences
         if isinstance(self.model, Janus):
             return self._janus_flops(self.model, batch)
         flops = 3 * forward_flops(self.model.config, batch.lengths, self.terms.mtp_weight > 0, batch.firsts)

@@ -41,6 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zifio.models.attention import predecessors
+from zifio.models.captioner import Captioner
 from zifio.models.classifier import Classifier
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
 from zifio.models.vq import Vq
@@ -94,6 +95,8 @@ def batch_loss(model: AnyModel, batch: Batch, terms: LossTerms, share_of_step: f
         return picture_loss(model, batch, terms, share_of_step)
     if isinstance(model, Classifier):
         return label_loss(model, batch, share_of_step)
+    if isinstance(model, Captioner):
+        return caption_loss(model, batch, share_of_step)
     with_mtp = terms.mtp_weight > 0
     output = _forward(model, batch, with_mtp)
     if model.config.num_labels is None:
@@ -114,6 +117,15 @@ def _forward(model: Decoder, batch: Batch, with_mtp: bool = False) -> Output:
     pictures = {} if batch.pixels_MUYX is None else {"pixels_MUYX": batch.pixels_MUYX}
     experts_BTLA = batch.experts_BTLA
     return model(batch.tokens_BT, batch.positions_BT, with_mtp=with_mtp, experts_BTLA=experts_BTLA, **pictures)
+
+
+def caption_loss(model: Captioner, batch: Batch, share_of_step: float) -> LossResult:
+    """Cross-entropy of every word of captions from their pictures alone; each picture counts alike."""
+    assert batch.pixels_MUYX is not None, "an encoder of pictures learns from pictures"
+    logits_MTV = model(batch.pixels_MUYX).float()
+    loss_MT = F.cross_entropy(logits_MTV.transpose(1, 2), batch.tokens_BT, reduction="none") * batch.real_BT
+    loss = share_of_step * (loss_MT.sum(dim=1) / batch.real_BT.sum(dim=1)).mean()
+    return LossResult(loss, {"cross_entropy": loss.item()})
 
 
 def picture_loss(model: Vq, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:

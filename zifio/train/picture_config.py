@@ -55,6 +55,27 @@ class ClassifierStage(ModelStage):
     """Pictures per step, walked through in a new order every epoch."""
 
 
+class VisionStage(ModelStage):
+    """An encoder of pictures from random weights, taught by naming all words of a caption at once from the picture
+    (the parallel half of CapPa, arXiv:2306.07915). Janus starts from an encoder that has learnt elsewhere (SigLIP,
+    arXiv:2410.13848, section 3.1); this is where a small one does."""
+
+    kind: Literal["vision"]
+    """Names the kind."""
+    tokenizer: str
+    """A tokenizer stage, or a folder with tokenizer.json: what captions are made of."""
+    model: VisionConfig
+    """Shape of the encoder."""
+    words: PositiveInt = 8
+    """Tokens of the longest caption, its end among them."""
+    data: str | None = None
+    """Pairs: a .jsonl or .parquet file with `image` and `text`; nothing means glyph scenes."""
+    held_out_data: str | None = None
+    """Pairs to look at; by default every sixteenth of `data`, which then is not learnt from."""
+    pictures: PositiveInt = 64
+    """Pictures per step; those of `data` are walked through in a new order every epoch."""
+
+
 class Examples(Config):
     """How many of each kind a step learns from: the ratios of a phase."""
 
@@ -97,8 +118,9 @@ class JanusStage(ModelStage):
     """With `model`: a tokenizer stage, or a folder with tokenizer.json; it must have the tokens for pictures."""
     codes: str | None = None
     """The tokenizer of pictures, a `vq` stage or a folder; where `from` is a decoder, or `model` is given."""
-    vision: VisionConfig | None = None
-    """Shape of the encoder that pictures are read with, from random weights; likewise."""
+    vision: VisionConfig | str | None = None
+    """The encoder that pictures are read with: a `vision` stage or its folder, or a shape, from random weights;
+    likewise."""
     trains: Literal["adaptors", "decoder", "all"] = "decoder"
     """adaptors: both ways' adaptors, the embedding and the head of codes (phase 1); decoder: all but the encoder of
     pictures and their tokenizer (phase 2); all: all but that tokenizer (phase 3)."""
