@@ -1,0 +1,123 @@
+"""Unit tests of what layers can do, all in one task: copy, recall pairs, add up, tell parity, with or without workings.
+
+Made for the laboratory, after MAD and MQAR (arXiv:2403.17844, arXiv:2312.04927). A mark says what is wanted:
+
+    copying        =kqzk         kqzk
+    pairs          ?a3k7c1?kc    k7c1      some of the keys again, with their values
+    sums           +372          2         the last digit of the sum
+    sums-worked    *372          2         with the totals so far before it, 302
+    parity         !1011         1         whether the ones are odd in number
+    parity-worked  #1011         1         with the parities so far before it, 1101
+
+Try it alone: `python -c "from zifio.tasks.drills import Drills; print(Drills().problem('held-out', 0, seed=1))"`
+"""
+
+import random
+import re
+from itertools import accumulate
+from string import ascii_letters, ascii_lowercase
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from zifio.config import Config
+from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, render_response
+
+Kind = Literal["copying", "pairs", "sums", "sums-worked", "parity", "parity-worked"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_MARKS: dict[Kind, str] = dict(zip(KINDS, "=?+*!#", strict=True))
+_BODIES = {"=": "[a-z]+", "?": r"(?:[a-zA-Z][0-9])+\?[a-zA-Z]+", "+": "[0-9]+", "*": "[0-9]+", "!": "[01]+", "#": "[01]+"}
+_MODULI = {"+": 10, "*": 10, "!": 2, "#": 2}
+_WORKED = "*#"
+_MOST_ASKED = 4
+_QUOTED = 24  # characters of a stranger's text that a reason repeats
+
+
+class Drills(Config):
+    """A config that is also the task."""
+
+    name: Literal["drills"] = "drills"
+    """Which task this is."""
+    kinds: Annotated[list[Kind], Field(min_length=1)] = [*KINDS]
+    """What is drilled; problems take turns."""
+    min_length: int = Field(default=2, ge=1, le=len(ascii_letters))
+    """Fewest letters, pairs, digits or bits; every number up to max_length is equally likely."""
+    max_length: int = Field(default=10, ge=1, le=len(ascii_letters))
+    """Most of them; no key has two values, so there are no more pairs than letters."""
+
+    @model_validator(mode="after")
+    def _lengths_in_order(self) -> "Drills":
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"wanted min_length at most max_length, came {self.min_length} and {self.max_length}. "
+                f"Set max_length to {self.min_length} or more."
+            )
+        return self
+
+    def problem(self, split: Split, index: int, seed: int) -> Problem:
+        """The problem at this address: a pure function; train and held-out share no prompt."""
+        kind = self.kinds[index % len(self.kinds)]
+
+        def once(rng: random.Random) -> str:
+            return _MARKS[kind] + _body(kind, rng.randint(self.min_length, self.max_length), rng)
+
+        prompt = draw(self.name, split, index, seed, once)
+        working, gold = _solved(prompt)
+        return Problem(address(self.name, split, index, seed), prompt, gold, working)
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        """The assistant's text: the answer, after its working where the kind has one."""
+        return render_response(problem.working if shows_working else "", problem.gold)
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        """The verdict on a response: the very text of the answer is right. ValueError when the problem is broken."""
+        true_working, gold = _solved(problem.prompt)
+        if problem.gold != gold:
+            raise ValueError(f"gold of {problem.prompt[:_QUOTED]!r} is given as {problem.gold!r}, but it is {gold!r}")
+
+        def answer_fault(answer: str) -> str:
+            return "" if answer == gold else f"the answer is {gold[:_QUOTED]!r}, not {answer[:_QUOTED]!r}"
+
+        def working_fault(working: str, _: str) -> str:
+            if not true_working:
+                return "this kind has no working"
+            return "" if working == true_working else f"the working is {true_working[:_QUOTED]!r}"
+
+        return grade(response, answer_fault, working_fault)
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        """The verdict on the problem's own answer and working; anything but right is a bug of the task."""
+        return self.score(problem, self.document(problem, shows_working=True))
+
+
+def _body(kind: Kind, length: int, rng: random.Random) -> str:
+    """A prompt behind its mark."""
+    if kind == "pairs":
+        keys = rng.sample(ascii_letters, length)
+        asked = rng.sample(keys, min(length, _MOST_ASKED))
+        return "".join(key + rng.choice("0123456789") for key in keys) + "?" + "".join(asked)
+    alphabet = {"copying": ascii_lowercase, "sums": "0123456789", "parity": "01"}[kind.removesuffix("-worked")]
+    return "".join(rng.choices(alphabet, k=length))
+
+
+def _solved(prompt: str) -> tuple[str, str]:
+    """(working, answer) of a prompt. ValueError when it is no prompt of this task."""
+    mark, body = prompt[:1], prompt[1:]
+    if mark not in _BODIES or not re.fullmatch(_BODIES[mark], body, re.ASCII):
+        raise ValueError(f"no drill: {prompt[:_QUOTED]!r}")
+    if mark == "=":
+        return "", body
+    if mark == "?":
+        return "", _looked_up(body)
+    totals = accumulate(map(int, body), lambda total, term: (total + term) % _MODULI[mark])
+    so_far = "".join(map(str, totals))
+    return so_far if mark in _WORKED else "", so_far[-1]
+
+
+def _looked_up(body: str) -> str:
+    """The keys that are asked for, each with its value."""
+    pairs, asked = body.split("?")
+    table = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    if 2 * len(table) < len(pairs) or not table.keys() >= set(asked):
+        raise ValueError(f"a key with two values, or one that is asked for and has none: {body[:_QUOTED]!r}")
+    return "".join(key + table[key] for key in asked)
