@@ -22,19 +22,20 @@ from zifio.tasks.catalog import read_task
 from zifio.tasks.drills import KINDS
 
 ARMS = ("softmax", "softmax-small", "window", "delta", "delta-neg", "hybrid", "sparse")
-CHANCE = {"sums": 0.1, "sums-worked": 0.1, "parity": 0.5, "parity-worked": 0.5}
+CHANCE = {"sums": 0.2, "sums-worked": 0.2, "parity": 0.5, "parity-worked": 0.5}
+_BASE = 5
 _TIMES = 4
 _NUMBER = 4  # bytes
 _MARKS = 8  # tokens of a conversation that are neither prompt nor reply: roles, ends, tags
 _SCALE: Table = {
-    "width": 64, "layers": 4, "heads": 4, "block": 128, "kv_small": 1, "kv_hybrid": 2, "kept": 16, "length": 10,
+    "width": 64, "layers": 4, "heads": 4, "block": 128, "kv_small": 1, "kv_hybrid": 2, "kept": 16, "length": 8,
 }  # fmt: skip
 SCALES: dict[str, Table] = {
     "smoke": _SCALE | {"seeds": 2, "steps": 2, "documents": 12, "problems": 2, "reply": 4, "device": {}},
-    "cpu": _SCALE | {"seeds": 5, "steps": 600, "documents": 64, "problems": 128, "reply": 100, "device": {}},
+    "cpu": _SCALE | {"seeds": 5, "steps": 600, "documents": 32, "problems": 128, "reply": 80, "device": {}},
     "gpu": {
         "seeds": 5, "width": 256, "layers": 8, "heads": 8, "block": 512, "kv_small": 2, "kv_hybrid": 2, "kept": 16,
-        "length": 12, "steps": 10_000, "documents": 256, "problems": 1024, "reply": 128,
+        "length": 10, "steps": 10_000, "documents": 256, "problems": 1024, "reply": 128,
         "device": {"device": "cuda", "precision": "bf16"},
     },
 }  # fmt: skip
@@ -76,12 +77,12 @@ def _weights(model: Table) -> int:
 
 
 def _drill(kind: str, length: int) -> Table:
-    return {"name": "drills", "kinds": [kind], "min_length": length, "max_length": length}
+    return {"name": "drills", "base": _BASE, "kinds": [kind], "min_length": length, "max_length": length}
 
 
 def _design(settings: Table, seed: int) -> list[Design]:
     length, device = settings["length"], settings["device"]
-    task = {"name": "drills", "max_length": length}
+    task = {"name": "drills", "base": _BASE, "max_length": length}
     stages, arms = [s.tokenizer()], []
     for arm, model in models(settings).items():
         easy = {"curriculum": {"option": "max_length", "start": 3, "until": 0.4}}

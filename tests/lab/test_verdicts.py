@@ -188,6 +188,45 @@ def test_c7(rows: list[dict[str, Any]], word: str):
     assert words("C7", rows) == word
 
 
+def c8(near: int, gap: float, spread: float = 1.0) -> list[dict[str, Any]]:
+    """The hybrid as good as a softmax of its state on so many drills, and behind by a gap on the others."""
+    from zifio.tasks.drills import KINDS
+
+    arms = ("softmax", "softmax-small", "window", "delta", "delta-neg", "hybrid", "sparse")
+    return [
+        {
+            "right": {
+                kind: {
+                    arm: [0.8 - (gap - spread * j) * (arm == "hybrid" and place >= near), 0.7] for arm in arms
+                }
+                for place, kind in enumerate(KINDS)
+            }
+        }
+        for j in JITTER
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, word",
+    [
+        (c8(5, 0.3), "supported"),
+        (c8(4, 0.3), "narrowed"),
+        (c8(3, 0.3), "refuted"),
+        (c8(3, 0.0, spread=60), "underpowered"),
+    ],
+)
+def test_c8(rows: list[dict[str, Any]], word: str):
+    assert words("C8", rows) == word
+
+
+def test_c8_says_nothing_of_drills_that_nobody_learnt():
+    rows = c8(6, 0.0)
+    for row in rows:
+        for kind in ("copying", "pairs", "sums"):
+            row["right"][kind] = dict.fromkeys(row["right"][kind], [0.0, 0.0])
+    assert words("C8", rows) == "underpowered"
+
+
 def c10(opened: float, n: int, others: int) -> list[dict[str, Any]]:
     scores = [0.8 + 0.01 * (place % 3) for place in range(n)]
     pair = {

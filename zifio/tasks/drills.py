@@ -4,8 +4,8 @@ Made for the laboratory, after MAD and MQAR (arXiv:2403.17844, arXiv:2312.04927)
 
     copying        =kqzk         kqzk
     pairs          ?a3k7c1?kc    k7c1      some of the keys again, with their values
-    sums           +372          2         the last digit of the sum
-    sums-worked    *372          2         with the totals so far before it, 302
+    sums           +372          2         the last digit of the sum, in any base
+    sums-worked    *372          2         with the last digits of the totals so far before it, 302
     parity         !1011         1         whether the ones are odd in number
     parity-worked  #1011         1         with the parities so far before it, 1101
 
@@ -15,7 +15,7 @@ Try it alone: `python -c "from zifio.tasks.drills import Drills; print(Drills().
 import random
 import re
 from itertools import accumulate
-from string import ascii_letters, ascii_lowercase
+from string import ascii_letters, ascii_lowercase, digits
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -26,9 +26,12 @@ from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, rend
 Kind = Literal["copying", "pairs", "sums", "sums-worked", "parity", "parity-worked"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _MARKS: dict[Kind, str] = dict(zip(KINDS, "=?+*!#", strict=True))
-_BODIES = {"=": "[a-z]+", "?": r"(?:[a-zA-Z][0-9])+\?[a-zA-Z]+", "+": "[0-9]+", "*": "[0-9]+", "!": "[01]+", "#": "[01]+"}
-_MODULI = {"+": 10, "*": 10, "!": 2, "#": 2}
-_WORKED = "*#"
+_KINDS = {mark: kind for kind, mark in _MARKS.items()}
+_BODIES: dict[Kind, str] = dict.fromkeys(KINDS, "[0-9]+") | {
+    "copying": "[a-z]+",
+    "pairs": r"(?:[a-zA-Z][0-9])+\?[a-zA-Z]+",
+}
+_KEYS = ascii_letters[:40]  # few, that each is seen often
 _MOST_ASKED = 4
 _QUOTED = 24  # characters of a stranger's text that a reason repeats
 
@@ -40,10 +43,12 @@ class Drills(Config):
     """Which task this is."""
     kinds: Annotated[list[Kind], Field(min_length=1)] = [*KINDS]
     """What is drilled; problems take turns."""
-    min_length: int = Field(default=2, ge=1, le=len(ascii_letters))
+    base: int = Field(default=10, ge=2, le=10)
+    """Of the digits of sums."""
+    min_length: int = Field(default=2, ge=1, le=len(_KEYS))
     """Fewest letters, pairs, digits or bits; every number up to max_length is equally likely."""
-    max_length: int = Field(default=10, ge=1, le=len(ascii_letters))
-    """Most of them; no key has two values, so there are no more pairs than letters."""
+    max_length: int = Field(default=8, ge=1, le=len(_KEYS))
+    """Most of them; no key has two values, so there are no more pairs than keys."""
 
     @model_validator(mode="after")
     def _lengths_in_order(self) -> "Drills":
@@ -59,10 +64,10 @@ class Drills(Config):
         kind = self.kinds[index % len(self.kinds)]
 
         def once(rng: random.Random) -> str:
-            return _MARKS[kind] + _body(kind, rng.randint(self.min_length, self.max_length), rng)
+            return _MARKS[kind] + self._body(kind, rng.randint(self.min_length, self.max_length), rng)
 
         prompt = draw(self.name, split, index, seed, once)
-        working, gold = _solved(prompt)
+        working, gold = self._solved(prompt)
         return Problem(address(self.name, split, index, seed), prompt, gold, working)
 
     def document(self, problem: Problem, shows_working: bool) -> str:
@@ -71,7 +76,7 @@ class Drills(Config):
 
     def score(self, problem: Problem, response: str) -> Verdict:
         """The verdict on a response: the very text of the answer is right. ValueError when the problem is broken."""
-        true_working, gold = _solved(problem.prompt)
+        true_working, gold = self._solved(problem.prompt)
         if problem.gold != gold:
             raise ValueError(f"gold of {problem.prompt[:_QUOTED]!r} is given as {problem.gold!r}, but it is {gold!r}")
 
@@ -89,29 +94,33 @@ class Drills(Config):
         """The verdict on the problem's own answer and working; anything but right is a bug of the task."""
         return self.score(problem, self.document(problem, shows_working=True))
 
+    def _body(self, kind: Kind, length: int, rng: random.Random) -> str:
+        """A prompt behind its mark."""
+        if kind == "pairs":
+            keys = rng.sample(_KEYS, length)
+            asked = rng.sample(keys, min(length, _MOST_ASKED))
+            return "".join(key + rng.choice(digits) for key in keys) + "?" + "".join(asked)
+        if kind == "copying":
+            return "".join(rng.choices(ascii_lowercase, k=length))
+        return "".join(rng.choices(digits[: self._modulus(kind)], k=length))
 
-def _body(kind: Kind, length: int, rng: random.Random) -> str:
-    """A prompt behind its mark."""
-    if kind == "pairs":
-        keys = rng.sample(ascii_letters, length)
-        asked = rng.sample(keys, min(length, _MOST_ASKED))
-        return "".join(key + rng.choice("0123456789") for key in keys) + "?" + "".join(asked)
-    alphabet = {"copying": ascii_lowercase, "sums": "0123456789", "parity": "01"}[kind.removesuffix("-worked")]
-    return "".join(rng.choices(alphabet, k=length))
+    def _modulus(self, kind: Kind) -> int:
+        return 2 if kind.startswith("parity") else self.base
 
-
-def _solved(prompt: str) -> tuple[str, str]:
-    """(working, answer) of a prompt. ValueError when it is no prompt of this task."""
-    mark, body = prompt[:1], prompt[1:]
-    if mark not in _BODIES or not re.fullmatch(_BODIES[mark], body, re.ASCII):
-        raise ValueError(f"no drill: {prompt[:_QUOTED]!r}")
-    if mark == "=":
-        return "", body
-    if mark == "?":
-        return "", _looked_up(body)
-    totals = accumulate(map(int, body), lambda total, term: (total + term) % _MODULI[mark])
-    so_far = "".join(map(str, totals))
-    return so_far if mark in _WORKED else "", so_far[-1]
+    def _solved(self, prompt: str) -> tuple[str, str]:
+        """(working, answer) of a prompt. ValueError when it is no prompt of this task."""
+        kind, body = _KINDS.get(prompt[:1]), prompt[1:]
+        if kind is None or not re.fullmatch(_BODIES[kind], body, re.ASCII):
+            raise ValueError(f"no drill: {prompt[:_QUOTED]!r}")
+        if kind == "copying":
+            return "", body
+        if kind == "pairs":
+            return "", _looked_up(body)
+        modulus = self._modulus(kind)
+        if max(map(int, body)) >= modulus:
+            raise ValueError(f"no drill in base {modulus}: {prompt[:_QUOTED]!r}")
+        so_far = "".join(map(str, accumulate(map(int, body), lambda total, term: (total + term) % modulus)))
+        return so_far if kind.endswith("-worked") else "", so_far[-1]
 
 
 def _looked_up(body: str) -> str:
