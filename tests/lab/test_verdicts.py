@@ -196,9 +196,7 @@ def c8(near: int, gap: float, spread: float = 1.0) -> list[dict[str, Any]]:
     return [
         {
             "right": {
-                kind: {
-                    arm: [0.8 - (gap - spread * j) * (arm == "hybrid" and place >= near), 0.7] for arm in arms
-                }
+                kind: {arm: [0.8 - (gap - spread * j) * (arm == "hybrid" and place >= near), 0.7] for arm in arms}
                 for place, kind in enumerate(KINDS)
             }
         }
@@ -223,7 +221,7 @@ def test_c8_says_nothing_of_drills_that_nobody_learnt():
     rows = c8(6, 0.0)
     for row in rows:
         for kind in ("copying", "pairs", "sums"):
-            row["right"][kind] = dict.fromkeys(row["right"][kind], [0.0, 0.0])
+            row["right"][kind] = {arm: [0.0, 0.0] for arm in row["right"][kind]}
     assert words("C8", rows) == "underpowered"
 
 
