@@ -1,5 +1,7 @@
 """Drills: right by another way of reckoning, at any length, and nothing else is right."""
 
+from string import ascii_letters
+
 import pytest
 
 from zifio.config import ConfigError
@@ -21,9 +23,10 @@ def test_answers_are_right_by_another_way(length: int):
             assert int(problem.gold) == sum(int(digit) for digit in problem.prompt[1:]) % modulus
             assert len(problem.prompt) == 1 + length and not problem.working
         for problem in problems(f"{kind}-worked", length):
-            body = problem.prompt[1:]
+            body, labels = problem.prompt[2::2], problem.prompt[1::2]
+            assert problem.working[::2] == labels and labels in (ascii_letters[:40] * 2) and len(body) == length
             totals = [sum(int(digit) for digit in body[: end + 1]) % modulus for end in range(length)]
-            assert problem.working == "".join(map(str, totals)) and problem.gold == str(totals[-1])
+            assert problem.working[1::2] == "".join(map(str, totals)) and problem.gold == str(totals[-1])
     for problem in problems("pairs", length):
         pairs, asked = problem.prompt[1:].split("?")
         assert len(pairs) == 2 * length and problem.gold[::2] == asked and len(asked) == 4
@@ -46,9 +49,9 @@ def test_kinds_take_turns_and_every_gold_is_right():
 def test_sums_in_another_base():
     task = Drills(kinds=["sums-worked"], base=5, min_length=12, max_length=12)
     for problem in (task.problem("train", index, 2) for index in range(50)):
-        assert max(problem.prompt[1:]) <= "4" and int(problem.gold) == sum(map(int, problem.prompt[1:])) % 5
+        assert max(problem.prompt[2::2]) <= "4" and int(problem.gold) == sum(map(int, problem.prompt[2::2])) % 5
     with pytest.raises(ValueError, match="base 5"):
-        task.score(Problem("id", "*15", "1"), render_response("", "1"))
+        task.score(Problem("id", "*a1b5", "1"), render_response("", "1"))
 
 
 def test_train_and_held_out_share_no_prompt():
@@ -69,7 +72,7 @@ def test_other_answers_are_wrong(kind: str):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "=", "=aB", "372", "+37a", "!102", "?a3k7", "?a3a7?a", "?a3k7?b", "?a3k?a", "?a3k7?", "+\u0663"]
+    "prompt", ["", "=", "=aB", "372", "+37a", "!102", "?a3k7", "?a3a7?a", "?a3k7?b", "?a3k?a", "?a3k7?", "+\u0663", "*37", "#a"]
 )
 def test_a_broken_prompt_is_no_wrong_answer(prompt: str):
     with pytest.raises(ValueError, match=r"no drill|two values"):

@@ -5,16 +5,18 @@ Made for the laboratory, after MAD and MQAR (arXiv:2403.17844, arXiv:2312.04927)
     copying        =kqzk         kqzk
     pairs          ?a3k7c1?kc    k7c1      some of the keys again, with their values
     sums           +372          2         the last digit of the sum, in any base
-    sums-worked    *372          2         with the last digits of the totals so far before it, 302
+    sums-worked    *d3e7f2       2         with the last digits of the totals so far before it, d3e0f2
     parity         !1011         1         whether the ones are odd in number
-    parity-worked  #1011         1         with the parities so far before it, 1101
+    parity-worked  #x1y0z1A1     1         with the parities so far before it, x1y1z0A1
+
+Labels in order, from any one on, let a working find its place at any length (index hints, arXiv:2310.16028).
 
 Try it alone: `python -c "from zifio.tasks.drills import Drills; print(Drills().problem('held-out', 0, seed=1))"`
 """
 
 import random
 import re
-from itertools import accumulate
+from itertools import accumulate, cycle, islice
 from string import ascii_letters, ascii_lowercase, digits
 from typing import Annotated, Literal, get_args
 
@@ -30,6 +32,8 @@ _KINDS = {mark: kind for kind, mark in _MARKS.items()}
 _BODIES: dict[Kind, str] = dict.fromkeys(KINDS, "[0-9]+") | {
     "copying": "[a-z]+",
     "pairs": r"(?:[a-zA-Z][0-9])+\?[a-zA-Z]+",
+    "sums-worked": "(?:[a-zA-N][0-9])+",
+    "parity-worked": "(?:[a-zA-N][0-9])+",
 }
 _KEYS = ascii_letters[:40]  # few, that each is seen often
 _MOST_ASKED = 4
@@ -102,7 +106,10 @@ class Drills(Config):
             return "".join(key + rng.choice(digits) for key in keys) + "?" + "".join(asked)
         if kind == "copying":
             return "".join(rng.choices(ascii_lowercase, k=length))
-        return "".join(rng.choices(digits[: self._modulus(kind)], k=length))
+        terms = rng.choices(digits[: self._modulus(kind)], k=length)
+        if kind.endswith("-worked"):
+            return "".join(map(str.__add__, islice(cycle(_KEYS), rng.randrange(len(_KEYS)), None), terms))
+        return "".join(terms)
 
     def _modulus(self, kind: Kind) -> int:
         return 2 if kind.startswith("parity") else self.base
@@ -116,11 +123,12 @@ class Drills(Config):
             return "", body
         if kind == "pairs":
             return "", _looked_up(body)
-        modulus = self._modulus(kind)
-        if max(map(int, body)) >= modulus:
+        labels, modulus = body[::2] if kind.endswith("-worked") else "", self._modulus(kind)
+        terms = [int(term) for term in (body[1::2] if labels else body)]
+        if max(terms) >= modulus:
             raise ValueError(f"no drill in base {modulus}: {prompt[:_QUOTED]!r}")
-        so_far = "".join(map(str, accumulate(map(int, body), lambda total, term: (total + term) % modulus)))
-        return so_far if kind.endswith("-worked") else "", so_far[-1]
+        so_far = [str(total) for total in accumulate(terms, lambda total, term: (total + term) % modulus)]
+        return "".join(map(str.__add__, labels, so_far)), so_far[-1]
 
 
 def _looked_up(body: str) -> str:
