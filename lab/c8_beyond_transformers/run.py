@@ -32,7 +32,7 @@ _SCALE: Table = {
 }  # fmt: skip
 SCALES: dict[str, Table] = {
     "smoke": _SCALE | {"seeds": 2, "steps": 2, "documents": 12, "problems": 2, "reply": 4, "device": {}},
-    "cpu": _SCALE | {"seeds": 5, "steps": 600, "documents": 32, "problems": 128, "reply": 80, "device": {}},
+    "cpu": _SCALE | {"seeds": 5, "steps": 1000, "documents": 32, "problems": 128, "reply": 80, "device": {}},
     "gpu": {
         "seeds": 5, "width": 256, "layers": 8, "heads": 8, "block": 512, "kv_small": 2, "kv_hybrid": 2, "kept": 16,
         "length": 10, "steps": 10_000, "documents": 256, "problems": 1024, "reply": 128,
