@@ -32,7 +32,7 @@ _SCALE: Table = {
 }  # fmt: skip
 SCALES: dict[str, Table] = {
     "smoke": _SCALE | {"seeds": 2, "steps": 2, "documents": 12, "problems": 2, "reply": 4, "device": {}},
-    "cpu": _SCALE | {"seeds": 5, "steps": 1000, "documents": 32, "problems": 128, "reply": 80, "device": {}},
+    "cpu": _SCALE | {"seeds": 5, "steps": 2400, "documents": 32, "problems": 128, "reply": 80, "device": {}},
     "gpu": {
         "seeds": 5, "width": 256, "layers": 8, "heads": 8, "block": 512, "kv_small": 2, "kv_hybrid": 2, "kept": 16,
         "length": 10, "steps": 10_000, "documents": 256, "problems": 1024, "reply": 128,
@@ -83,10 +83,11 @@ def _drill(kind: str, length: int) -> Table:
 def _design(settings: Table, seed: int) -> list[Design]:
     length, device = settings["length"], settings["device"]
     task = {"name": "drills", "base": _BASE, "max_length": length}
+    optim = s.adam(4e-3, clip=1.0, weight_decay=0.1, warmup_steps=min(20, settings["steps"] // 4))
     stages, arms = [s.tokenizer()], []
     for arm, model in models(settings).items():
-        easy = {"curriculum": {"option": "max_length", "start": 3, "until": 0.4}}
-        stages.append(s.pretrain(arm, task, model, settings["steps"], settings["documents"], 1.0, **easy, **device))
+        other = {"curriculum": {"option": "max_length", "start": 3, "until": 0.4}, "optim": optim} | device
+        stages.append(s.pretrain(arm, task, model, settings["steps"], settings["documents"], 1.0, **other))
         keys = ("layer_types", "num_key_value_heads", "linear_allow_neg_eigval", "intermediate_size")
         arms.append(Arm(arm, arm, {f"model.{key}": model[key] for key in keys}))
     greedy = {"sampling": {"temperature": 0.0, "max_new_tokens": settings["reply"]}} | s.for_eval(device)

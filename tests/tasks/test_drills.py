@@ -72,7 +72,8 @@ def test_other_answers_are_wrong(kind: str):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "=", "=aB", "372", "+37a", "!102", "?a3k7", "?a3a7?a", "?a3k7?b", "?a3k?a", "?a3k7?", "+\u0663", "*37", "#a"]
+    "prompt",
+    ["", "=", "=aB", "372", "+37a", "!102", "?a3k7", "?a3a7?a", "?a3k7?b", "?a3k?a", "?a3k7?", "+\u0663", "*37", "#a"],
 )
 def test_a_broken_prompt_is_no_wrong_answer(prompt: str):
     with pytest.raises(ValueError, match=r"no drill|two values"):
