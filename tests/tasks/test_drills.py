@@ -6,11 +6,11 @@ import pytest
 
 from zifio.config import ConfigError
 from zifio.tasks.catalog import named_task, read_task
-from zifio.tasks.drills import KINDS, Drills
+from zifio.tasks.drills import KINDS, Drills, Kind
 from zifio.tasks.task import Problem, render_response
 
 
-def problems(kind: str, length: int, n: int = 50) -> list[Problem]:
+def problems(kind: Kind, length: int, n: int = 50) -> list[Problem]:
     task = Drills(kinds=[kind], min_length=length, max_length=length)
     return [task.problem("held-out", index, 3) for index in range(n)]
 
@@ -18,11 +18,12 @@ def problems(kind: str, length: int, n: int = 50) -> list[Problem]:
 @pytest.mark.parametrize("length", [10, 40])
 def test_answers_are_right_by_another_way(length: int):
     assert all(problem.prompt == "=" + problem.gold for problem in problems("copying", length))
-    for kind, modulus in (("sums", 10), ("parity", 2)):
+    totalled: list[tuple[Kind, Kind, int]] = [("sums", "sums-worked", 10), ("parity", "parity-worked", 2)]
+    for kind, worked, modulus in totalled:
         for problem in problems(kind, length):
             assert int(problem.gold) == sum(int(digit) for digit in problem.prompt[1:]) % modulus
             assert len(problem.prompt) == 1 + length and not problem.working
-        for problem in problems(f"{kind}-worked", length):
+        for problem in problems(worked, length):
             body, labels = problem.prompt[2::2], problem.prompt[1::2]
             assert problem.working[::2] == labels and labels in (ascii_letters[:40] * 2) and len(body) == length
             totals = [sum(int(digit) for digit in body[: end + 1]) % modulus for end in range(length)]
@@ -61,7 +62,7 @@ def test_train_and_held_out_share_no_prompt():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_answers_are_wrong(kind: str):
+def test_other_answers_are_wrong(kind: Kind):
     task = Drills()
     for problem in problems(kind, 8, 5):
         for answer in ("", problem.gold[:-1], problem.gold + "0", problem.gold[::-1] + "x", f" {problem.gold}"):

@@ -28,12 +28,15 @@ from zifio.tasks.task import Problem, Split, Verdict, address, draw, grade, rend
 Kind = Literal["copying", "pairs", "sums", "sums-worked", "parity", "parity-worked"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _MARKS: dict[Kind, str] = dict(zip(KINDS, "=?+*!#", strict=True))
-_KINDS = {mark: kind for kind, mark in _MARKS.items()}
-_BODIES: dict[Kind, str] = dict.fromkeys(KINDS, "[0-9]+") | {
+_KINDS: dict[str, Kind] = {mark: kind for kind, mark in _MARKS.items()}
+_LABELLED = "(?:[a-zA-N][0-9])+"
+_BODIES: dict[Kind, str] = {
     "copying": "[a-z]+",
-    "pairs": r"(?:[a-zA-Z][0-9])+\?[a-zA-Z]+",
-    "sums-worked": "(?:[a-zA-N][0-9])+",
-    "parity-worked": "(?:[a-zA-N][0-9])+",
+    "pairs": rf"{_LABELLED}\?[a-zA-N]+",
+    "sums": "[0-9]+",
+    "sums-worked": _LABELLED,
+    "parity": "[0-9]+",
+    "parity-worked": _LABELLED,
 }
 _KEYS = ascii_letters[:40]  # few, that each is seen often
 _MOST_ASKED = 4
