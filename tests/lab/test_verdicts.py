@@ -188,6 +188,35 @@ def test_c7(rows: list[dict[str, Any]], word: str):
     assert words("C7", rows) == word
 
 
+def c8(near: int, gap: float, spread: float = 1.0) -> list[dict[str, Any]]:
+    """The hybrid as good as a softmax of its state on so many drills, and behind by a gap on the others."""
+    from zifio.tasks.drills import KINDS
+
+    arms = ("softmax", "softmax-small", "window", "delta", "delta-neg", "hybrid", "sparse")
+    return [
+        {
+            "right": {
+                kind: {arm: [0.8 - (gap - spread * j) * (arm == "hybrid" and place >= near), 0.7] for arm in arms}
+                for place, kind in enumerate(KINDS)
+            }
+        }
+        for j in JITTER
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows, word",
+    [
+        (c8(5, 0.3), "supported"),
+        (c8(4, 0.3), "narrowed"),
+        (c8(3, 0.3), "refuted"),
+        (c8(3, 0.0, spread=60), "underpowered"),
+    ],
+)
+def test_c8(rows: list[dict[str, Any]], word: str):
+    assert words("C8", rows) == word
+
+
 def c9(understanding: float, drawing: float, spread: float = 1.0) -> list[dict[str, Any]]:
     def right(jitter: float) -> dict[str, Any]:
         noise, plain = spread * jitter, {"understanding": 0.5, "drawing": 0.5}

@@ -22,6 +22,7 @@ Try it alone: `pytest tests/models/test_linear_attention.py`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -291,8 +292,10 @@ class GatedDeltaNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Rates of decay uniform in 0.01 .. 16, as in Mamba 2; the convolution as torch's own."""
+        """Rates of decay uniform in 0.01 .. 16 and steps log-uniform in 0.001 .. 0.1, as in Mamba 2 (arXiv:2405.21060),
+        so that memories last: with steps of 1 they are gone at the next token. The convolution as torch's own."""
         self.A_log.uniform_(0.01, 16.0, generator=generator).log_()
+        self.dt_bias.uniform_(math.log(1e-3), math.log(0.1), generator=generator).exp_().expm1_().log_()
         if self.conv1d is not None:
             bound = self.shape.d_conv**-0.5
             self.conv1d.weight.uniform_(-bound, bound, generator=generator)

@@ -22,6 +22,7 @@ from zifio.tasks.agent import Agent
 from zifio.tasks.calculator import Calculator
 from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
+from zifio.tasks.drills import Drills
 from zifio.tasks.facts import Facts
 from zifio.tasks.flawed import FlawedMod
 from zifio.tasks.game import TicTacToe
@@ -40,6 +41,7 @@ TaskConfig = Annotated[
     | LaxMod
     | FlawedMod
     | Facts
+    | Drills
     | Splits
     | Gym
     | Gsm8k

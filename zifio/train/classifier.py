@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError
-from zifio.data.pairs import Pair, read_pairs
+from zifio.data.pairs import Pair
 from zifio.models.classifier import Classifier
 from zifio.models.classifier_config import ClassifierConfig
 from zifio.models.count import classifier_flops
@@ -26,11 +26,11 @@ from zifio.pictures import cropped, pixels_of
 from zifio.seed import nth, stream_seed
 from zifio.stats import wilson_interval
 from zifio.train.batch import Batch
-from zifio.train.janus import HELD_OUT_OF
 from zifio.train.loop import Look, StepData, Trainer
 from zifio.train.loss import LossTerms
 from zifio.train.picture_config import ClassifierStage
 from zifio.train.stage import Context
+from zifio.train.vision import learnt_and_kept
 
 _MOST_LABELS = 1000
 _LOOKED_AT = 256  # pictures at once
@@ -64,14 +64,12 @@ def classifier(stage: ClassifierStage, context: Context) -> dict[str, float]:
 
 def _pairs(stage: ClassifierStage, context: Context) -> tuple[list[Pair], list[Pair]]:
     """(what is learnt from, what is looked at). Raises ConfigError where there is too little."""
-    every = read_pairs(context.data_of(stage.data))
-    if stage.held_out_data is None:
-        learnt, kept = [pair for i, pair in enumerate(every) if i % HELD_OUT_OF], every[::HELD_OUT_OF]
-    else:
-        learnt, kept = every, read_pairs(context.data_of(stage.held_out_data))
+    other = None if stage.held_out_data is None else context.data_of(stage.held_out_data)
+    learnt, kept = learnt_and_kept(context.data_of(stage.data), other)
     if not learnt or not kept:
         raise ConfigError(
-            f"{stage.data}: wanted pairs to learn from and others to look at, came {len(every)}. Add some."
+            f"{stage.data}: wanted pairs to learn from and others to look at, came {len(learnt)} and {len(kept)}. Add "
+            "some."
         )
     return learnt, kept
 
