@@ -17,6 +17,7 @@ from zifio.tasks.calculator import Calculator
 from zifio.tasks.catalog import TaskConfig, named_task
 from zifio.tasks.coding import HumanEval, Mbpp
 from zifio.tasks.custom import Custom
+from zifio.tasks.drills import Drills
 from zifio.tasks.families import allowed
 from zifio.tasks.game import TicTacToe
 from zifio.tasks.gym import Candidate, Gym
@@ -282,6 +283,7 @@ BUILT_IN = {
     "agent": lambda path: [Agent(of={"name": "chain_sum"})],
     "glyph_captions": lambda path: [GlyphCaptions()],
     "glyph_words": lambda path: [GlyphWords()],
+    "drills": lambda path: [Drills()],
     "picture_labels": lambda path: [PictureLabels(path=str(labelled_files(path.parent)))],
 }
 
