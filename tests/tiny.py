@@ -408,6 +408,20 @@ def stopped_behind(step: int | None = None) -> Generator[None, None, None]:
         yield
 
 
+def in_one_and_in_two(
+    kind: str, settings: dict[str, Any], folder: Path, behind: int | None = None, task: Any = SHORT_SUMS, **paths: Path
+) -> tuple[dict[str, float], dict[str, float]]:
+    """A stage run whole in `folder`/whole, and in two parts in `folder`/halves, which is to come to the same to the
+    byte; the totals of both."""
+    whole, halves = folder / "whole", folder / "halves"
+    totals = run(kind, settings, context(whole, task, **paths))
+    with stopped_behind(behind):
+        run(kind, settings, context(halves, task, **paths))
+    resumed = run(kind, settings, context(halves, task, **paths))
+    assert_one_run(whole, halves)
+    return totals, resumed
+
+
 def assert_one_run(whole: Path, halves: Path) -> None:
     """Both wrote the same metrics and weights, to the byte."""
     for name in ("metrics.jsonl", "model/model.safetensors"):

@@ -40,7 +40,7 @@ from zifio.tasks.catalog import TaskConfig, make_task
 from zifio.tasks.sets import Rows, too_few
 from zifio.train.config import DistillStage, PretrainStage, RlStage, SftStage, TokenizerStage
 from zifio.train.feedback import DpoStage, MarkStage, PrmStage, RewardStage, SampleStage
-from zifio.train.picture_config import ClassifierStage, JanusStage, VisionStage, VqStage
+from zifio.train.picture_config import ClassifierStage, JanusStage, OfPictures, VisionStage, VqStage
 
 if TYPE_CHECKING:
     from zifio.train.stage import Context
@@ -169,7 +169,7 @@ def _check_lengths(recipe: Recipe, where: str) -> None:
     """Raise ConfigError where a reply alone would fill the context of the model that is sampled."""
     for stage in recipe.stage:
         draws = isinstance(stage, DistillStage) and stage.draws
-        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | VqStage | ClassifierStage | VisionStage):
+        if isinstance(stage, TokenizerStage | PrmStage | RewardStage | OfPictures):
             continue  # never samples
         if isinstance(stage, _LEARNERS) and not (stage.held_out.every or draws):
             continue
@@ -190,8 +190,7 @@ def _check_sizes(recipe: Recipe, where: str) -> None:
         own = None if isinstance(stage, DistillStage) else getattr(stage, "task", None)  # it looks at the recipe's
         task = own or recipe.task
         looks = getattr(stage, "held_out", None)
-        pictured = VqStage | ClassifierStage | VisionStage | JanusStage
-        looks = None if isinstance(stage, pictured) else looks
+        looks = None if isinstance(stage, OfPictures | JanusStage) else looks
         n = stage.problems if isinstance(stage, EvalStage) else looks.problems if looks and looks.every else 0
         if n and isinstance(task, Rows) and n > task.size("held-out"):
             key = "problems" if isinstance(stage, EvalStage) else "held_out.problems"

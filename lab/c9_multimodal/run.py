@@ -89,12 +89,11 @@ def mixture(counts: Mapping[str, int], shuffled: str | None, seed: int) -> list[
 
 def _design(settings: Table, seed: int) -> list[Design]:
     n, many = {"few": settings["few"], "many": settings["many"]}, settings["many"]
-    both = ("understanding", "drawing")
     files = {
-        "pictures.jsonl": partial(pairs, many, both, "pictures", seed),
-        "judge-test.jsonl": partial(pairs, 4 * settings["held_out"], both, "judge", seed),
+        "pictures.jsonl": partial(pairs, many, TASKS, "pictures", seed),
+        "judge-test.jsonl": partial(pairs, 4 * settings["held_out"], TASKS, "judge", seed),
         **{f"held-{task}.jsonl": partial(pairs, settings["held_out"], (task,), "held", seed) for task in TASKS},
-        "held-both.jsonl": partial(pairs, settings["held_out"], both, "held", seed),
+        "held-both.jsonl": partial(pairs, settings["held_out"], TASKS, "held", seed),
     }
     stages = [_tokenizer(), _codes(settings), _judge_stage(settings)]
     arms = []
@@ -192,8 +191,8 @@ def _measure(parts: Mapping[str, Any], settings: Table) -> Table:
 
 
 def _last(part: Any, stage: str, key: str) -> float | None:
-    found = [row[key] for row in part.record(stage).metrics if key in row]
-    return found[-1] if found else None
+    values = part.record(stage).series(key)[1]
+    return values[-1] if values else None
 
 
 def _gain(rows: list[Table], regime: str, task: str, over: str) -> Effect:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from idx_files import LABELS, labelled_files
-from tiny import assert_one_run, context, metrics, run, stopped_behind
+from tiny import context, in_one_and_in_two, metrics, run
 
 from zifio.config import ConfigError
 from zifio.models.weights import load_classifier
@@ -30,12 +30,8 @@ def paths(folder: Path) -> dict[str, Path]:
 
 
 def test_it_learns_and_a_run_that_is_stopped_goes_on_exactly(tmp_path: Path) -> None:
-    data, whole, halves = paths(tmp_path), tmp_path / "whole", tmp_path / "halves"
-    totals = run("classifier", SETTINGS, context(whole, **data))
-    with stopped_behind(4):
-        run("classifier", SETTINGS, context(halves, **data))
-    run("classifier", SETTINGS, context(halves, **data))
-    assert_one_run(whole, halves)
+    data, whole = paths(tmp_path), tmp_path / "whole"
+    totals, _ = in_one_and_in_two("classifier", SETTINGS, tmp_path, 4, **data)
     looks = [line for line in metrics(whole) if "held_out/accuracy" in line]
     assert [line["step"] for line in looks] == [0, 6, 12] and looks[-1]["held_out/accuracy"] == 1
     assert 0.85 < looks[-1]["held_out/accuracy_low"] < 1 and totals["flops"] > 0 and totals["tokens"] == 12 * 16

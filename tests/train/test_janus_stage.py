@@ -11,16 +11,15 @@ import pytest
 import torch
 from idx_files import labelled_files
 from tiny import (
-    assert_one_run,
     characters,
     context,
+    in_one_and_in_two,
     llama,
     metrics,
     picture_characters,
     run,
     save_with_pictures,
     scene_janus,
-    stopped_behind,
 )
 
 from zifio.config import ConfigError, build
@@ -92,13 +91,8 @@ def test_a_phase_moves_its_part_alone(trains: str, moved: set[str], tmp_path: Pa
 
 
 def test_a_run_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> None:
-    start, whole, halves = base(tmp_path), tmp_path / "whole", tmp_path / "halves"
-    run("janus", SETTINGS, context(whole, base=start))
-    with stopped_behind(2):
-        run("janus", SETTINGS, context(halves, base=start))
-    run("janus", SETTINGS, context(halves, base=start))
-    assert_one_run(whole, halves)
-    lines = [line for line in metrics(whole) if "loss" in line]
+    in_one_and_in_two("janus", SETTINGS, tmp_path, 2, base=base(tmp_path))
+    lines = [line for line in metrics(tmp_path / "whole") if "loss" in line]
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.1
     assert lines[0]["tokens/drawing"] == 128 and lines[0]["tokens/text"] > 0 < lines[0]["tokens/understanding"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import assert_one_run, context, metrics, run, save_with_pictures, scene_janus, stopped_behind
+from tiny import context, in_one_and_in_two, metrics, run, save_with_pictures, scene_janus
 
 from zifio.config import ConfigError
 from zifio.models.weights import load_janus
@@ -42,17 +42,13 @@ class Vowels(GlyphCaptions):
 
 @pytest.mark.parametrize(("task", "more"), [(Dark(), {}), (Vowels(), {"steps": 8, "sampling": {"max_new_tokens": 12}})])
 def test_a_run_is_exact_and_its_log_probs_agree(task: Any, more: dict[str, Any], tmp_path: Path) -> None:
-    base, whole, halves = save_with_pictures(tmp_path / "base", scene_janus()), tmp_path / "whole", tmp_path / "halves"
-    run("rl", SETTINGS | more, context(whole, task, base=base))
-    with stopped_behind(2):
-        run("rl", SETTINGS | more, context(halves, task, base=base))
-    run("rl", SETTINGS | more, context(halves, task, base=base))
-    assert_one_run(whole, halves)
-    lines = [line for line in metrics(whole) if "reward" in line]
+    base = save_with_pictures(tmp_path / "base", scene_janus())
+    in_one_and_in_two("rl", SETTINGS | more, tmp_path, 2, task, base=base)
+    lines = [line for line in metrics(tmp_path / "whole") if "reward" in line]
     if isinstance(task, Vowels):  # what an untrained tokenizer paints is grey whatever the codes
         assert lines[-1]["reward"] > lines[0]["reward"] + 0.01
     assert max(line["sampling/sampling_logp_difference/max"] for line in lines) < 1e-4
-    before, after = load_janus(base), load_janus(whole / "model")
+    before, after = load_janus(base), load_janus(tmp_path / "whole" / "model")
     for name, weight in before.vqmodel.named_parameters():
         assert torch.equal(weight, after.vqmodel.get_parameter(name)), "codes mean what they meant"
     assert not torch.equal(before.layers[0].mlp.up_proj.weight, after.layers[0].mlp.up_proj.weight)

@@ -8,19 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import (
-    ADAM,
-    assert_one_run,
-    characters,
-    context,
-    deepseek,
-    llama,
-    made,
-    metrics,
-    run,
-    save_base,
-    stopped_behind,
-)
+from tiny import ADAM, characters, context, deepseek, in_one_and_in_two, llama, made, metrics, run, save_base
 
 from zifio.config import ConfigError
 from zifio.data.sources import write_jsonl
@@ -179,13 +167,8 @@ def test_a_stage_learns_to_find_errors(tmp_path: Path):
 def test_two_halves_are_one_run(tmp_path: Path):
     base = save_base(tmp_path / "base", deepseek())
     data = written(tmp_path, [spoiled(index).row() for index in range(40)])
-    whole = run("prm", PRM, context(tmp_path / "whole", base=base, data=data))
-
-    with stopped_behind():
-        run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
-    halves = run("prm", PRM, context(tmp_path / "halves", base=base, data=data))
+    whole, halves = in_one_and_in_two("prm", PRM, tmp_path, base=base, data=data)
     assert {**whole, "seconds": 0} == {**halves, "seconds": 0}
-    assert_one_run(tmp_path / "whole", tmp_path / "halves")
 
 
 @pytest.mark.parametrize(

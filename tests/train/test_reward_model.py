@@ -12,16 +12,15 @@ from tiny import (
     RL,
     SHORT_SUMS,
     Chatter,
-    assert_one_run,
     characters,
     context,
     deepseek,
+    in_one_and_in_two,
     llama,
     made,
     metrics,
     run,
     save_base,
-    stopped_behind,
 )
 
 from zifio.config import ConfigError, build
@@ -164,12 +163,8 @@ def test_a_policy_learns_what_the_reward_model_prefers_and_the_guard_sees_it(mod
 def test_two_halves_are_one_run(asynchronous: bool, models: dict[str, Path], tmp_path: Path):
     """The scale is in every checkpoint."""
     settings = LEARN | {"steps": 5, "checkpoint_every": 2, "asynchronous": asynchronous}
-    whole = run("rl", settings, context(tmp_path / "whole", **models))
-    with stopped_behind(2):
-        run("rl", settings, context(tmp_path / "halves", **models))
-    halves = run("rl", settings, context(tmp_path / "halves", **models))
+    whole, halves = in_one_and_in_two("rl", settings, tmp_path, 2, **models)
     assert {**whole, "seconds": 0} == {**halves, "seconds": 0}
-    assert_one_run(tmp_path / "whole", tmp_path / "halves")
 
 
 @pytest.mark.parametrize(

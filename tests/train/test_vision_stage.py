@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import (
-    assert_one_run,
-    context,
-    metrics,
-    picture_characters,
-    run,
-    save_with_pictures,
-    scene_janus,
-    stopped_behind,
-)
+from tiny import context, in_one_and_in_two, metrics, picture_characters, run, save_with_pictures, scene_janus
 
 from zifio.config import ConfigError, build
 from zifio.models.captioner import Captioner
@@ -52,13 +43,8 @@ def base(folder: Path) -> Path:
 
 
 def test_a_stage_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> None:
-    start, whole, halves = base(tmp_path), tmp_path / "whole", tmp_path / "halves"
-    run("vision", SETTINGS, context(whole, base=start))
-    with stopped_behind(4):
-        run("vision", SETTINGS, context(halves, base=start))
-    run("vision", SETTINGS, context(halves, base=start))
-    assert_one_run(whole, halves)
-    lines = metrics(whole)
+    in_one_and_in_two("vision", SETTINGS, tmp_path, 4, base=base(tmp_path))
+    lines = metrics(tmp_path / "whole")
     trained = [line["loss"] for line in lines if "loss" in line]
     assert trained[-1] < trained[0] - 0.5
     looks = [line for line in lines if "held_out/words_right" in line]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import assert_one_run, context, metrics, pixels_like, run, stopped_behind
+from tiny import context, in_one_and_in_two, metrics, pixels_like, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from zifio.config import ConfigError
@@ -88,12 +88,8 @@ def test_idle_codes_become_latents_and_used_ones_stay() -> None:
 
 
 def test_a_stage_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> None:
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    run("vq", SETTINGS, context(whole))
-    with stopped_behind(2):
-        run("vq", SETTINGS, context(halves))
-    totals = run("vq", SETTINGS, context(halves))
-    assert_one_run(whole, halves)
+    whole = tmp_path / "whole"
+    _, totals = in_one_and_in_two("vq", SETTINGS, tmp_path, 2)
     lines = metrics(whole)
     looks = [line for line in lines if "held_out/psnr" in line]
     assert [line["step"] for line in looks] == [0, 3, 6] and looks[-1]["held_out/psnr"] > looks[0]["held_out/psnr"] + 1

@@ -22,6 +22,10 @@ from zifio.pictures import from_url, read_picture
 Kind = Literal["understanding", "generation", "both"]
 
 
+HELD_OUT_OF = 16
+"""One pair of so many is kept for looks where no others are named."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A picture and what is said of it."""
@@ -66,6 +70,14 @@ def read_pairs(path: str | Path) -> list[Pair]:
         image = _image(row.get("image"), path.parent, where)
         pairs.append(Pair(image, row["text"], kind, row.get("question") or "", where))
     return pairs
+
+
+def learnt_and_kept(path: Path, held_out: Path | None) -> tuple[list[Pair], list[Pair]]:
+    """Pairs of a file to learn from, and those to look at: another file's, or every sixteenth."""
+    every = read_pairs(path)
+    if held_out is not None:
+        return every, read_pairs(held_out)
+    return [pair for i, pair in enumerate(every) if i % HELD_OUT_OF], every[::HELD_OUT_OF]
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

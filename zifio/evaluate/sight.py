@@ -105,20 +105,22 @@ def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
         panels[1].set_ylim(bottom=0)
         panels[1].set_ylabel("apart within a label")
     panels[-1].set_xlabel("scale of guidance")
-    real = " Dotted: the same of real pictures." if apart else ""
+    shows, means = "", ""
+    if apart:
+        shows = (
+            " Below, how far apart two drawings of one label are in the classifier's last layer. Dotted: the same of "
+            "real pictures."
+        )
+        means = " Right more often than real pictures, and less apart: the model draws what is typical alone."
     return finish(
         canvas,
         "guidance",
         "What guidance does to drawings",
         "Drawings of held-out texts that a parser, or an independent classifier, reads as exactly what was asked, by "
         "the scale of classifier-free guidance; 1 is none. Dashed: captions with a colour and a shape that training "
-        "never brought together."
-        + (" Below, how far apart two drawings of one label are in the classifier's last layer." + real)
-        * apart,
+        "never brought together." + shows,
         "A rise from 1 to somewhere between 2 and 5, and a fall behind it, where drawings become crude. A dashed line "
-        "far below the other: what was learnt apart is not put together."
-        + " Right more often than real pictures, and less apart: the model draws what is typical alone."
-        * apart,
+        "far below the other: what was learnt apart is not put together." + means,
     )
 
 

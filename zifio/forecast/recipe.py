@@ -42,7 +42,7 @@ from zifio.plan.stages import (
 from zifio.recipe import AnyStage, Recipe, load_recipe
 from zifio.train.config import DistillStage, ModelStage, PretrainStage, RlStage
 from zifio.train.feedback import PART_REPLIES, SampleStage
-from zifio.train.picture_config import ClassifierStage, JanusStage, VisionStage, VqStage
+from zifio.train.picture_config import JanusStage, OfPictures
 
 MAX_ROWS = EngineConfig().max_rows
 REHEARSAL_S = 50.0
@@ -57,8 +57,7 @@ def forecast_recipe(path: Path, overrides: Sequence[str], seconds: float = REHEA
 
 def forecast_of(recipe: Recipe, where: str, seconds: float = REHEARSAL_S, threads: int | None = None) -> dict[str, Any]:
     """The same of a recipe that was read, or never stood in a file; by default on all threads that torch takes."""
-    pictured = VqStage | ClassifierStage | VisionStage | JanusStage
-    if of_pictures := [stage.name for stage in recipe.stage if isinstance(stage, pictured)]:
+    if of_pictures := [stage.name for stage in recipe.stage if isinstance(stage, OfPictures | JanusStage)]:
         raise ConfigError(
             f"{where}: stage {of_pictures[0]}: wanted stages of text, came one that learns from pictures, of which "
             "nothing is forecast. Run it, or plan a recipe of text."

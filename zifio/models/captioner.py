@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zifio.models.janus_config import CaptionerConfig
+from zifio.models.layers import initialise
 from zifio.models.vision import Vision
 from zifio.seed import stream_seed
 
@@ -32,17 +33,7 @@ class Captioner(nn.Module):
         self.attention = nn.MultiheadAttention(d, vision.num_attention_heads, batch_first=True)
         self.lm_head = nn.Linear(d, config.vocab_size)
         if seed is not None:
-            self._initialise(seed)
-
-    @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
-        """Every matrix from a normal, in order of name; norms are one, biases zero."""
-        generator = torch.Generator().manual_seed(stream_seed(seed, "models/init"))
-        for name, parameter in sorted(self.named_parameters()):
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith("bias"):
-                parameter.zero_()
+            initialise(self, config.initializer_range, torch.Generator().manual_seed(stream_seed(seed, "models/init")))
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from zifio.config import Config, ConfigError, build
-from zifio.models.config import read_json
+from zifio.config import Config, build
+from zifio.models.config import read_json_of
 
 
 class ClassifierShape(Config):
@@ -51,12 +51,7 @@ class ClassifierConfig(ClassifierShape):
 
 def read_classifier_config(folder: str | Path) -> ClassifierConfig:
     """The shape in `folder/config.json`. Raises ConfigError when there is none, or it is of something else."""
-    raw, path = read_json(folder)
-    if raw.get("model_type") != "zifio_classifier":
-        raise ConfigError(
-            f"{path}: model_type: wanted 'zifio_classifier', came {raw.get('model_type')!r}. Name the folder that a "
-            "`classifier` stage wrote."
-        )
+    raw, path = read_json_of("zifio_classifier", folder, "a classifier of pictures", "classifier")
     known = {key: value for key, value in raw.items() if key in ClassifierConfig.model_fields}
     return build(ClassifierConfig, known, str(path))
 

@@ -89,6 +89,17 @@ def read_config(folder: str | Path) -> AnyConfig:
     return parsed(raw, path)
 
 
+def read_json_of(model_type: str, folder: str | Path, what: str, kind: str) -> tuple[dict[str, Any], Path]:
+    """`read_json` of the folder that a stage of this kind wrote. Raises ConfigError for that of something else."""
+    raw, path = read_json(folder)
+    if raw.get("model_type") != model_type:
+        raise ConfigError(
+            f"{path}: model_type: wanted {model_type!r}, {what}, came {raw.get('model_type')!r}. Name the folder "
+            f"that a `{kind}` stage wrote."
+        )
+    return raw, path
+
+
 def parsed(raw: dict[str, Any], path: Path) -> AnyConfig:
     """The same of what stands in a file; its quantization is not looked at."""
     family = FAMILIES.get(str(raw.get("model_type")))

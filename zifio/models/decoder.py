@@ -27,7 +27,7 @@ from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, Laten
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.fused import FusedLayers, is_plain
-from zifio.models.layers import FeedForward, Linear, RMSNorm
+from zifio.models.layers import FeedForward, Linear, RMSNorm, initialise
 from zifio.models.linear_attention import GatedDeltaNet, order_of
 from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, inverse_frequencies, turns
@@ -140,13 +140,9 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        """Every matrix from a normal with the configured deviation, in order of name; norms are one, biases zero."""
+        """Every matrix from a normal with the configured deviation; norms are one."""
         generator = torch.Generator().manual_seed(stream_seed(seed, "models/init"))
-        for name, parameter in sorted(self.named_parameters()):
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.zero_()
+        initialise(self, self.config.initializer_range, generator)
         for module in self.modules():
             if isinstance(module, GatedDeltaNet):
                 module.initialise(generator)

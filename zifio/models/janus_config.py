@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from zifio.config import Config, ConfigError, build
-from zifio.models.config import ModelConfig, parsed, read_json, written
+from zifio.models.config import ModelConfig, parsed, read_json, read_json_of, written
 from zifio.models.families import LlamaConfig
 
 ARCHITECTURE = "JanusForConditionalGeneration"
@@ -226,12 +226,7 @@ def _part(kind: type[VisionConfig] | type[VqConfig], raw: dict[str, Any], path: 
 
 def read_vq_config(folder: str | Path) -> VqConfig:
     """The shape of a tokenizer of pictures that stands by itself. Raises ConfigError where there is none."""
-    raw, path = read_json(folder)
-    if raw.get("model_type") != "janus_vqgan":
-        raise ConfigError(
-            f"{path}: model_type: wanted 'janus_vqgan', a tokenizer of pictures, came {raw.get('model_type')!r}. Name "
-            "the folder that a `vq` stage wrote."
-        )
+    raw, path = read_json_of("janus_vqgan", folder, "a tokenizer of pictures", "vq")
     return _part(VqConfig, {"vq_config": raw}, path)
 
 
@@ -243,18 +238,8 @@ def write_vq_config(config: VqConfig, folder: str | Path, dtype: str = "float32"
 
 def read_captioner_config(folder: str | Path) -> CaptionerConfig:
     """The shape of what a `vision` stage wrote. Raises ConfigError where there is none."""
-    raw, path = read_json(folder)
-    if not is_captioner(folder):
-        raise ConfigError(
-            f"{path}: model_type: wanted 'parallel_captioner', an encoder that has learnt to read pictures, came "
-            f"{raw.get('model_type')!r}. Name the folder that a `vision` stage wrote."
-        )
+    raw, path = read_json_of("parallel_captioner", folder, "an encoder that has learnt to read pictures", "vision")
     return build(CaptionerConfig, raw, str(path))
-
-
-def is_captioner(folder: str | Path) -> bool:
-    """Whether a folder is what a `vision` stage wrote."""
-    return read_json(folder)[0].get("model_type") == "parallel_captioner"
 
 
 def write_captioner_config(config: CaptionerConfig, folder: str | Path) -> None:

@@ -46,6 +46,16 @@ class Linear(nn.Linear):
             self._packed_version = self.weight._version
 
 
+@torch.no_grad()
+def initialise(model: nn.Module, deviation: float, generator: torch.Generator) -> None:
+    """Every matrix from a normal, in order of name; biases zero, all else as it was made."""
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, deviation, generator=generator)
+        elif name.endswith(".bias"):
+            parameter.zero_()
+
+
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis; a centred one multiplies by 1 + weight."""
 

@@ -31,14 +31,12 @@ from zifio.gguf import is_gguf
 from zifio.log import say
 from zifio.models.captioner import Captioner
 from zifio.models.classifier import Classifier
-from zifio.models.classifier_config import ClassifierConfig, read_classifier_config, write_classifier_config
+from zifio.models.classifier_config import read_classifier_config, write_classifier_config
 from zifio.models.config import AnyConfig, read_config, read_fp8_block, write_config
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.janus_config import (
     ARCHITECTURE,
-    CaptionerConfig,
-    VqConfig,
     is_janus,
     read_captioner_config,
     read_janus_config,
@@ -49,8 +47,10 @@ from zifio.models.janus_config import (
 )
 from zifio.models.vq import Vq
 
-AnyModel = Decoder | Vq | Classifier | Captioner
-"""What a folder may hold: a decoder, Janus among them, or of pictures a tokenizer, a classifier, an encoder."""
+OfPictures = Vq | Classifier | Captioner
+"""Models of pictures alone: a tokenizer, a classifier, an encoder."""
+AnyModel = Decoder | OfPictures
+"""What a folder may hold: a decoder, Janus among them, or a model of pictures alone."""
 
 SHARD_BYTES = 5_000_000_000
 """A model with more bytes than this is written in several files, as transformers does."""
@@ -107,11 +107,11 @@ def from_disk_names(config: AnyConfig, disk: dict[str, Tensor]) -> dict[str, Ten
 def disk_state(model: AnyModel) -> dict[str, Tensor]:
     """A model's state under Hugging Face's names; the tensors share its memory.
 
-    What is of pictures alone has the same names here and there. Janus has the decoder's below
-    `model.language_model` and its own parts beside it.
+    What is of pictures alone has the same names here and there. Janus has the decoder's below `model.language_model`
+    and its own parts beside it.
     """
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if isinstance(model, Vq | Classifier | Captioner):
+    if isinstance(model, OfPictures):
         return state
     if not isinstance(model, Janus):
         return to_disk_names(model.config, state)
@@ -122,7 +122,7 @@ def disk_state(model: AnyModel) -> dict[str, Tensor]:
 
 def _is_known(model: AnyModel, name: str) -> bool:
     """Whether a tensor on disk that we do not expect may be passed over."""
-    if isinstance(model, Vq | Classifier | Captioner):
+    if isinstance(model, OfPictures):
         return False
     if isinstance(model, Janus):
         if name.endswith("embeddings.position_ids"):
@@ -265,26 +265,27 @@ def load_janus(folder: str | Path, dtype: torch.dtype = torch.float32) -> Janus:
 
 def load_vq(folder: str | Path, dtype: torch.dtype = torch.float32) -> Vq:
     """A tokenizer of pictures that stands by itself; raises what `load_model` raises."""
-    model = _allocate(partial(Vq, read_vq_config(folder)), dtype)
-    load_state(model, read_tensors(folder), str(folder))
-    return model
+    return _whole(partial(Vq, read_vq_config(folder)), folder, dtype)
 
 
 def load_classifier(folder: str | Path) -> Classifier:
     """A classifier of pictures; raises what `load_model` raises."""
-    model = _allocate(partial(Classifier, read_classifier_config(folder)), torch.float32)
-    load_state(model, read_tensors(folder), str(folder))
-    return model
+    return _whole(partial(Classifier, read_classifier_config(folder)), folder)
 
 
-def load_captioner(folder: str | Path, dtype: torch.dtype = torch.float32) -> Captioner:
+def load_captioner(folder: str | Path) -> Captioner:
     """An encoder of pictures that stands by itself; raises what `load_model` raises."""
-    model = _allocate(partial(Captioner, read_captioner_config(folder)), dtype)
-    load_state(model, read_tensors(folder), str(folder))
-    return model
+    return _whole(partial(Captioner, read_captioner_config(folder)), folder)
 
 
 _Model = TypeVar("_Model", Decoder, Janus, Vq, Classifier, Captioner)
+
+
+def _whole(make: Callable[[], _Model], folder: str | Path, dtype: torch.dtype = torch.float32) -> _Model:
+    """What a folder holds under the names that it has here."""
+    model = _allocate(make, dtype)
+    load_state(model, read_tensors(folder), str(folder))
+    return model
 
 
 def _allocate(make: Callable[[], _Model], dtype: torch.dtype) -> _Model:
@@ -376,9 +377,8 @@ def load_state(
     Raises ConfigError for a key that is missing or unknown (before anything is copied), or for a shape or type that
     does not fit (some tensors are copied by then).
     """
-    config, expected = model.config, disk_state(model)
-    own_head = isinstance(config, VqConfig | ClassifierConfig | CaptionerConfig)
-    is_tied = not own_head and config.tie_word_embeddings
+    expected = disk_state(model)
+    is_tied = not isinstance(model, OfPictures) and model.config.tie_word_embeddings
     if missing := [name for name in expected if name not in disk]:
         raise ConfigError(f"{where}: {missing[0]} is missing ({len(missing)} tensors in all).")
     also = {"lm_head.weight"} if is_tied else set()

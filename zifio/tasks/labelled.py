@@ -94,7 +94,47 @@ class PictureLabels(_Labelled):
         return self.score(problem, problem.gold)
 
 
-class LabelDrawings(_Labelled):
+class JudgedDrawings:
+    """What tasks share whose drawings a classifier judges: a drawing is right when it sees the gold in it."""
+
+    judge: str
+
+    def document(self, problem: Problem, shows_working: bool) -> str:
+        """The data's own picture, as a data URL."""
+        raise NotImplementedError
+
+    def score(self, problem: Problem, response: str) -> Verdict:
+        """Whether the judge sees the label in the picture; what is no picture is wrong. ValueError where it knows no
+        such label."""
+        classifier = read_classifier(self.judge)
+        if problem.gold not in classifier.labels:
+            raise ValueError(f"{self.judge} knows no {problem.gold!r}")
+        try:
+            picture = from_url(response)
+        except ConfigError as fault:
+            return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0}, str(fault))
+        (told,) = classifier.told([picture])
+        right = told == problem.gold
+        parts = {"accuracy": float(right), "format": 1.0}
+        return Verdict("right" if right else "wrong", float(right), parts, "" if right else f"shows {told}")
+
+    def check_gold(self, problem: Problem) -> Verdict:
+        """The verdict on the data's own picture, which the judge may get wrong."""
+        return self.score(problem, self.document(problem, shows_working=False))
+
+    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
+        """Mean distance between two pictures with one label, in the classifier's hidden layer; a mean over labels.
+
+        `drawn` has (label, picture as a data URL). None where no label has two.
+        """
+        by_label: dict[str, list[np.ndarray]] = {}
+        for label, url in drawn:
+            by_label.setdefault(label, []).append(from_url(url))
+        features, many = read_classifier(self.judge).features, [one for one in by_label.values() if len(one) > 1]
+        return mean([mean_distance(features(pictures)) for pictures in many]) if many else None
+
+
+class LabelDrawings(JudgedDrawings, _Labelled):
     """A config that is also the task."""
 
     name: Literal["label_drawings"] = "label_drawings"
@@ -116,42 +156,3 @@ class LabelDrawings(_Labelled):
         """The file's own picture behind that label."""
         split, seed, index = problem.id.rsplit("/", 3)[1:]
         return to_url(self.at("train" if split == "train" else "held-out", int(index), int(seed))[0])
-
-    def score(self, problem: Problem, response: str) -> Verdict:
-        """Whether the judge sees the label in the picture; what is no picture is wrong."""
-        return judged(self.judge, problem.gold, response)
-
-    def check_gold(self, problem: Problem) -> Verdict:
-        """The verdict on the file's own picture, which the judge may get wrong."""
-        return self.score(problem, self.document(problem, shows_working=False))
-
-    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
-        """How different drawings of one label are (`evaluate/diversity.py`)."""
-        return spread(self.judge, drawn)
-
-
-def judged(judge: str, label: str, response: str) -> Verdict:
-    """Right for a picture in which the classifier sees the label. ValueError where it knows no such label."""
-    classifier = read_classifier(judge)
-    if label not in classifier.labels:
-        raise ValueError(f"{judge} knows no {label!r}")
-    try:
-        picture = from_url(response)
-    except ConfigError as fault:
-        return Verdict("wrong", 0.0, {"accuracy": 0.0, "format": 0.0}, str(fault))
-    (told,) = classifier.told([picture])
-    right = told == label
-    parts = {"accuracy": float(right), "format": 1.0}
-    return Verdict("right" if right else "wrong", float(right), parts, "" if right else f"shows {told}")
-
-
-def spread(judge: str, drawn: Sequence[tuple[str, str]]) -> float | None:
-    """Mean distance between two pictures with one label, in the classifier's hidden layer; a mean over labels.
-
-    `drawn` has (label, picture as a data URL). None where no label has two.
-    """
-    by_label: dict[str, list[np.ndarray]] = {}
-    for label, url in drawn:
-        by_label.setdefault(label, []).append(from_url(url))
-    many = [pictures for pictures in by_label.values() if len(pictures) > 1]
-    return mean([mean_distance(read_classifier(judge).features(pictures)) for pictures in many]) if many else None

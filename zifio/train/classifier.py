@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError
-from zifio.data.pairs import Pair
+from zifio.data.pairs import Pair, learnt_and_kept
 from zifio.models.classifier import Classifier
 from zifio.models.classifier_config import ClassifierConfig
 from zifio.models.count import classifier_flops
@@ -30,7 +30,6 @@ from zifio.train.loop import Look, StepData, Trainer
 from zifio.train.loss import LossTerms
 from zifio.train.picture_config import ClassifierStage
 from zifio.train.stage import Context
-from zifio.train.vision import learnt_and_kept
 
 _MOST_LABELS = 1000
 _LOOKED_AT = 256  # pictures at once

@@ -21,7 +21,7 @@ import torch
 
 from zifio.config import ConfigError, build
 from zifio.data.pack import Sequence
-from zifio.data.pairs import Pair
+from zifio.data.pairs import Pair, learnt_and_kept
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.engine.marks import Marks, with_patches
@@ -44,7 +44,7 @@ from zifio.train.loss import LossTerms
 from zifio.train.picture_config import JanusStage
 from zifio.train.sft import read_conversations
 from zifio.train.stage import Context, conversation_sequence, finish, messages_sequence, new_model, prepare
-from zifio.train.vision import learnt_and_kept, scene_described
+from zifio.train.vision import scene_described
 
 _ENCODED = 64  # pictures that the tokenizer encodes at once
 _ADAPTORS = ("aligner.", "generation_embeddings.", "generation_aligner.", "generation_head.")

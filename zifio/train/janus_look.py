@@ -17,7 +17,7 @@ from zifio.data.pairs import Pair
 from zifio.data.template import ChatTokenizer
 from zifio.models.janus import Janus
 from zifio.pictures import PICTURE, to_url
-from zifio.tasks.labelled import judged, spread
+from zifio.tasks.labelled import JudgedDrawings
 from zifio.tasks.scenes import GlyphCaptions, GlyphDrawings
 from zifio.tasks.task import Problem, Split, Task, Verdict
 from zifio.train.loop import Look
@@ -56,7 +56,7 @@ class PairTexts:
         return self.score(problem, problem.gold)
 
 
-class PairDrawings:
+class PairDrawings(JudgedDrawings):
     """Texts of held-out pairs to be drawn, as a task; right is what the judge says of a drawing."""
 
     name = "pair_drawings"
@@ -72,18 +72,6 @@ class PairDrawings:
     def document(self, problem: Problem, shows_working: bool) -> str:
         """The pair's own picture."""
         return to_url(self.pairs[int(problem.id.rpartition("/")[2])].picture())
-
-    def score(self, problem: Problem, response: str) -> Verdict:
-        """What the judge says."""
-        return judged(self.judge, problem.gold, response)
-
-    def check_gold(self, problem: Problem) -> Verdict:
-        """What it says of the pair's own picture."""
-        return self.score(problem, self.document(problem, shows_working=False))
-
-    def spread(self, drawn: Sequence[tuple[str, str]]) -> float | None:
-        """How different drawings of one text are."""
-        return spread(self.judge, drawn)
 
 
 def looking_at(stage: JanusStage, context: Context, tokenizer: ChatTokenizer, kept: Sequence[Pair] | None) -> Look:

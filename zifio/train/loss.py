@@ -22,7 +22,7 @@ expectation, since E[grad logp] = 0: it belongs into the reward.
 A tokenizer of pictures learns from pixels alone (VQ-VAE, arXiv:1711.00937, eq. 3), latents z and codes e of length 1:
 |x - x'|^2 + l1 |x - x'| + |sg(z) - e|^2 + beta |z - sg(e)|^2, each a mean.
 
-A classifier of pictures learns the cross-entropy of their labels.
+A classifier of pictures learns the cross-entropy of their labels, an encoder of them that of all words of captions.
 
 The last two terms are of stages of their own. p is the probability of the second class at the last token of a step, y
 its label or a share. A pair's margin is what the chosen text has more than the rejected one: of a reward model's score

@@ -76,6 +76,10 @@ class VisionStage(ModelStage):
     """Pictures per step; those of `data` are walked through in a new order every epoch."""
 
 
+OfPictures = VqStage | ClassifierStage | VisionStage
+"""Stages of models of pictures alone: their looks are at pictures, and nothing is sampled from them."""
+
+
 class Examples(Config):
     """How many of each kind a step learns from: the ratios of a phase."""
 

@@ -8,7 +8,6 @@ Run alone: `zifio vision recipes/janus-nano.toml steps=20 --out runs/try`
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError, build
-from zifio.data.pairs import Pair, read_pairs
+from zifio.data.pairs import Pair, learnt_and_kept
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
 from zifio.models.captioner import Captioner
@@ -33,9 +32,6 @@ from zifio.train.loss import LossTerms
 from zifio.train.picture_config import VisionStage
 from zifio.train.stage import Context
 
-HELD_OUT_OF = 16
-"""One pair of so many is kept for looks where no others are named."""
-
 
 class Described(NamedTuple):
     """A picture and what is said of it."""
@@ -48,14 +44,6 @@ def scene_described(split: Split, index: int, seed: int) -> Described:
     """The index-th scene and its caption from the left or the upper glyph, which the picture shows to be the first."""
     shown = scene(split, index, seed)
     return Described(paint(shown, stream(seed, "paint", index)), shown.told_once().caption())
-
-
-def learnt_and_kept(path: Path, held_out: Path | None) -> tuple[list[Pair], list[Pair]]:
-    """Pairs of a file to learn from, and those to look at: another file's, or every sixteenth."""
-    every = read_pairs(path)
-    if held_out is not None:
-        return every, read_pairs(held_out)
-    return [pair for i, pair in enumerate(every) if i % HELD_OUT_OF], every[::HELD_OUT_OF]
 
 
 class Walk:
@@ -95,6 +83,11 @@ class Walk:
             return scene_described("held-out", index, stream_seed(self.seed, "held-out"))
         return Described(self.kept[index].picture(), self.kept[index].text)
 
+    def batches(self, examples: list[Described]) -> list[Batch]:
+        """Micro-batches of at most `rows.micro_tokens` patches, or of one picture."""
+        at_once = max(1, self.stage.rows.micro_tokens // self.stage.model.num_image_tokens)
+        return [self.batch(examples[i : i + at_once]) for i in range(0, len(examples), at_once)]
+
     def batch(self, examples: list[Described]) -> Batch:
         """A picture and a row of its caption's tokens each. Raises ConfigError for a caption that is too long."""
         words = self.stage.words
@@ -123,14 +116,13 @@ def vision(stage: VisionStage, context: Context) -> dict[str, float]:
     model = Captioner(build(CaptionerConfig, given, stage.name), stream_seed(context.seed, "vision", stage.name))
     model.to(find_device(stage.device, stage.name))
     walk = Walk(stage, context, tokenizer)
-    at_once = max(1, stage.rows.micro_tokens // stage.model.num_image_tokens)
 
     def batches(step: int) -> StepData:
         examples = [walk.train(step * stage.pictures + i) for i in range(stage.pictures)]
-        return StepData([[walk.batch(examples[i : i + at_once]) for i in range(0, len(examples), at_once)]], {})
+        return StepData([walk.batches(examples)])
 
     n = stage.held_out.problems if walk.learnt is None else min(stage.held_out.problems, len(walk.kept))
-    look = looking_at([walk.batch([walk.held_out(i)]) for i in range(n)])
+    look = looking_at(walk.batches([walk.held_out(i) for i in range(n)]))
     totals = Trainer(model, stage, LossTerms(), context.folder, look).run(batches)
     with_manifest(context.folder / "model", lambda beside: save_model(model, beside))
     return totals
@@ -141,7 +133,7 @@ def looking_at(batches: list[Batch]) -> Look:
 
     @torch.no_grad()
     def look(model: Captioner, step: int) -> tuple[dict[str, float], float]:
-        words, wholes, n_words = 0, 0, 0
+        words, wholes, n_words, n_pictures = 0, 0, 0, sum(batch.n_sequences for batch in batches)
         for batch in batches:
             assert batch.pixels_MUYX is not None, "every one has a picture"
             named_BT = model(batch.pixels_MUYX.to(model.device)).argmax(dim=-1).cpu()
@@ -149,7 +141,7 @@ def looking_at(batches: list[Batch]) -> Look:
             words += int((right_BT & batch.real_BT).sum())
             n_words += int(batch.real_BT.sum())
             wholes += int(right_BT.all(dim=1).sum())
-        figures = {"words_right": words / n_words, "captions_right": wholes / len(batches)}
-        return figures, captioner_flops(model.config) * len(batches)
+        figures = {"words_right": words / n_words, "captions_right": wholes / n_pictures}
+        return figures, captioner_flops(model.config) * n_pictures
 
     return look

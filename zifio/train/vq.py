@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zifio.checkpoint import with_manifest
 from zifio.config import ConfigError
-from zifio.data.pairs import read_pairs
+from zifio.data.pairs import HELD_OUT_OF, read_pairs
 from zifio.models.count import vq_flops
 from zifio.models.device import find_device
 from zifio.models.vq import Vq
@@ -35,8 +35,6 @@ from zifio.train.loop import Look, StepData, Trainer
 from zifio.train.loss import LossTerms
 from zifio.train.picture_config import VqStage
 from zifio.train.stage import Context
-
-_HELD_OUT_OF = 16  # one picture of so many is kept for looks where no others are named
 
 
 class CodeUse:
@@ -92,8 +90,8 @@ class Pictures:
             )
         self.side, self.splits = side, splits
         self.kept = None if data is None else [cropped(pair.picture(), side) for pair in read_pairs(data)]
-        if self.kept is not None and len(self.kept) < _HELD_OUT_OF:
-            raise ConfigError(f"{data}: wanted at least {_HELD_OUT_OF} pictures, came {len(self.kept)}. Add some.")
+        if self.kept is not None and len(self.kept) < HELD_OUT_OF:
+            raise ConfigError(f"{data}: wanted at least {HELD_OUT_OF} pictures, came {len(self.kept)}. Add some.")
 
     def scenes(self, splits: Sequence[Split], first: int, n: int, seed: int) -> np.ndarray:
         """Pictures `first` to `first` + n - 1 of the glyph scenes, float32 [n, 3, side, side]."""
@@ -105,14 +103,14 @@ class Pictures:
         """The same of what is learnt from: but for every sixteenth where some are held out."""
         if self.kept is None:
             return self.scenes(self.splits, first, n, seed)
-        chosen = [p for i, p in enumerate(self.kept) if not holds_out or i % _HELD_OUT_OF]
+        chosen = [p for i, p in enumerate(self.kept) if not holds_out or i % HELD_OUT_OF]
         return np.stack([pixels_of(nth(chosen, i, seed, "vq/order")) for i in range(first, first + n)])
 
     def held_out(self, n: int, seed: int, all_of_them: bool) -> np.ndarray:
         """At most n that are held out, always the same: of the scenes every second one has a glyph of `UNSEEN`."""
         if self.kept is None:
             return self.scenes(("held-out", "unseen"), 0, n, stream_seed(seed, "vq/held-out"))
-        return np.stack([pixels_of(picture) for picture in self.kept[:: 1 if all_of_them else _HELD_OUT_OF][:n]])
+        return np.stack([pixels_of(picture) for picture in self.kept[:: 1 if all_of_them else HELD_OUT_OF][:n]])
 
 
 def vq(stage: VqStage, context: Context) -> dict[str, float]:
