@@ -76,6 +76,17 @@ STYLE: dict[Any, Any] = {
 WIDTH, _ROW, COLUMNS = 5.2, 1.95, 3  # inches; panels per row
 
 
+_N_SERIES = sum(name.startswith("series-") for name in THEME)
+_NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model
+
+
+def colour_of(stages: Sequence[StageRecord]) -> dict[str, str]:
+    """The THEME variable of each stage that makes a model, by name, and of each model that is measured."""
+    names = [stage.name for stage in stages if stage.kind not in _NO_MODEL]
+    names += [model for stage in stages for model in stage.results]
+    return {name: f"series-{place % _N_SERIES}" for place, name in enumerate(dict.fromkeys(names))}
+
+
 @dataclass(frozen=True)
 class Figure:
     """One picture and what to say beside it."""

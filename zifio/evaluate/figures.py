@@ -22,10 +22,10 @@ from zifio.evaluate.drawing import (
     COLUMNS,
     LIGHT,
     STYLE,
-    THEME,
     WIDTH,
     Figure,
     band,
+    colour_of,
     curve,
     finish,
     panels,
@@ -37,21 +37,11 @@ from zifio.evaluate.sight import guidance_figure
 from zifio.evaluate.wording import flops_text, percent, seconds_text
 from zifio.record.stage import StageRecord, expert_keys, expert_layers
 
-_N_SERIES = sum(name.startswith("series-") for name in THEME)
-_NO_MODEL = ("tokenizer", "sample", "eval")  # kinds of stage that make no model
-
 
 def draw(stages: Sequence[StageRecord]) -> list[Figure]:
     """All figures for which the run has data, in the order of the report."""
     with matplotlib.rc_context(STYLE):
         return [figure for one in _FIGURES if (figure := one(stages)) is not None]
-
-
-def colour_of(stages: Sequence[StageRecord]) -> dict[str, str]:
-    """The THEME variable of each stage that makes a model, by name, and of each model that is measured."""
-    names = [stage.name for stage in stages if stage.kind not in _NO_MODEL]
-    names += [model for stage in stages for model in stage.results]
-    return {name: f"series-{place % _N_SERIES}" for place, name in enumerate(dict.fromkeys(names))}
 
 
 # One function per figure ---------------------------------------------------------------------------------------------

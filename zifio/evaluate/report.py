@@ -21,9 +21,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from zifio.evaluate.drawing import THEME
+from zifio.evaluate.drawing import THEME, colour_of
 from zifio.evaluate.examples import examples
-from zifio.evaluate.figures import colour_of, draw
+from zifio.evaluate.figures import draw
 from zifio.evaluate.ledger import ledger
 from zifio.evaluate.sight import is_picture, rows_of_sight, sight
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, points_text, seconds_text

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
-from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, finish
+from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, colour_of, finish
 from zifio.record.stage import StageRecord
 
 _CODES = ("psnr", "codes_used", "perplexity")
@@ -92,11 +92,12 @@ def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
     apart = any("spread" in cell for one in models.values() for by_scale in one.values() for cell in by_scale.values())
     canvas = Canvas(figsize=(WIDTH, 5.4 if apart else 3.4))
     panels = canvas.subplots(1 + apart, squeeze=False, sharex=True)[:, 0]
-    for place, (name, drawings) in enumerate(models.items()):
+    colours = colour_of(stages)
+    for name, drawings in models.items():
         for split, by_scale in drawings.items():
-            _line(panels[0], "pass_at_1", by_scale, place, name, split)
+            _line(panels[0], "pass_at_1", by_scale, colours[name], name, split)
             if apart:
-                _line(panels[1], "spread", by_scale, place, name, split)
+                _line(panels[1], "spread", by_scale, colours[name], name, split)
     panels[0].set_ylim(-0.03, 1.03)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1))
     panels[0].set_ylabel("drawings right")
@@ -124,11 +125,11 @@ def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
     )
 
 
-def _line(axes: Axes, figure: str, by_scale: dict[str, dict[str, Any]], place: int, name: str, split: str) -> None:
+def _line(axes: Axes, figure: str, by_scale: dict[str, dict[str, Any]], colour: str, name: str, split: str) -> None:
     """One figure of a model's drawings by scale, with its interval, and the mark of real pictures."""
     style, words = _SPLITS[split]
     scales = [scale for scale in sorted(by_scale, key=float) if figure in by_scale[scale]]
-    x, colour = [float(scale) for scale in scales], LIGHT[f"series-{place}"]
+    x, colour = [float(scale) for scale in scales], LIGHT[colour]
     axes.plot(x, [by_scale[s][figure] for s in scales], style, color=colour, marker="o", ms=4, label=f"{name}, {words}")
     ends = [
         [by_scale[s][f"{figure}_{end}"] for s in scales if f"{figure}_{end}" in by_scale[s]] for end in ("low", "high")
