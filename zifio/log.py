@@ -145,6 +145,10 @@ class RunFolder:
         """The lines of timing.jsonl, as read_metrics gives them."""
         return [record for _, _, record in self._lines("timing.jsonl")]
 
+    def read_rollouts(self) -> list[dict[str, Any]]:
+        """The lines of rollouts.jsonl, as read_metrics gives them."""
+        return [record for _, _, record in self._lines("rollouts.jsonl")]
+
     def truncate(self, after_step: int) -> None:
         """Drop the lines of steps beyond `after_step` and a torn last line: a resumed run writes them again.
 

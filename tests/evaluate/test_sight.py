@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zifio.evaluate.figures import draw
 from zifio.evaluate.report import write_report
-from zifio.evaluate.sight import guidance_figure, is_picture, rows_of_sight, sight
+from zifio.evaluate.sight import guidance_figure, is_picture, named, rows_of_sight, sight
 from zifio.pictures import PICTURE, to_url
 from zifio.record.stage import read_run
 
@@ -104,6 +105,46 @@ def test_the_report_shows_pictures_and_no_others(run: Path) -> None:
     assert "24.5 dB" in page and "24.5 dB" in text and "drawings right, guidance 3" in text
     assert "a picture" in text and DRAWN not in text
     assert (run / "figures" / "guidance.png").exists()
+
+
+def test_an_encoders_words_by_step_and_what_it_named_last(run: Path) -> None:
+    """The table and the figure have the looks; the page shows the last look's pictures, and escapes what was named."""
+    looks = [
+        {"step": step, "held_out/words_right": words, "held_out/captions_right": share}
+        | {"held_out/captions_right_low": share / 2, "held_out/captions_right_high": 0.9}
+        for step, words, share in ((0, 0.0, 0.0), (5, 0.75, 0.5))
+    ]
+    write(run / "eyes", {"kind": "vision"}, looks)
+    row = {"gold": "red circle", "pictures": [DRAWN, EVIL]}
+    told = [
+        row | {"step": 0, "response": "of the first look", "outcome": "wrong"},
+        row | {"step": 5, "response": "red circle", "outcome": "right"},
+        row | {"step": 5, "response": "<script>blue</script>", "outcome": "wrong"},
+    ]
+    (run / "eyes" / "rollouts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    stages = read_run(run, [("eyes", "vision")])
+    found = sight(stages)["eyes"]["eyes"]
+    last = {"words_right": 0.75, "pass_at_1": 0.5, "pass_at_1_low": 0.25, "pass_at_1_high": 0.9}
+    assert found["by_step"][1] == {"step": 5, **last} and {**last, "by_step": found["by_step"]} == found
+    assert [one["pass_at_1"] for one in found["by_step"]] == [0.0, 0.5]
+    assert named(stages) == {"eyes": told[1:]} and "reading" in [figure.name for figure in draw(stages)]
+    report = write_report(run, "nano", [("eyes", "vision")])
+    assert report["sight"] == json.loads((run / "report.json").read_text())["sight"] == sight(stages)
+    page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
+    for said in (page, text):
+        assert "captions named word for word (of all their words 75.0%)" in said and "of the first look" not in said
+        assert "script&gt;" in said and "<script>" not in said
+    assert "50.0%" in page and "25.0% to 90.0%" in page
+    assert page.count(f'<img class="seen" src="{DRAWN}" alt="red circle">') == 2 and EVIL not in page
+    assert page.count("it shows red circle") == 1 and "unseen glyphs</th>" not in page
+    assert (run / "figures" / "reading.png").exists() and DRAWN not in text
+
+
+def test_a_run_that_logged_no_interval_and_no_pictures_has_its_figures(run: Path) -> None:
+    write(run / "eyes", {"kind": "vision"}, [{"step": 5, "held_out/captions_right": 0.5}])
+    report = write_report(run, "nano", [("eyes", "vision")])
+    assert report["sight"]["eyes"]["eyes"] == {"pass_at_1": 0.5, "by_step": [{"step": 5, "pass_at_1": 0.5}]}
+    assert "words named in held-out" not in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,16 @@ import torch
 from tiny import context, in_one_and_in_two, metrics, picture_characters, run, save_with_pictures, scene_janus
 
 from zifio.config import ConfigError, build
+from zifio.log import RunFolder
 from zifio.models.captioner import Captioner
 from zifio.models.janus_config import CaptionerConfig
 from zifio.models.weights import load_captioner, load_janus, save_model
-from zifio.pictures import write_png
+from zifio.pictures import to_url, write_png
+from zifio.stats import wilson_interval
 from zifio.tasks.glyphs import read_caption, scene
 from zifio.train.loss import LossTerms, batch_loss
 from zifio.train.picture_config import VisionStage
-from zifio.train.vision import Walk, scene_described
+from zifio.train.vision import Walk, looking_at, scene_described
 
 VISION = {
     "hidden_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 4,
@@ -50,6 +52,39 @@ def test_a_stage_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> N
     looks = [line for line in lines if "held_out/words_right" in line]
     assert [line["step"] for line in looks] == [0, 6, 12]
     assert looks[-1]["held_out/words_right"] > looks[0]["held_out/words_right"]
+    told = [(tmp_path / run / "rollouts.jsonl").read_bytes() for run in ("whole", "halves")]
+    assert told[0] == told[1] and told[0].count(b"\n") == 9
+
+
+def test_a_look_tells_what_is_named_in_the_first_pictures_and_in_right_and_wrong_ones(tmp_path: Path) -> None:
+    """An answer is given for each picture by hand: the figures count, the lines are those of the rule."""
+    made = walk(tmp_path, {"words": 48})
+    examples = [made.held_out(i) for i in range(12)]
+    tokenizer, wrong, cut = picture_characters(), {0, 1, 2, 3, 5}, "red"
+    rows_BT = torch.full((len(examples), 48), tokenizer.pad_id)
+    for i, example in enumerate(examples):
+        ids = [*tokenizer.encode(cut if i in wrong else example.text), tokenizer.eos_id]
+        rows_BT[i, : len(ids)] = torch.tensor(ids)
+    config = CaptionerConfig(vision_config=made.stage.model, vocab_size=tokenizer.vocab_size, num_words=48)
+
+    class Says(Captioner):
+        place = 0
+
+        def forward(self, pixels_MUYX: torch.Tensor) -> torch.Tensor:
+            first, self.place = self.place, self.place + len(pixels_MUYX)
+            return torch.nn.functional.one_hot(rows_BT[first : self.place], config.vocab_size).float()
+
+    log = RunFolder(tmp_path / "log")
+    figures, flops = looking_at(made, examples, log)(Says(config, seed=1), 7)
+    assert figures["captions_right"] == 7 / 12 and flops > 0
+    assert (figures["captions_right_low"], figures["captions_right_high"]) == wilson_interval(7, 12)
+    told = log.read_rollouts()
+    assert [row["problem"] for row in told] == [f"tiny/held-out/{i}" for i in (0, 1, 2, 4, 6, 7)]
+    for row in told:
+        i = int(row["problem"].rpartition("/")[2])
+        assert row["step"] == 7 and row["gold"] == examples[i].text and row["pictures"] == [to_url(examples[i].picture)]
+        said = (cut, "wrong") if i in wrong else (examples[i].text, "right")
+        assert (row["response"], row["outcome"]) == said
 
 
 def test_the_loss_is_the_formula_however_the_batch_is_cut(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from zifio.evaluate.drawing import (
     smooth,
     step_axis,
 )
-from zifio.evaluate.sight import guidance_figure
+from zifio.evaluate.sight import guidance_figure, reading_figure
 from zifio.evaluate.wording import flops_text, percent, seconds_text
 from zifio.record.stage import StageRecord, expert_keys, expert_layers
 
@@ -498,8 +498,8 @@ def _cost(stages: Sequence[StageRecord]) -> Figure | None:
 
 
 _FIGURES: tuple[Callable[[Sequence[StageRecord]], Figure | None], ...] = (
-    _final, _curves, _labels, _held_out, guidance_figure, _reward, _guard, _length, _tools, _entropy, _gap, _loss,
-    _divergence, _expert_map, _expert_balance, _cost,
+    _final, _curves, _labels, _held_out, reading_figure, guidance_figure, _reward, _guard, _length, _tools, _entropy,
+    _gap, _loss, _divergence, _expert_map, _expert_balance, _cost,
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from zifio.evaluate.drawing import THEME, colour_of
 from zifio.evaluate.examples import examples
 from zifio.evaluate.figures import draw
 from zifio.evaluate.ledger import ledger
-from zifio.evaluate.sight import is_picture, rows_of_sight, sight
+from zifio.evaluate.sight import is_picture, named, rows_of_sight, sight
 from zifio.evaluate.wording import bytes_text, count_text, flops_text, percent, points_text, seconds_text
 from zifio.record.stage import StageRecord, read_run, write_whole
 
@@ -46,6 +46,7 @@ def write_report(run_folder: Path, recipe_name: str, stage_order: Sequence[tuple
     words = {
         "report": report,
         "figures": figures,
+        "named": named(stages),
         "evaluations": [(stage, examples(stage)) for stage in stages if stage.results],
         "colours": colour_of(stages),
         "theme": THEME,

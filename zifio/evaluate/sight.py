@@ -13,11 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
-from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, colour_of, finish
+from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, band, colour_of, finish, panels
+from zifio.evaluate.wording import percent
 from zifio.record.stage import StageRecord
 
 _CODES = ("psnr", "codes_used", "perplexity")
 _JUDGE = {"accuracy": "pass_at_1", "accuracy_low": "pass_at_1_low", "accuracy_high": "pass_at_1_high"}
+_WORDS = {
+    "words_right": "words_right",
+    "pass_at_1": "captions_right",
+    "pass_at_1_low": "captions_right_low",
+    "pass_at_1_high": "captions_right_high",
+}
 _LOOK = re.compile(
     r"held_out/(?P<what>captions|drawings)/(?P<split>held_out|unseen)(/guidance_(?P<scale>[0-9.e+-]+))?"
     r"/(?P<figure>pass_at_1|pass_at_1_low|pass_at_1_high|format_rate|spread|real_spread|real_pass_at_1)"
@@ -33,10 +40,11 @@ def is_picture(text: str) -> bool:
 
 
 def sight(stages: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
-    """`codes`, `judges` and `models`, by stage: how well pictures come back from their codes and how many codes that
-    takes; labels right; captions right, and drawings right by split and scale of guidance, with 95% intervals. Of
-    drawings that a classifier judges also their spread, and both of real pictures. Empty without any."""
-    codes, judges, models = {}, {}, {}
+    """`codes`, `judges`, `eyes` and `models`, by stage: how well pictures come back from their codes and how many codes
+    that takes; labels right; words and whole captions that an encoder names right, at the end and `by_step`; captions
+    right, and drawings right by split and scale of guidance, with 95% intervals. Of drawings that a classifier judges
+    also their spread, and both of real pictures. Empty without any."""
+    codes, judges, eyes, models = {}, {}, {}, {}
     for stage in stages:
         last = {key: value for row in stage.metrics for key, value in row.items() if key.startswith("held_out/")}
         found = {key: last[f"held_out/{key}"] for key in _CODES if f"held_out/{key}" in last}
@@ -44,9 +52,31 @@ def sight(stages: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
             codes[stage.name] = found
         if stage.kind == "classifier" and "held_out/accuracy" in last:
             judges[stage.name] = {name: last[f"held_out/{key}"] for key, name in _JUDGE.items()}
+        if stage.kind == "vision" and (by_step := _by_step(stage)):
+            eyes[stage.name] = {key: value for key, value in by_step[-1].items() if key != "step"} | {
+                "by_step": by_step
+            }
         if stage.kind == "janus" and (seen := _seen(last)):
             models[stage.name] = seen
-    return {key: value for key, value in (("codes", codes), ("judges", judges), ("models", models)) if value}
+    found = {"codes": codes, "judges": judges, "eyes": eyes, "models": models}
+    return {key: value for key, value in found.items() if value}
+
+
+def _by_step(stage: StageRecord) -> list[dict[str, Any]]:
+    """The looks of an encoder that learns from captions, in order."""
+    looks = [row for row in stage.metrics if "held_out/captions_right" in row]
+    return [
+        {"step": row["step"]}
+        | {name: row[f"held_out/{key}"] for name, key in _WORDS.items() if f"held_out/{key}" in row}
+        for row in looks
+    ]
+
+
+def named(stages: Sequence[StageRecord]) -> dict[str, list[dict[str, Any]]]:
+    """By stage the pictures that an encoder was shown at its last look, with what it named in them."""
+    eyes = [stage for stage in stages if stage.kind == "vision" and stage.rollouts]
+    lasts = {stage.name: max(row["step"] for row in stage.rollouts) for stage in eyes}
+    return {stage.name: [row for row in stage.rollouts if row["step"] == lasts[stage.name]] for stage in eyes}
 
 
 def _seen(last: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +96,9 @@ def _seen(last: dict[str, Any]) -> dict[str, Any]:
 def rows_of_sight(found: dict[str, dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """What `sight` found of models as rows of a table: stage, what was asked, figures of known and of unseen glyphs."""
     rows = [(name, "labels of real pictures right", [one, {}]) for name, one in found.get("judges", {}).items()]
+    for name, one in found.get("eyes", {}).items():
+        words = f" (of all their words {percent(one['words_right'])})" if "words_right" in one else ""
+        rows.append((name, f"captions named word for word{words}", [one, {}]))
     for name, one in found.get("models", {}).items():
         if captions := one.get("captions"):
             rows.append((name, "captions right", [captions.get(split, {}) for split in _SPLITS]))
@@ -82,6 +115,29 @@ def _apart(cell: dict[str, Any]) -> str:
         return ""
     real = f"{cell['real_spread']:.2f}, right {cell['real_pass_at_1']:.1%}"
     return f" (apart by {cell['spread']:.2f}; real pictures {real})"
+
+
+def reading_figure(stages: Sequence[StageRecord]) -> Figure | None:
+    """Captions, and words of them, that encoders name right, by step."""
+    found = [stage for stage in stages if stage.kind == "vision" and stage.series("held_out/captions_right")[0]]
+    colours = colour_of(stages)
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        colour = LIGHT[colours[stage.name]]
+        band(axes, stage, "held_out/captions_right", colour, linestyle="-", label="whole captions", alpha=0.22)
+        band(axes, stage, "held_out/words_right", colour, linestyle=(0, (4, 2)), label="words", alpha=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    canvas = panels(found, panel, colours, "named right", (-0.03, 1.03))
+    return canvas and finish(
+        canvas,
+        "reading",
+        "What an encoder reads in pictures",
+        "Held-out captions whose every word is named right, all at once and from the picture alone, with the 95% "
+        "interval; dashed: words.",
+        "Words come first, as many are the same in every caption; whole captions follow. Words that rise alone: the "
+        "encoder has learnt how captions sound, and sees little.",
+    )
 
 
 def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:

@@ -54,6 +54,8 @@ class StageRecord:
     """Of an `eval` stage: each model's figures."""
     replies: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of an `eval` stage: each model's first reply to every problem."""
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
+    """What was said to a few held-out problems, look by look."""
     settings: dict[str, Any] = field(default_factory=dict)
     """All of the stage's settings, as it was run."""
     state: State = "stopped"
@@ -120,7 +122,7 @@ def read_stage(folder: Path, name: str, kind: str) -> StageRecord:
     replies = {key: _first_replies(folder / f"records-{key}.jsonl") for key in results}
     return StageRecord(
         name, kind, **about(folder), metrics=log.read_metrics(), timing=log.read_timing(), results=results,
-        replies=replies,
+        replies=replies, rollouts=log.read_rollouts(),
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ Run alone: `zifio vision recipes/janus-nano.toml steps=20 --out runs/try`
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +19,24 @@ from zifio.config import ConfigError, build
 from zifio.data.pairs import Pair, learnt_and_kept
 from zifio.data.template import ChatTokenizer
 from zifio.data.tokenizer import load_tokenizer
+from zifio.log import RunFolder
 from zifio.models.captioner import Captioner
 from zifio.models.count import captioner_flops
 from zifio.models.device import find_device
 from zifio.models.janus_config import CaptionerConfig
 from zifio.models.weights import save_model
-from zifio.pictures import padded, pixels_of
+from zifio.pictures import PICTURE, padded, pixels_of, resized, to_url
 from zifio.seed import nth, stream, stream_seed
+from zifio.stats import wilson_interval
 from zifio.tasks.glyphs import SIDE, Split, paint, scene
 from zifio.train.batch import Batch
 from zifio.train.loop import Look, StepData, Trainer
 from zifio.train.loss import LossTerms
 from zifio.train.picture_config import VisionStage
 from zifio.train.stage import Context
+
+_KEPT = 3  # of the pictures of a look: the first, the first that are named right, the first that are not
+_SHOWN_SIDE = 96  # pixels; a reader needs no more
 
 
 class Described(NamedTuple):
@@ -122,26 +128,55 @@ def vision(stage: VisionStage, context: Context) -> dict[str, float]:
         return StepData([walk.batches(examples)])
 
     n = stage.held_out.problems if walk.learnt is None else min(stage.held_out.problems, len(walk.kept))
-    look = looking_at(walk.batches([walk.held_out(i) for i in range(n)]))
+    look = looking_at(walk, [walk.held_out(i) for i in range(n)], RunFolder(context.folder))
     totals = Trainer(model, stage, LossTerms(), context.folder, look).run(batches)
     with_manifest(context.folder / "model", lambda beside: save_model(model, beside))
     return totals
 
 
-def looking_at(batches: list[Batch]) -> Look:
-    """How many words, and how many whole captions, are named right of held-out pictures."""
+def looking_at(walk: Walk, examples: Sequence[Described], log: RunFolder) -> Look:
+    """How many words, and how many whole captions, are named right of held-out pictures, the captions with a 95%
+    interval. What was named in a few of them goes to `log`, so that a reader sees it change."""
+    batches = walk.batches([*examples])
 
     @torch.no_grad()
     def look(model: Captioner, step: int) -> tuple[dict[str, float], float]:
-        words, wholes, n_words, n_pictures = 0, 0, 0, sum(batch.n_sequences for batch in batches)
+        words, n_words = 0, sum(sum(batch.lengths) for batch in batches)
+        named: list[list[int]] = []
+        wholes: list[bool] = []
         for batch in batches:
             assert batch.pixels_MUYX is not None, "every one has a picture"
             named_BT = model(batch.pixels_MUYX.to(model.device)).argmax(dim=-1).cpu()
             right_BT = (named_BT == batch.tokens_BT) | ~batch.real_BT
             words += int((right_BT & batch.real_BT).sum())
-            n_words += int(batch.real_BT.sum())
-            wholes += int(right_BT.all(dim=1).sum())
-        figures = {"words_right": words / n_words, "captions_right": wholes / n_pictures}
-        return figures, captioner_flops(model.config) * n_pictures
+            named += named_BT.tolist()
+            wholes += right_BT.all(dim=1).tolist()
+        log.rollouts(step, _told(walk, examples, named, wholes))
+        n, n_right = len(wholes), sum(wholes)
+        low, high = wilson_interval(n_right, n)
+        figures = {"words_right": words / n_words, "captions_right": n_right / n}
+        figures |= {"captions_right_low": low, "captions_right_high": high}
+        return figures, captioner_flops(model.config) * n
 
     return look
+
+
+def _told(
+    walk: Walk, examples: Sequence[Described], named: Sequence[list[int]], wholes: Sequence[bool]
+) -> list[dict[str, Any]]:
+    """What was named in the first pictures, in the first that are right and in the first that are wrong, in the shape
+    of replies (`tasks/episode.py`)."""
+    of = {right: [i for i, whole in enumerate(wholes) if whole == right][:_KEPT] for right in (True, False)}
+    rows = []
+    for i in sorted({*range(min(_KEPT, len(examples))), *of[True], *of[False]}):
+        ids, end = named[i], walk.tokenizer.eos_id
+        ids = ids[: ids.index(end)] if end in ids else ids
+        seen, side = padded(examples[i].picture, walk.side), min(walk.side, _SHOWN_SIDE)
+        rows.append(
+            {
+                "problem": f"{walk.stage.name}/held-out/{i}", "place": 0, "prompt": PICTURE, "gold": examples[i].text,
+                "response": walk.tokenizer.decode(ids), "outcome": "right" if wholes[i] else "wrong", "reason": "",
+                "parts": {}, "n_tokens": len(ids), "finish": "stop", "pictures": [to_url(resized(seen, side, side))],
+            }
+        )  # fmt: skip
+    return rows
