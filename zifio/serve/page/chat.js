@@ -3,7 +3,7 @@
 import { $, make, say, themed } from "/shared/make.js";
 import { fit } from "/shared/maths.js";
 import { drawings, Failed, hear, key, models, reply, useKey } from "./net.js";
-import { listen, taken as attached, waiting } from "./pictures.js";
+import { listen, taken as attached, wait, waiting } from "./pictures.js";
 import { offer, read, request, schemaOf, settingsOf, toolsOf, write } from "./settings.js";
 import { all, fetched, forget, keep, last, placeOf, save } from "./store.js";
 import { asMarkdown, blank, imported, Mistake, Talk } from "./talk.js";
@@ -11,8 +11,9 @@ import { turnView } from "./view.js";
 
 const SAVE_MS = 1000;
 const DRAWINGS = 4; // at once
+const TICK_MS = 250; // nothing comes of drawings before they are done
 const NEAR = 80; // pixels from the end within which the page follows what comes
-const state = { talk: new Talk(), models: [], kinds: new Map(), live: new Set(), views: new Map(), abort: null, saved: 0, follows: true };
+const state = { talk: new Talk(), models: [], kinds: new Map(), live: new Set(), views: new Map(), abort: null, saved: 0, follows: true, at: 0, place: 0 };
 
 // Start --------------------------------------------------------------------------------------------------------------
 
@@ -65,7 +66,8 @@ function draw() {
   state.views.clear();
   $("log").replaceChildren(...talk.path.map((turn) => turnView(talk, turn, acts, state.live, state.views)));
   $("attach").hidden = !reads();
-  $("draws").hidden = !paints();
+  $("draws").hidden = $("drawing").hidden = !paints();
+  mode();
   $("empty").hidden = talk.turns.length > 0;
   $("greeting").textContent = talk.columns.length > 1 ? `Ask ${talk.models.join(" and ")} something.` : `Ask ${talk.models[0]} something.`;
   document.title = talk.turns.length ? `${talk.title} · zifio chat` : "zifio chat";
@@ -77,6 +79,14 @@ function draw() {
 // Whether the first model reads pictures, and whether it draws.
 const reads = () => Boolean(state.kinds.get(state.talk.models[0])?.input_modalities?.includes("image"));
 const paints = () => Boolean(state.kinds.get(state.talk.models[0])?.output_modalities?.includes("image"));
+
+const isDrawing = () => paints() && $("draw").checked;
+
+// The message is said, or what is to be drawn.
+function mode() {
+  $("send").textContent = isDrawing() ? "Draw" : "Send";
+  $("text").placeholder = isDrawing() ? "What to draw" : "Your message";
+}
 
 function follow() {
   if (state.follows) scrollTo(0, document.documentElement.scrollHeight);
@@ -90,6 +100,7 @@ function store() {
 const acts = {
   opened: { thinking: false },
   say,
+  use() { return reads() ? (picture) => { $("draw").checked = false; mode(); wait(picture); } : undefined; },
   save: store,
   edit(turn, text) { ask((replies) => state.talk.branch(turn, text, replies)); },
   choose(turn) {
@@ -125,10 +136,12 @@ function busy() {
 
 function send() {
   const text = $("text").value;
-  const draws = paints() && $("draw").checked;
+  const draws = isDrawing();
   if (!text.trim() && (draws || !waiting.length)) return;
   const add = (replies) => state.talk.add(state.talk.path.at(-1), text, replies, draws ? { draws } : reads() && waiting.length ? { pictures: attached() } : {});
-  if (ask(add)) $("text").value = "";
+  if (!ask(add)) return;
+  $("text").value = "";
+  if (draws && waiting.length) say("The model is drawing, from words alone: your pictures wait for the next message.");
 }
 
 function ask(add) {
@@ -153,7 +166,7 @@ function answer(made, columns) {
   const runs = columns.map((column) => {
     const model = state.talk.models[column] || state.talk.models[0];
     if (turn.draws) return draws(turn, column, model, said);
-    const body = { model, messages: state.talk.messages(column, turn), ...said, stream: true, stream_options: { include_usage: true } };
+    const body = { model, messages: state.talk.messages(column, turn, false), ...said, stream: true, stream_options: { include_usage: true } };
     const step = { ...blank(model), json: Boolean(body.response_format), shown: said.logprobs ? "tokens" : "text" };
     turn.replies[column].push(step);
     state.live.add(step);
@@ -162,7 +175,7 @@ function answer(made, columns) {
   store();
   draw();
   working(true);
-  say(`${columns.length > 1 ? "The models are" : "The model is"} replying.`);
+  say(`${columns.length > 1 ? "The models are" : "The model is"} ${turn.draws ? "drawing" : "replying"}.`);
   Promise.all(runs).then(finished);
   $("text").focus();
   return true;
@@ -170,14 +183,16 @@ function answer(made, columns) {
 
 // Drawings instead of a reply.
 function draws(turn, column, model, { temperature, top_p, seed }) {
-  const step = blank(model), body = { model, prompt: turn.user, n: DRAWINGS, response_format: "url", temperature, top_p, seed };
+  const { guidance } = state.talk.settings, step = { ...blank(model), draws: DRAWINGS }, began = performance.now();
+  const body = { model, prompt: turn.user, n: DRAWINGS, response_format: "url", temperature, top_p, seed, ...(guidance ? { guidance: Number(guidance) } : {}) };
   turn.replies[column].push(step);
   state.live.add(step);
+  const ticking = setInterval(() => { step.ms = performance.now() - began; paint(); }, TICK_MS);
   return during(step, async () => {
-    const { urls, completion } = await drawings(body, state.abort.signal);
-    step.drawn = urls.map((url, n) => ({ url, alt: `Drawing ${n + 1} of ${turn.user}` }));
+    const { urls, size, completion } = await drawings(body, state.abort.signal);
+    step.drawn = urls.map((url, n) => ({ url, size, alt: `Drawing ${n + 1} of ${turn.user}` }));
     step.usage = { completion, reasoning: 0 };
-  });
+  }).finally(() => clearInterval(ticking));
 }
 
 const run = (step, body, signal) => during(step, async () => {
@@ -220,7 +235,7 @@ function finished(steps) {
   state.abort = null;
   working(false);
   draw();
-  const told = (step) => step.error || (step.finish === "stopped" ? "Stopped." : step.calls.length ? `${step.model} calls ${step.calls.map((call) => call.name).join(", ")}.` : `${step.model} has replied.`);
+  const told = (step) => step.error || (step.finish === "stopped" ? "Stopped." : step.calls.length ? `${step.model} calls ${step.calls.map((call) => call.name).join(", ")}.` : step.drawn ? `${step.model} has drawn ${step.drawn.length} pictures.` : `${step.model} has replied.`);
   say(steps.map(told).join(" "));
   const result = document.querySelector(".turn:last-child .answer textarea");
   if (result && document.activeElement === $("text") && !$("text").value) result.focus();
@@ -244,11 +259,16 @@ function checked() {
   return settings;
 }
 
+// On a narrow screen the settings are there alone.
+const isShown = () => $("log").getClientRects().length > 0;
+
 function panel(opens) {
+  if (isShown()) state.place = scrollY;
   $("settings").hidden = !opens;
   $("open-settings").setAttribute("aria-expanded", String(opens));
   document.body.classList.toggle("set", opens);
-  (opens ? $("settings-title") : $("open-settings")).focus();
+  (opens ? $("settings-title") : $("open-settings")).focus({ preventScroll: true });
+  scrollTo(0, isShown() ? state.place : 0);
 }
 
 $("form").addEventListener("input", (event) => {
@@ -348,9 +368,14 @@ $("text").addEventListener("keydown", (event) => {
 });
 addEventListener("keydown", (event) => { if (event.key === "Escape" && !$("talks").open) state.abort?.abort(); });
 addEventListener("scroll", () => {
-  state.follows = innerHeight + scrollY >= document.documentElement.scrollHeight - NEAR;
+  if (!isShown()) return;
+  const isNear = innerHeight + scrollY >= document.documentElement.scrollHeight - NEAR;
+  if (isNear || scrollY < state.at) state.follows = isNear; // further down and not near: the page has grown meanwhile
+  state.at = scrollY;
 }, { passive: true });
 addEventListener("resize", () => fit($("log")));
+new ResizeObserver(() => { if (isShown()) follow(); }).observe($("log")); // pictures have their size later than their place
+$("draw").addEventListener("change", mode);
 addEventListener("pagehide", store);
 addEventListener("storage", (event) => { // the same conversation went on in another tab
   if (event.key === placeOf(state.talk) && event.newValue && !state.abort) show(fetched(state.talk.id) ?? state.talk);

@@ -34,13 +34,13 @@ export async function models() {
   return (await (await ask("/v1/models")).json()).data;
 }
 
-// Drawings as data URLs. Raises Failed.
+// Drawings as data URLs, and their width and height. Raises Failed.
 export async function drawings(body, signal) {
   const headers = { "Content-Type": "application/json" };
   const answer = await ask("/v1/images/generations", { method: "POST", headers, body: JSON.stringify(body), signal });
   const said = await answer.json().catch(() => ({ error: { message: "The connection was lost." } }));
   if (said.error) throw new Failed(500, said.error.message);
-  return { urls: said.data.map((one) => one.url), completion: said.usage.output_tokens };
+  return { urls: said.data.map((one) => one.url), size: said.size.split("x").map(Number), completion: said.usage.output_tokens };
 }
 
 // The chunks of a reply. Raises Failed as the server words it, or where the connection was lost; what came has been given.

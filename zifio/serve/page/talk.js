@@ -52,10 +52,10 @@ export class Talk {
     this.at = Date.now();
   }
 
-  // Everything up to a turn as OpenAI's messages, as a column has seen it.
-  messages(column, last = this.path.at(-1)) {
+  // Everything up to a turn as OpenAI's messages, as a column has seen it; what was asked to be drawn only where it is wanted.
+  messages(column, last = this.path.at(-1), drawn = true) {
     const turns = [];
-    for (let turn = last; turn; turn = this.turns[turn.parent]) turns.unshift(turn);
+    for (let turn = last; turn; turn = this.turns[turn.parent]) if (drawn || !turn.draws) turns.unshift(turn);
     const system = this.settings.system ? [{ role: "system", content: this.settings.system }] : [];
     return [...system, ...turns.flatMap((turn) => [
       { role: "user", content: contentOf(turn) }, ...(turn.replies[column] ?? turn.replies[0] ?? []).flatMap(message),
@@ -139,6 +139,7 @@ export function asMarkdown(talk) {
         if (step.role === "tool") { lines.push("### Result", fenced(step.content)); continue; }
         lines.push(`## ${step.model || "Assistant"}`);
         if (step.reasoning) lines.push(step.reasoning.split("\n").map((line) => `> ${line}`).join("\n"));
+        lines.push(...(step.drawn ?? []).map(({ url }, n) => `![Drawing ${n + 1}](${url})`));
         if (step.content) lines.push(step.json ? fenced(step.content, "json") : step.content);
         for (const call of step.calls) lines.push(`### Call of ${call.name}`, fenced(call.arguments, "json"));
       }

@@ -1,7 +1,7 @@
 // How a conversation looks: what was said, the replies with their thinking folded apart, calls, tokens, and what can be done.
 
 import { make } from "/shared/make.js";
-import { image } from "./pictures.js";
+import { drawing, image } from "./pictures.js";
 import { listing, render } from "./markdown.js";
 import { legend, Tokens } from "./tokens.js";
 
@@ -26,8 +26,9 @@ function jsonListing(text) {
 
 // One message of the assistant; `update` draws what has come meanwhile.
 export class Reply {
-  constructor(step, opened) {
-    this.step = step;
+  constructor(step, asked, acts) {
+    const { opened } = acts;
+    Object.assign(this, { step, asked, acts });
     this.summary = make("summary");
     this.thought = make("div", { class: "md" });
     this.thinking = make("details", { class: "thinking", open: opened.thinking, hidden: true }, this.summary, this.thought);
@@ -48,7 +49,7 @@ export class Reply {
 
   update(isLive) {
     const { step } = this;
-    this.node.classList.toggle("live", isLive && !step.content && !step.calls.length);
+    this.node.classList.toggle("live", isLive && !step.content && !step.calls.length && !step.draws);
     this.thinking.hidden = !step.reasoning;
     this.summary.textContent = this.summarised(isLive);
     this.draw("reasoning", this.thought);
@@ -56,10 +57,18 @@ export class Reply {
     for (const call of step.calls.slice(this.calls.childElementCount)) {
       this.calls.append(make("section", { class: "call", "aria-label": `Call of ${call.name}` }, make("p", {}, "Calls ", make("strong", {}, call.name)), jsonListing(call.arguments)));
     }
-    for (const picture of (step.drawn ?? []).slice(this.drawn.childElementCount)) this.drawn.append(image(picture));
+    this.drawings(isLive);
     this.error.hidden = !step.error;
     this.error.textContent = step.error;
-    this.facts.textContent = isLive ? "" : this.told();
+    this.facts.textContent = isLive ? (step.draws ? `Drawing, ${seconds(step.ms ?? 0)}` : "") : this.told();
+  }
+
+  // What was drawn, or places for what is being drawn.
+  drawings(isLive) {
+    const { step, drawn } = this;
+    if (drawn.childElementCount) return;
+    if (step.drawn) drawn.append(...step.drawn.map((picture, n) => drawing(picture, n + 1, this.asked, this.acts.use())));
+    else if (isLive && step.draws) drawn.append(...Array.from({ length: step.draws }, () => make("span", { class: "empty", "aria-hidden": "true" })));
   }
 
   draw(kind, place) {
@@ -130,7 +139,7 @@ function columnView(turn, steps, column, acts, live, views) {
       nodes.push(make("section", { class: "result", "aria-label": "Result" }, make("p", {}, "Result"), pretty(step.content) === null ? listing(step.content) : jsonListing(step.content)));
       continue;
     }
-    const isLive = live.has(step), view = new Reply(step, acts.opened);
+    const isLive = live.has(step), view = new Reply(step, turn.user, acts);
     views.set(step, view);
     view.update(isLive);
     nodes.push(view.node);
