@@ -142,5 +142,10 @@ def test_the_page_stays_at_its_end_and_in_its_width(width: int, here: Here, brow
         page.evaluate("() => document.querySelector('#close-settings').click()")
         page.wait_for_timeout(100)
         assert page.evaluate("() => scrollY") == before
+    seen = {"type": "image_url", "image_url": {"url": to_url(np.full((500, 500, 3), 90, np.uint8))}}
+    said = [{"role": "user", "content": [seen]}, {"role": "assistant", "content": "grey"}]
+    who.take(tmp_path / "said.json", said * 4)  # their sizes are known to nobody yet
+    page.wait_for_function("() => [...document.querySelectorAll('.mine img')].filter((one) => one.height).length === 4")
+    page.wait_for_function(IS_AT_END)
     assert not who.errors
     context.close()
