@@ -102,8 +102,10 @@ def join(one: Batch, two: Batch) -> Batch:
 
 def places_of(n_fed: int, chunks: list[Chunk], which: list[int]) -> np.ndarray:
     """Places in a pass of the rows' tokens, and behind them of the last ones of `which` chunks."""
+    if not which:
+        return np.arange(n_fed)
     end_of_chunk = n_fed + np.cumsum([count for _, _, count in chunks], dtype=np.int64) - 1
-    return np.concatenate([np.arange(n_fed), end_of_chunk[which]]) if which else np.arange(n_fed)
+    return np.concatenate([np.arange(n_fed), end_of_chunk[which]])
 
 
 def _padded(tables: list[list[int]], width: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,6 +146,9 @@ class PagedCache:
         sequence's end is not looked at. Pages of positions that are written must belong to m alone. The arrays must
         stay as they are during the pass.
         """
+        if self._native and (count_M.numpy() == 1).all():
+            self._places = _places_of_one(table_MP.numpy(), first_M.numpy())
+            return
         sequence_N = torch.arange(len(table_MP), device=CPU).repeat_interleave(count_M)
         start_M = count_M.cumsum(0) - count_M
         position_N = torch.arange(len(sequence_N), device=CPU) - start_M[sequence_N] + first_M[sequence_N]
@@ -246,6 +250,15 @@ class PagedCache:
         """Copy a page in every layer, so that a sequence may write on after a prefix that it shared."""
         for store in (self._keys, self._values):
             store[:, target] = store[:, source]
+
+
+def _places_of_one(table_MP: np.ndarray, position_M: np.ndarray) -> list[Tensor]:
+    """`PagedCache.places` where every sequence has one new token. So few numbers are numpy's: it has done before torch
+    has begun."""
+    sequence_M = np.arange(len(position_M))
+    page_M, slot_M = table_MP[sequence_M, position_M // PAGE], position_M % PAGE
+    places = (page_M, slot_M, sequence_M, position_M, table_MP)
+    return [torch.from_numpy(np.ascontiguousarray(place, np.int32)) for place in places]
 
 
 def _moved(tensors: list[Tensor], device: torch.device) -> list[Tensor]:

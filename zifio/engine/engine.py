@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
+
+
+_VERSION = attrgetter("_version")
 
 
 class Engine:
@@ -136,8 +140,10 @@ class Engine:
         try:
             for request in requests:
                 self._queue(request)
-            while self.has_work:
-                done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
+            self._notice_new_weights()  # in time for all steps: they are ours alone
+            with torch.inference_mode():
+                while self.has_work:
+                    done.update((event.id, event.completion) for event in self._step() if event.completion is not None)
         finally:  # whoever interrupts a batch may ask again
             self._samples.clear()
             self._events.clear()
@@ -197,11 +203,15 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Compute one batch, and tell what came of it for each reply that it moved or ended."""
+        if self._samples:
+            self._notice_new_weights()
+        return self._step()
+
+    def _step(self) -> list[Event]:
         events, self._events = self._events, []
         if not self._samples:
             return events
         assert self._scheduler is not None
-        self._notice_new_weights()
         chunks = self._scheduler.plan()
         assert chunks or len(self._scheduler.rows), "whoever waits is admitted when nothing runs"
         with self._arithmetic():
@@ -349,7 +359,7 @@ class Engine:
         counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
         if rows.n_drawings:  # then nothing is drafted: a row has one token
             place_N = places_of(n_fed, chunks, origin)
-            drawn = draw_mixed(self.model, rows, hidden_ND[moved(place_N, self.device)])
+            drawn = draw_mixed(self.model, rows, hidden_ND[moved(place_N, self.device)] if chunks else hidden_ND)
         else:
             logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
             drawn = *draw_text(rows, logits_NV, counts), tops(rows, logits_NV, counts)
@@ -500,7 +510,7 @@ class Engine:
 
     def _weights_version(self) -> int:
         """Grows with every in-place change of a weight."""
-        return sum(tensor._version for tensor in self._tensors)
+        return sum(map(_VERSION, self._tensors))
 
     def _notice_new_weights(self) -> None:
         version = self._weights_version()

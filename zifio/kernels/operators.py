@@ -15,6 +15,7 @@ import ctypes
 import platform
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -428,14 +429,17 @@ def scale_of(temperature: Tensor) -> Tensor:
 
     The sampler's and the trainer's: their log-probs are equal only where this factor is.
     """
-    return torch.where(temperature == 0, 0.0, 1 / temperature.float())
+    given = temperature.float().numpy()  # a few numbers at every step: numpy has done before torch has begun
+    scale = np.zeros_like(given)
+    np.divide(np.float32(1), given, out=scale, where=given != 0)
+    return torch.from_numpy(scale)
 
 
 def logp(logits_BV: Tensor, scale_B: Tensor, token_B: Tensor) -> Tensor:
     """log softmax(logits * scale)[token] of every row, at scale 1 where it is 0; only for `native` tensors."""
     logits, token = logits_BV.contiguous(), token_B.contiguous()
-    scale, out = torch.where(scale_B == 0, 1.0, scale_B), logits.new_empty(len(logits))
-    where = (scale.data_ptr(), token.data_ptr(), out.data_ptr())
+    out = logits.new_empty(len(logits))
+    where = (scale_B.data_ptr(), token.data_ptr(), out.data_ptr())
     _lib().logp(*logits.shape, logits.data_ptr(), logits.shape[1], *where)
     return out
 
