@@ -46,7 +46,6 @@ from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
 
-
 _VERSION = attrgetter("_version")
 
 
