@@ -20,6 +20,7 @@ from zifio.engine.guide import Bias, Top
 from zifio.engine.rows import Rows
 from zifio.engine.sampler import Settings, choose, draw, likeliest, policy_logp
 from zifio.engine.scheduler import Chunk
+from zifio.kernels import operators as kernels
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus, guided
 
@@ -64,6 +65,11 @@ class _Plan(NamedTuple):
     scale_n1: Tensor
     place_M: Tensor
     """Whose code each of them takes, as a place among `first`."""
+    pairs: tuple[Tensor, Tensor]
+    """As `kernels.draw_codes` wants them: `first`, and the twins' rows."""
+    guidance_n: Tensor
+    scale_n: Tensor | None
+    """`kernels.scale_of` the temperatures, where the kernels draw."""
 
 
 def _planned(rows: Rows, device: torch.device) -> _Plan:
@@ -75,15 +81,20 @@ def _planned(rows: Rows, device: torch.device) -> _Plan:
     first = np.array([sample.row for sample in samples], np.int64)
     guided = [place for place, sample in enumerate(samples) if sample.twin is not None]
     twins = [sample.twin.row for sample in samples if sample.twin is not None]
-    scale = [[sample.drawing.scale] for sample in samples if sample.twin is not None and sample.drawing is not None]
+    guidance = [sample.drawing.scale if sample.drawing is not None else 1.0 for sample in samples]
+    guidance_n = torch.tensor(guidance, dtype=torch.float32, device=device)
+    blank = [sample.twin.row if sample.twin is not None else -1 for sample in samples]
+    settings, is_native = _settings(rows, first, device), device.type == "cpu"
 
     def whole(numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=device)
 
     rows.plan = plan = _Plan(
-        np.array(text, np.int64), first, bool(rows.is_special[first].any()), _settings(rows, first, device),
+        np.array(text, np.int64), first, bool(rows.is_special[first].any()), settings,
         whole([*first.tolist(), *twins]), whole(guided) if len(guided) < len(samples) else None,
-        torch.tensor(scale, device=device).view(-1, 1), whole([*range(len(samples)), *guided]),
+        guidance_n[whole(guided)][:, None], whole([*range(len(samples)), *guided]),
+        (whole(first.tolist()), whole(blank)),
+        guidance_n, kernels.scale_of(settings.temperature_B) if is_native else None,
     )  # fmt: skip
     return plan
 
@@ -95,6 +106,12 @@ def draw_mixed(model: Decoder, rows: Rows, hidden_ND: Tensor) -> tuple[Tensor, T
     """
     n, device = len(rows), hidden_ND.device
     plan = _planned(rows, device)
+    if len(plan.first) and not len(plan.text) and not plan.is_special and isinstance(model, Janus):
+        head, (packed, bias_Z) = model.generation_head, model.generation_head.last()
+        if packed is not None and bias_Z is not None and plan.scale_n is not None and kernels.native(hidden_ND):
+            uniform_n = torch.from_numpy(rows.uniforms_of(plan.first))
+            with_ = (packed, bias_Z, plan.pairs, plan.guidance_n, plan.scale_n, uniform_n, model.first_code)
+            return *kernels.draw_codes(head.inside(hidden_ND), *with_), {}
     token_N, logp_N = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, device=device)
     likely: Tops = {}
     if len(plan.text):

@@ -32,6 +32,7 @@ from zifio.kernels import operators as kernels
 from zifio.models.attention import Cache
 from zifio.models.decoder import Decoder, Output
 from zifio.models.janus_config import JanusConfig
+from zifio.models.layers import Linear as PlainLinear
 from zifio.models.vision import Adaptor, Linear, Vision
 from zifio.models.vq import Vq
 
@@ -55,7 +56,16 @@ class ImageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., Z] of [..., D]."""
-        return self.vision_head(F.gelu(self.proj_out(hidden)))
+        return self.vision_head(self.inside(hidden))
+
+    def inside(self, hidden: Tensor) -> Tensor:
+        """The hidden layer, [..., F]."""
+        return F.gelu(self.proj_out(hidden))
+
+    def last(self) -> tuple[Tensor | None, Tensor | None]:
+        """The last layer's weight as it is packed, None where it is not or has adapters, and its bias."""
+        head = self.vision_head
+        return (head.current, head.bias) if type(head) is PlainLinear else (None, None)
 
 
 class Janus(Decoder):
@@ -158,11 +168,15 @@ class Janus(Decoder):
         is made when the first one is read, and anew when the weights have changed."""
         if self._packed is None or torch.is_grad_enabled() or not kernels.native(self._packed):
             return self._read(code)
+        return F.embedding(code, self.tables()[1])
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """As `Decoder.tables`."""
         version = sum(weight._version for weight in self._read_with)
         if self._drawn_ZD is None or self._drawn_version != version:
             every_Z = torch.arange(self.generation_embeddings.num_embeddings, device=self.device)
             self._drawn_ZD, self._drawn_version = self._read(every_Z), version
-        return F.embedding(code, self._drawn_ZD)
+        return self.embed_tokens.weight, self._drawn_ZD
 
     def _read(self, code: Tensor) -> Tensor:
         return self.generation_aligner(self.generation_embeddings(code))
