@@ -106,8 +106,6 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             while (r + run < n_rows && rows[r + run].n_keys > page * PAGE && rows[r + run].table[page] == id) run++;
             i64 n_apart = run > 1 ? 0 : side_by_side(rows, r, n_rows, page, 0, keys, key_stride, each);
             run = n_apart ? n_apart : run;
-            for (i64 next = r + run; next < least(n_rows, r + run + APART) && rows[next].n_keys > page * PAGE; next++)
-                ahead(keys + rows[next].table[page] * key_stride, s->d_key * PAGE);
             for (i64 j = 0; j < PAGE; j += NR) {
                 float *to = scores + r * width + page * PAGE - skipped + j;
                 if (n_apart) apart(run, s->d_key, query + r * s->d_key, s->d_key, each, j, PAGE, to, width, 0);
@@ -148,8 +146,6 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
                 run++;
             i64 n_apart = run > 1 ? 0 : side_by_side(rows, r, n_rows, page, n_keys, values, value_stride, each);
             run = n_apart ? n_apart : run;
-            for (i64 next = r + run; next < least(n_rows, r + run + APART) && rows[next].n_keys > page * PAGE; next++)
-                ahead(values + rows[next].table[page] * value_stride, wide * PAGE);
             for (i64 j = 0; j < wide; j += NR) {
                 const float *weight = scores + r * width + page * PAGE - skipped;
                 float *to = out + r * wide + j;
