@@ -178,7 +178,10 @@ class Rows:
 
     def _refill(self, n: int) -> None:
         """At least two numbers in stock for every row."""
-        for row in np.flatnonzero(self.cursor[:n] > _BLOCK - 2).tolist():
+        is_short = self.cursor[:n] > _BLOCK - 2
+        if not is_short.any():
+            return
+        for row in np.flatnonzero(is_short).tolist():
             used = int(self.cursor[row])
             left = self.uniform[row, used:].copy()
             self.uniform[row, : len(left)] = left

@@ -466,10 +466,10 @@ def draw_codes(
     hidden_MF: Tensor, packed: Tensor, bias_Z: Tensor, pairs: tuple[Tensor, Tensor], guidance_n: Tensor,
     scale_n: Tensor, uniform_n: Tensor, first_code: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A code's token and its log-prob for every row of the image head's hidden layer that `pairs` name, zeros for others.
+    """A code's token and its log-prob for every row of the image head's hidden layer that draws; zeros for others.
 
     `pairs` are, int64, the rows that draw and for each the row of the blank prompt that guides it and takes the same
-    token (-1: nobody, and its guidance means nothing). `packed` is `pack` of the head's last weight [Z, F]. The bits are
+    token: -1 for nobody, and its guidance means nothing. `packed` is `pack` of the head's last weight [Z, F]. The bits are
     those of `models.janus.guided`, `draw` and `logp`. Only for `native` tensors.
     """
     hidden, (m, k), d = hidden_MF.contiguous(), hidden_MF.shape, len(bias_Z)
