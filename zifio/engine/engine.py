@@ -422,11 +422,13 @@ class Engine:
         ended: list[tuple] = []
         events: list[Event] = []
         drafts = rows.draft[: len(rows)].tolist() if self.settings.speculate else None
-        at = 0
+        at = n_twice = 0
         for row, (sample, count) in enumerate(zip(rows.samples, counts.tolist(), strict=True)):
             if sample.twin is not None and (sample.is_blank or sample.is_apart):  # the other one tells
-                new.append([] if sample.is_apart else [tokens[at]])
-                sample.tokens += new[-1]
+                drawn = [] if sample.is_apart else [tokens[at]]
+                new.append(drawn)
+                sample.tokens += drawn
+                n_twice += len(drawn)
                 at += count
                 continue
             end = self._take(sample, tokens[at], logps[at])
@@ -450,7 +452,6 @@ class Engine:
         rows.token[:n_rows] = [drawn[-1] if drawn else rows.token[row] for row, drawn in enumerate(new)]
         rows.position[:n_rows] += n_new
         rows.cursor[:n_rows] += n_new
-        n_twice = sum(sample.is_blank and not sample.is_apart for sample in rows.samples) if rows.n_drawings else 0
         self.stats.tokens += (n_rows if is_even else sum(map(len, new))) - n_twice
         return new, ended, events
 

@@ -469,8 +469,8 @@ def draw_codes(
     """A code's token and its log-prob for every row of the image head's hidden layer that draws; zeros for others.
 
     `pairs` are, int64, the rows that draw and for each the row of the blank prompt that guides it and takes the same
-    token: -1 for nobody, and its guidance means nothing. `packed` is `pack` of the head's last weight [Z, F]. The bits are
-    those of `models.janus.guided`, `draw` and `logp`. Only for `native` tensors.
+    token: -1 for nobody, and its guidance means nothing. `packed` is `pack` of the head's last weight [Z, F]. The bits
+    are those of `models.janus.guided`, `draw` and `logp`. Only for `native` tensors.
     """
     hidden, (m, k), d = hidden_MF.contiguous(), hidden_MF.shape, len(bias_Z)
     own_n, blank_n = pairs

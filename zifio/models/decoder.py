@@ -193,7 +193,7 @@ class Decoder(nn.Module):
     @property
     def decodes(self) -> bool:
         """Whether `decode` can be asked now: packed weights that have not changed, all of it plain, no gradient."""
-        if self._fused is None or torch.is_grad_enabled() or not kernels.native(self.norm.weight):
+        if self._fused is None or torch.is_grad_enabled() or not kernels.native(self.embed_tokens.weight):
             return False
         return not self.norm.centred and self._fused_version == self._version()
 
