@@ -62,12 +62,12 @@ class _Plan(NamedTuple):
     """Rows whose logits over the codes are wanted: `first`, and behind them the twins of those that are guided."""
     guided_n: Tensor | None
     """Places of the guided ones among `first`; None where all are."""
-    scale_n1: Tensor
     place_M: Tensor
     """Whose code each of them takes, as a place among `first`."""
     pairs: tuple[Tensor, Tensor]
     """As `kernels.draw_codes` wants them: `first`, and the twins' rows."""
     guidance_n: Tensor
+    """Scale of each one's guidance."""
     scale_n: Tensor | None
     """`kernels.scale_of` the temperatures, where the kernels draw."""
 
@@ -82,9 +82,8 @@ def _planned(rows: Rows, device: torch.device) -> _Plan:
     guided = [place for place, sample in enumerate(samples) if sample.twin is not None]
     twins = [sample.twin.row for sample in samples if sample.twin is not None]
     guidance = [sample.drawing.scale if sample.drawing is not None else 1.0 for sample in samples]
-    guidance_n = torch.tensor(guidance, dtype=torch.float32, device=device)
     blank = [sample.twin.row if sample.twin is not None else -1 for sample in samples]
-    settings, is_native = _settings(rows, first, device), device.type == "cpu"
+    settings = _settings(rows, first, device)
 
     def whole(numbers: Sequence[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=device)
@@ -92,9 +91,9 @@ def _planned(rows: Rows, device: torch.device) -> _Plan:
     rows.plan = plan = _Plan(
         np.array(text, np.int64), first, bool(rows.is_special[first].any()), settings,
         whole([*first.tolist(), *twins]), whole(guided) if len(guided) < len(samples) else None,
-        guidance_n[whole(guided)][:, None], whole([*range(len(samples)), *guided]),
-        (whole(first.tolist()), whole(blank)),
-        guidance_n, kernels.scale_of(settings.temperature_B) if is_native else None,
+        whole([*range(len(samples)), *guided]), (whole(first.tolist()), whole(blank)),
+        torch.tensor(guidance, dtype=torch.float32, device=device),
+        kernels.scale_of(settings.temperature_B) if device.type == "cpu" else None,
     )  # fmt: skip
     return plan
 
@@ -106,12 +105,10 @@ def draw_mixed(model: Decoder, rows: Rows, hidden_ND: Tensor) -> tuple[Tensor, T
     """
     n, device = len(rows), hidden_ND.device
     plan = _planned(rows, device)
-    if len(plan.first) and not len(plan.text) and not plan.is_special and isinstance(model, Janus):
-        head, (packed, bias_Z) = model.generation_head, model.generation_head.last()
-        if packed is not None and bias_Z is not None and plan.scale_n is not None and kernels.native(hidden_ND):
-            uniform_n = torch.from_numpy(rows.uniforms_of(plan.first))
-            with_ = (packed, bias_Z, plan.pairs, plan.guidance_n, plan.scale_n, uniform_n, model.first_code)
-            return *kernels.draw_codes(head.inside(hidden_ND), *with_), {}
+    if len(plan.first) and not len(plan.text) and not plan.is_special:
+        assert isinstance(model, Janus), "others are asked for no drawings"
+        if drawn := _draw_in_one_call(model, rows, plan, hidden_ND):
+            return *drawn, {}
     token_N, logp_N = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, device=device)
     likely: Tops = {}
     if len(plan.text):
@@ -128,6 +125,16 @@ def draw_mixed(model: Decoder, rows: Rows, hidden_ND: Tensor) -> tuple[Tensor, T
     return token_N, logp_N, likely
 
 
+def _draw_in_one_call(model: Janus, rows: Rows, plan: _Plan, hidden_ND: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`draw_mixed` where all rows are plain drawings; None where the kernels do not serve."""
+    packed, bias_Z = model.generation_head.last()
+    if packed is None or bias_Z is None or plan.scale_n is None or not kernels.native(hidden_ND):
+        return None
+    uniform_n = torch.from_numpy(rows.uniforms_of(plan.first))
+    how = (plan.guidance_n, plan.scale_n, uniform_n, model.first_code)
+    return kernels.draw_codes(model.generation_head.inside(hidden_ND), packed, bias_Z, plan.pairs, *how)
+
+
 def _draw_codes(model: Janus, plan: _Plan, hidden_ND: Tensor, uniform_n: Tensor) -> tuple[Tensor, Tensor]:
     """What each row that draws a code of its own draws, and the log-probs."""
     n, guided_n, settings = len(plan.first), plan.guided_n, plan.settings
@@ -135,10 +142,11 @@ def _draw_codes(model: Janus, plan: _Plan, hidden_ND: Tensor, uniform_n: Tensor)
     own_nZ, blank_nZ = logits_MZ[:n], logits_MZ[n:]
     weighed_nZ = own_nZ
     if guided_n is None:
-        weighed_nZ = guided(own_nZ, blank_nZ, plan.scale_n1).to(own_nZ.dtype)
+        weighed_nZ = guided(own_nZ, blank_nZ, plan.guidance_n[:, None]).to(own_nZ.dtype)
     elif len(guided_n):
         weighed_nZ = own_nZ.clone()
-        weighed_nZ[guided_n] = guided(own_nZ[guided_n], blank_nZ, plan.scale_n1).to(own_nZ.dtype)
+        scale_n1 = plan.guidance_n[guided_n][:, None]
+        weighed_nZ[guided_n] = guided(own_nZ[guided_n], blank_nZ, scale_n1).to(own_nZ.dtype)
     if plan.is_special:
         code_n, logp_n = choose(weighed_nZ, uniform_n, settings)
     else:

@@ -43,8 +43,8 @@ INLINE i64 first_seen(const Shape *s, i64 n_keys) { return s->window && n_keys >
 
 #define APART 4 /* queries with pages of their own that are computed side by side */
 
-/* `tile` for R rows of A, each with a B of its own. A row's sums are those of a tile of one row, but nobody waits for them:
- * each product of one row needs the one before it, those of the others do not. */
+/* `tile` for R rows of A, each with a B of its own: the sums of tiles of one row, but while a row's sum waits for the one
+ * before it, the others go on. */
 #define DEFINE_APART(R)                                                                                                \
     INLINE void apart_##R(i64 n, const float *a, i64 lda, const float *const *b, i64 at, i64 ldb, float *c, i64 ldc,   \
                           int go_on) {                                                                                 \
@@ -108,8 +108,9 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             run = n_apart ? n_apart : run;
             for (i64 j = 0; j < PAGE; j += NR) {
                 float *to = scores + r * width + page * PAGE - skipped + j;
-                if (n_apart) apart(run, s->d_key, query + r * s->d_key, s->d_key, each, j, PAGE, to, width, 0);
-                else tile(run, s->d_key, query + r * s->d_key, s->d_key, 1, keys + id * key_stride + j, PAGE, to, width, 0);
+                const float *from = query + r * s->d_key;
+                if (n_apart) apart(run, s->d_key, from, s->d_key, each, j, PAGE, to, width, 0);
+                else tile(run, s->d_key, from, s->d_key, 1, keys + id * key_stride + j, PAGE, to, width, 0);
             }
         }
     float total[MR];
