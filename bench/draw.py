@@ -3,19 +3,22 @@
 Both open the same folder and draw as many pictures under the same guidance, painted at the end; each works in a process
 of its own that stays alive between its rounds, in turns, after one round that does not count.
 
-Try it alone: `python -m bench.draw --smoke`; the figure: `python -m bench.draw`
+Try it alone: `python -m bench.draw --smoke`; a line of draw.json, by its size: `python -m bench.draw`
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from bench.run import HERE, machine
 from bench.worker import Failed, Worker
 from zifio.log import say
 
@@ -82,6 +85,22 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]
     return rates
 
 
+def keep(out: Path, options: argparse.Namespace, rates: dict[str, list[float]]) -> None:
+    """Write the rates into the file, in place of an earlier measurement of this size."""
+    size = {"layers": options.layers, "width": options.width, "drawings": options.prompts * options.group}
+    about = {
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(options.threads, []), "scale": options.scale,
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "zifio")},
+    }  # fmt: skip
+    codes = {f"{system}_codes_per_s": [round(rate, 1) for rate in rates[system]] for system in SYSTEMS}
+    ratio = statistics.median(rates["zifio"]) / statistics.median(rates["transformers"])
+    kept = json.loads(out.read_text())["rows"] if out.exists() else []
+    others = [row for row in kept if any(row[key] != value for key, value in size.items())]
+    rows = [*others, {**size, **about, **codes, "ratio": round(ratio, 2)}]
+    rows.sort(key=lambda row: (row["width"], row["drawings"]))
+    out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     """Measure and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -93,6 +112,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--group", type=int, default=4, help="drawings of each prompt")
     parser.add_argument("--scale", type=float, default=5.0, help="of guidance")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=HERE / "draw.json", help="the file that takes what was measured")
     options = parser.parse_args(arguments)
     options.runs = 1 if options.smoke else options.runs
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +123,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     if len(rates) == len(SYSTEMS):
         ours, theirs = (statistics.median(rates[system]) for system in SYSTEMS)
         say(f"zifio draws {ours / theirs:.1f} times as fast")
+        if not options.smoke:
+            keep(options.out, options, rates)
     return rates
 
 

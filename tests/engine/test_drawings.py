@@ -15,6 +15,7 @@ from zifio.engine.engine import Engine
 from zifio.engine.guide import Drawing
 from zifio.engine.request import Completion, Event, Request
 from zifio.engine.sampler import choose, policy_logp, settings_of, uniforms
+from zifio.kernels.library import library
 from zifio.models.janus import Janus, guided
 from zifio.models.janus_config import unconditioned
 
@@ -79,6 +80,50 @@ def test_a_drawing_is_that_of_whole_sequences(model: Janus, scale: float, change
     (two,) = Engine(model, EOS).generate([prompt], [[3, 4]], sampling, [drawing_of(prompt, scale)])
     for completion, seed in zip(two, (3, 4), strict=True):
         same(completion, by_hand(model, prompt, scale, seed, sampling))
+
+
+@pytest.mark.parametrize("as_queue", [False, True])
+def test_changed_weights_draw_otherwise(as_queue: bool) -> None:
+    """As between two steps of RL: whatever is kept of weights is made anew, wherever they are."""
+    model, prompt = made_janus(janus(llama(max_position_embeddings=256))), prompt_of(7)
+    engine, said = Engine(model, EOS), set()
+    for part in (
+        "",
+        "embed_tokens",
+        "layers.0",
+        "norm",
+        "generation_embeddings",
+        "generation_aligner",
+        "generation_head",
+    ):
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if part and name.startswith(part):
+                    weight.mul_(1.3)
+        if as_queue:
+            (drawn,), _ = run(engine, Request(prompt, CODES, (3,), drawing=drawing_of(prompt, 5.0)))
+        else:
+            ((drawn,),) = engine.generate([prompt], [[3]], CODES, [drawing_of(prompt, 5.0)])
+        same(drawn, by_hand(model, prompt, 5.0, 3))
+        said.add(tuple(drawn.logps))
+    assert len(said) == 7
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler, or ZIFIO_KERNELS=off")
+def test_a_drawing_has_the_same_bits_whatever_is_drawn_beside_it(model: Janus) -> None:
+    """Alone, among drawings of all kinds, and beside text; sizes in which every kernel takes its other ways."""
+    prompts = [prompt_of(5 + 3 * place, place) for place in range(6)]
+    scales = [5.0, 1.0, 0.0, 2.5, 5.0, 1.0]
+    settings = [CODES.model_copy(update={"temperature": heat}) for heat in (1.0, 0.7, 1.1, 0.0, 1.0, 1.0)]
+    columns = zip(prompts, settings, scales, strict=True)
+    asked = [Request(p, one, (1, 2, 3), drawing=drawing_of(p, scale)) for p, one, scale in columns]
+    alone = [one for request in asked for one in run(Engine(model, EOS), request)[0]]
+    text, cut = Request([BOS, 8, 9], Sampling(max_new_tokens=30), (5,)), CODES.model_copy(update={"top_k": 5})
+    special = Request(prompts[0], cut, (4,), drawing=drawing_of(prompts[0], 3.0))
+    for more in ([], [text], [special]):
+        together = run(Engine(model, EOS, settings=EngineConfig(chunk_tokens=9)), *asked, *more)[0]
+        for one, other in zip(alone, together[: len(alone)], strict=True):
+            assert one.tokens == other.tokens and one.logps == other.logps
 
 
 def test_drawings_and_text_share_batches(model: Janus) -> None:

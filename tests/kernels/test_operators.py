@@ -13,6 +13,7 @@ from zifio.kernels import operators as kernels
 from zifio.kernels.library import library
 from zifio.models.attention import attend, spans_of
 from zifio.models.indexer import best, index_scores
+from zifio.models.janus import guided
 from zifio.models.rope import inverse_frequencies, turns
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler, or ZIFIO_KERNELS=off")
@@ -177,6 +178,31 @@ def test_draw_follows_the_cumulative_distribution(vocab: int) -> None:
     greedy, at_one = kernels.draw(logits, torch.zeros(1), uniform[:1])
     assert greedy.item() == logits.argmax().item()
     torch.testing.assert_close(at_one, logits.log_softmax(dim=-1)[0, greedy])
+
+
+@pytest.mark.parametrize("n_codes", [24, 300])
+def test_codes_are_drawn_as_by_the_operators_one_after_the_other(n_codes: int) -> None:
+    """Seven rows: two pairs, one of them the wrong way round, two without guidance, and one that nobody asks about."""
+    hidden_MF, weight_ZF, bias_Z = random(7, 36), random(n_codes, 36), random(n_codes)
+    own_n, blank_n = torch.tensor([0, 5, 2, 6]), torch.tensor([1, 4, -1, -1])
+    guidance_n, uniform_n = torch.tensor([5.0, 0.3, 9.0, 1.0]), torch.tensor([0.1, 0.6, 0.95, 0.3], dtype=torch.float64)
+    scale_n = kernels.scale_of(torch.tensor([1.0, 1.1, 0.7, 0.0]))
+    asked = (kernels.pack(weight_ZF), bias_Z, (own_n, blank_n), guidance_n, scale_n, uniform_n, 100)
+    token_M, logp_M = kernels.draw_codes(hidden_MF, *asked)
+    logits_MZ = kernels.linear(hidden_MF, weight_ZF, bias_Z)
+    own_nZ, weighed_nZ = logits_MZ[own_n], logits_MZ[own_n]
+    weighed_nZ[:2] = guided(own_nZ[:2], logits_MZ[blank_n[:2]], guidance_n[:2, None])
+    code_n, _ = kernels.draw(weighed_nZ, scale_n, uniform_n)
+    assert torch.equal(token_M[own_n], code_n + 100) and torch.equal(token_M[blank_n[:2]], code_n[:2] + 100)
+    assert torch.equal(logp_M[own_n], kernels.logp(own_nZ, scale_n, code_n))
+    assert token_M[3] == 0 and not logp_M[[1, 3, 4]].any()
+
+
+def test_scales_are_divided_in_single_precision() -> None:
+    temperature = torch.tensor([1.0, 0.0, 1.1, 0.7, 3.0], dtype=torch.float64)
+    expected = torch.where(temperature == 0, 0.0, 1 / temperature.float())
+    assert torch.equal(kernels.scale_of(temperature), expected)
+    assert torch.equal(kernels.scale_of(torch.tensor(1.1)), expected[2])
 
 
 def test_no_rows_are_no_error() -> None:

@@ -57,3 +57,46 @@ def test_changed_weights_and_adapters_take_the_ordinary_way():
     model.pack()
     assert model._fused is None
     assert torch.equal(hidden(model), adapted) and not torch.equal(adapted, changed)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_step_of_decoding_has_the_bits_of_a_pass(name: str):
+    """Nine sequences, some of which share their first page, over the border of a page."""
+    config: AnyConfig = DENSE[name]
+    model, n = made(config), 9
+    model.pack()
+    tables = torch.tensor([[m if m > 3 else 0, 20 + m] for m in range(n)])
+    states = []
+    for in_one_call in (False, True):
+        cache, steps = PagedCache(config, n_pages=30), []
+        with torch.no_grad():
+            for at in range(36):
+                columns = tokens_like(n, seed=at), torch.full((n,), at)
+                if in_one_call:
+                    assert model.decodes
+                    out = model.decode(*columns, tables, cache)
+                    assert out is not None
+                    steps.append(out)
+                else:
+                    cache.begin(tables, columns[1], torch.ones(n, dtype=torch.int64))
+                    steps.append(model(columns[0][None], columns[1][None], cache).hidden_BTD[0])
+        states.append(torch.stack(steps))
+    assert torch.equal(*states)
+
+
+def test_a_step_is_refused_where_a_token_or_a_position_is_in_no_table():
+    model = made(llama())
+    assert not model.decodes
+    model.pack()
+    cache, table = PagedCache(model.config, n_pages=3), torch.tensor([[0, 1, 2]])
+    with torch.no_grad():
+        cache.begin(table, torch.tensor([0]), torch.tensor([1]))
+        model(torch.tensor([[3]]), torch.tensor([[0]]), cache)
+        assert model.decodes
+        for token, position, is_known in ((3, 1, True), (10_000, 1, False), (3, 10_000, False)):
+            out = model.decode(torch.tensor([token]), torch.tensor([position]), table, cache)
+            assert (out is not None) is is_known
+        model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        assert not model.decodes
+    model.pack()
+    assert not model.decodes, "a gradient is wanted"

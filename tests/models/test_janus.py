@@ -12,6 +12,7 @@ from tiny import deepseek, janus, llama, made_janus, pixels_like, qwen3, tokens_
 from torch import Tensor
 
 from zifio.config import ConfigError
+from zifio.kernels.library import library
 from zifio.models.count import janus_parameters
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus, guided
@@ -201,6 +202,31 @@ def test_a_pass_with_pictures_equals_pictures_looked_at_before() -> None:
     positions = torch.arange(len(prompt))[None]
     within = model(torch.tensor([numbered]), positions, pixels_MUYX=pixels).hidden_BTD[0]
     torch.testing.assert_close(within, hidden_of(model, prompt), atol=1e-6, rtol=0)
+
+
+def test_codes_are_read_from_a_table_with_the_same_bits_until_weights_change() -> None:
+    model, tokens = made_janus(), torch.tensor([[1, 40, 63, 41, 5, 52, 40], [40, 41, 42, 43, 44, 45, 63]])
+
+    def read() -> list[Tensor]:
+        with torch.no_grad():
+            return [model.embed(part) for part in (tokens, tokens[1:], tokens[:, :1])]
+
+    plain = read()
+    model.pack()
+    assert all(map(torch.equal, read(), plain)) and (model._drawn_ZD is not None or library() is None)
+    model.embed(tokens).sum().backward()
+    assert model.generation_aligner.fc1.weight.grad is not None, "with a gradient the modules read"
+    for name, weight in model.named_parameters():
+        if name.startswith(("generation_embeddings", "generation_aligner")):
+            with torch.no_grad():
+                weight.mul_(1.5)
+            changed = read()
+            model.unpack()
+            again = read()
+            model.pack()
+            assert all(map(torch.equal, changed, again)) and all(map(torch.equal, read(), again))
+            assert not torch.equal(changed[1], plain[1]), name
+            plain = changed
 
 
 def test_no_two_pictures_share_tokens_and_dropped_ones_are_forgotten() -> None:

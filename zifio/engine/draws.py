@@ -9,6 +9,9 @@ Try it alone: `pytest tests/engine/test_drawings.py`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from zifio.engine.guide import Bias, Top
 from zifio.engine.rows import Rows
 from zifio.engine.sampler import Settings, choose, draw, likeliest, policy_logp
 from zifio.engine.scheduler import Chunk
+from zifio.kernels import operators as kernels
 from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus, guided
 
@@ -44,60 +48,114 @@ def draw_text(rows: Rows, logits_NV: Tensor, counts: np.ndarray) -> tuple[Tensor
     )
 
 
+class _Plan(NamedTuple):
+    """Which rows write and which draw codes, where the model is; good as long as the rows are the same."""
+
+    text: np.ndarray
+    """Rows that write."""
+    first: np.ndarray
+    """Rows that draw codes, but for those that are apart from their twins."""
+    is_special: bool
+    """Whether one of the latter draws otherwise than from softmax(logits / temperature)."""
+    settings: Settings
+    asked_M: Tensor
+    """Rows whose logits over the codes are wanted: `first`, and behind them the twins of those that are guided."""
+    guided_n: Tensor | None
+    """Places of the guided ones among `first`; None where all are."""
+    place_M: Tensor
+    """Whose code each of them takes, as a place among `first`."""
+    pairs: tuple[Tensor, Tensor]
+    """As `kernels.draw_codes` wants them: `first`, and the twins' rows."""
+    guidance_n: Tensor
+    """Scale of each one's guidance."""
+    scale_n: Tensor | None
+    """`kernels.scale_of` the temperatures, where the kernels draw."""
+
+
+def _planned(rows: Rows, device: torch.device) -> _Plan:
+    """The plan, worked out anew where rows came or went."""
+    if isinstance(rows.plan, _Plan):
+        return rows.plan
+    text = [row for row, sample in enumerate(rows.samples) if sample.drawing is None]
+    samples = [one for one in rows.samples if one.drawing is not None and not one.is_blank and not one.is_apart]
+    first = np.array([sample.row for sample in samples], np.int64)
+    guided = [place for place, sample in enumerate(samples) if sample.twin is not None]
+    twins = [sample.twin.row for sample in samples if sample.twin is not None]
+    guidance = [sample.drawing.scale if sample.drawing is not None else 1.0 for sample in samples]
+    blank = [sample.twin.row if sample.twin is not None else -1 for sample in samples]
+    settings = _settings(rows, first, device)
+
+    def whole(numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=device)
+
+    rows.plan = plan = _Plan(
+        np.array(text, np.int64), first, bool(rows.is_special[first].any()), settings,
+        whole([*first.tolist(), *twins]), whole(guided) if len(guided) < len(samples) else None,
+        whole([*range(len(samples)), *guided]), (whole(first.tolist()), whole(blank)),
+        torch.tensor(guidance, dtype=torch.float32, device=device),
+        kernels.scale_of(settings.temperature_B) if device.type == "cpu" else None,
+    )  # fmt: skip
+    return plan
+
+
 def draw_mixed(model: Decoder, rows: Rows, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tops]:
     """A token and its log-prob for every row, from the hidden state of its last token, where some rows are drawings.
 
     Meaningless for a row that is apart from its twin, which is to draw again.
     """
     n, device = len(rows), hidden_ND.device
+    plan = _planned(rows, device)
+    if len(plan.first) and not len(plan.text) and not plan.is_special:
+        assert isinstance(model, Janus), "others are asked for no drawings"
+        if drawn := _draw_in_one_call(model, rows, plan, hidden_ND):
+            return *drawn, {}
     token_N, logp_N = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, device=device)
-    is_text = np.array([sample.drawing is None for sample in rows.samples])
     likely: Tops = {}
-    if is_text.any():
-        text, counts = np.flatnonzero(is_text), is_text.astype(np.int64)
-        text_N = moved(text, device)
+    if len(plan.text):
+        counts = np.zeros(n, np.int64)
+        counts[plan.text] = 1
+        text_N = moved(plan.text, device)
         logits_NV = model.logits(hidden_ND[text_N])
         token_N[text_N], logp_N[text_N] = draw_text(rows, logits_NV, counts)
-        likely = {int(text[place]): top for place, top in tops(rows, logits_NV, counts).items()}
-    draws = [not text and not s.is_blank and not s.is_apart for text, s in zip(is_text, rows.samples, strict=True)]
-    if any(draws):
+        likely = {int(plan.text[place]): top for place, top in tops(rows, logits_NV, counts).items()}
+    if len(plan.first):
         assert isinstance(model, Janus), "others are asked for no drawings"
-        first_N, twin_N, token_n, logp_n = _draw_codes(model, rows, hidden_ND, np.array(draws))
-        token_N[first_N], logp_N[first_N] = token_n, logp_n
-        token_N[twin_N] = token_N[first_N[_is_guided(rows, first_N)]]
+        token_n, logp_n = _draw_codes(model, plan, hidden_ND, moved(rows.uniforms_of(plan.first), device))
+        token_N[plan.asked_M], logp_N[plan.asked_M] = token_n[plan.place_M], logp_n[plan.place_M]
     return token_N, logp_N, likely
 
 
-def _draw_codes(
-    model: Janus, rows: Rows, hidden_ND: Tensor, draws: np.ndarray
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows that draw and the twins of those that are guided; what the former draw, and the log-probs."""
-    first, device = np.flatnonzero(draws), hidden_ND.device
-    samples = [rows.samples[row] for row in first.tolist()]
-    pairs = [(sample.twin.row, sample.drawing.scale) for sample in samples if sample.twin and sample.drawing]
-    first_N = moved(first, device)
-    twin_N = torch.tensor([row for row, _ in pairs], dtype=torch.int64, device=device)
-    own_NZ, blank_NZ = model.code_logits(hidden_ND[torch.cat([first_N, twin_N])]).split([len(first), len(pairs)])
-    settings = _settings(rows, first, device)
-    uniform_N = moved(rows.uniforms(draws.astype(np.int64)), device)
-    weighed_NZ, is_guided_N = own_NZ, _is_guided(rows, first_N)
-    if pairs:
-        scale_N1 = torch.tensor([[scale] for _, scale in pairs], device=device)
-        weighed_NZ = own_NZ.clone()
-        weighed_NZ[is_guided_N] = guided(own_NZ[is_guided_N], blank_NZ, scale_N1).to(own_NZ.dtype)
-    if rows.is_special[first].any():
-        code_N, logp_N = choose(weighed_NZ, uniform_N, settings)
+def _draw_in_one_call(model: Janus, rows: Rows, plan: _Plan, hidden_ND: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`draw_mixed` where all rows are plain drawings; None where the kernels do not serve."""
+    packed, bias_Z = model.generation_head.last()
+    if packed is None or bias_Z is None or plan.scale_n is None or not kernels.native(hidden_ND):
+        return None
+    uniform_n = torch.from_numpy(rows.uniforms_of(plan.first))
+    how = (plan.guidance_n, plan.scale_n, uniform_n, model.first_code)
+    return kernels.draw_codes(model.generation_head.inside(hidden_ND), packed, bias_Z, plan.pairs, *how)
+
+
+def _draw_codes(model: Janus, plan: _Plan, hidden_ND: Tensor, uniform_n: Tensor) -> tuple[Tensor, Tensor]:
+    """What each row that draws a code of its own draws, and the log-probs."""
+    n, guided_n, settings = len(plan.first), plan.guided_n, plan.settings
+    logits_MZ = model.code_logits(hidden_ND[plan.asked_M])
+    own_nZ, blank_nZ = logits_MZ[:n], logits_MZ[n:]
+    weighed_nZ = own_nZ
+    if guided_n is None:
+        weighed_nZ = guided(own_nZ, blank_nZ, plan.guidance_n[:, None]).to(own_nZ.dtype)
+    elif len(guided_n):
+        weighed_nZ = own_nZ.clone()
+        scale_n1 = plan.guidance_n[guided_n][:, None]
+        weighed_nZ[guided_n] = guided(own_nZ[guided_n], blank_nZ, scale_n1).to(own_nZ.dtype)
+    if plan.is_special:
+        code_n, logp_n = choose(weighed_nZ, uniform_n, settings)
     else:
-        code_N, logp_N = draw(weighed_NZ, uniform_N, settings.temperature_B)
-    if pairs:
-        heat_N = settings.temperature_B[is_guided_N]
-        logp_N[is_guided_N] = policy_logp(own_NZ[is_guided_N], code_N[is_guided_N], heat_N)
-    return first_N, twin_N, code_N + model.first_code, logp_N
-
-
-def _is_guided(rows: Rows, row_N: Tensor) -> Tensor:
-    """Which of these rows have a twin."""
-    return torch.tensor([rows.samples[row].twin is not None for row in row_N.tolist()], device=row_N.device)
+        code_n, logp_n = draw(weighed_nZ, uniform_n, settings.temperature_B)
+    if guided_n is None:
+        logp_n = policy_logp(own_nZ, code_n, settings.temperature_B)
+    elif len(guided_n):
+        logp_n[guided_n] = policy_logp(own_nZ[guided_n], code_n[guided_n], settings.temperature_B[guided_n])
+    return code_n + model.first_code, logp_n
 
 
 def _settings(rows: Rows, row_N: slice | np.ndarray, device: torch.device) -> Settings:

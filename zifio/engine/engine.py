@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
+
+_VERSION = attrgetter("_version")
 
 
 class Engine:
@@ -136,8 +139,10 @@ class Engine:
         try:
             for request in requests:
                 self._queue(request)
-            while self.has_work:
-                done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
+            self._notice_new_weights()  # in time for all steps: they are ours alone
+            with torch.inference_mode():
+                while self.has_work:
+                    done.update((event.id, event.completion) for event in self._step() if event.completion is not None)
         finally:  # whoever interrupts a batch may ask again
             self._samples.clear()
             self._events.clear()
@@ -197,11 +202,15 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Compute one batch, and tell what came of it for each reply that it moved or ended."""
+        if self._samples:
+            self._notice_new_weights()
+        return self._step()
+
+    def _step(self) -> list[Event]:
         events, self._events = self._events, []
         if not self._samples:
             return events
         assert self._scheduler is not None
-        self._notice_new_weights()
         chunks = self._scheduler.plan()
         assert chunks or len(self._scheduler.rows), "whoever waits is admitted when nothing runs"
         with self._arithmetic():
@@ -349,7 +358,7 @@ class Engine:
         counts = np.concatenate([counts, np.ones(len(origin), np.int64)]) if origin else counts
         if rows.n_drawings:  # then nothing is drafted: a row has one token
             place_N = places_of(n_fed, chunks, origin)
-            drawn = draw_mixed(self.model, rows, hidden_ND[moved(place_N, self.device)])
+            drawn = draw_mixed(self.model, rows, hidden_ND[moved(place_N, self.device)] if chunks else hidden_ND)
         else:
             logits_NV, place_N = self._logits(hidden_ND, n_fed, chunks, origin)
             drawn = *draw_text(rows, logits_NV, counts), tops(rows, logits_NV, counts)
@@ -413,11 +422,13 @@ class Engine:
         ended: list[tuple] = []
         events: list[Event] = []
         drafts = rows.draft[: len(rows)].tolist() if self.settings.speculate else None
-        at = 0
+        at = n_twice = 0
         for row, (sample, count) in enumerate(zip(rows.samples, counts.tolist(), strict=True)):
             if sample.twin is not None and (sample.is_blank or sample.is_apart):  # the other one tells
-                new.append([] if sample.is_apart else [tokens[at]])
-                sample.tokens += new[-1]
+                drawn = [] if sample.is_apart else [tokens[at]]
+                new.append(drawn)
+                sample.tokens += drawn
+                n_twice += len(drawn)
                 at += count
                 continue
             end = self._take(sample, tokens[at], logps[at])
@@ -441,7 +452,6 @@ class Engine:
         rows.token[:n_rows] = [drawn[-1] if drawn else rows.token[row] for row, drawn in enumerate(new)]
         rows.position[:n_rows] += n_new
         rows.cursor[:n_rows] += n_new
-        n_twice = sum(sample.is_blank and not sample.is_apart for sample in rows.samples) if rows.n_drawings else 0
         self.stats.tokens += (n_rows if is_even else sum(map(len, new))) - n_twice
         return new, ended, events
 
@@ -500,7 +510,7 @@ class Engine:
 
     def _weights_version(self) -> int:
         """Grows with every in-place change of a weight."""
-        return sum(tensor._version for tensor in self._tensors)
+        return sum(map(_VERSION, self._tensors))
 
     def _notice_new_weights(self) -> None:
         version = self._weights_version()

@@ -103,6 +103,7 @@ class Rows:
         self.uniform = np.zeros((max_rows, _BLOCK), np.float64)
         self.cursor = np.zeros(max_rows, np.int64)  # its next number in `uniform`
         self.n_drawings = 0  # rows that draw codes
+        self.plan: object = None  # what `draws` has worked out for these very rows
         self._streams: list[np.random.Generator] = []
 
     def __len__(self) -> int:
@@ -110,7 +111,7 @@ class Rows:
 
     def add(self, sample: Sample) -> None:
         """Let a sample whose tokens are all computed take the next row; its first token here is still to be drawn."""
-        row, sampling = len(self.samples), sample.sampling
+        row, sampling, self.plan = len(self.samples), sample.sampling, None
         self.samples.append(sample)
         self.n_drawings += sample.drawing is not None
         sample.row = row
@@ -142,7 +143,7 @@ class Rows:
 
     def remove(self, row: int) -> Sample:
         """Take a sample out of the batch; the last row takes its place."""
-        sample, last = self.samples[row], len(self.samples) - 1
+        sample, last, self.plan = self.samples[row], len(self.samples) - 1, None
         if row < last:
             for column in (
                 self.table, self.capacity, self.position, self.token, self.draft, self.born, self.slot,
@@ -164,15 +165,23 @@ class Rows:
         They are those of `sampler.uniforms`, whatever was asked before.
         """
         n = len(self.samples)
-        self._refill(n)
         if counts is None:
-            return self.uniform[np.arange(n), self.cursor[:n]]
+            return self.uniforms_of(np.arange(n))
+        self._refill(n)
         row = np.repeat(np.arange(n), counts)
         return self.uniform[row, self.cursor[row] + place_in_run(counts)]
 
+    def uniforms_of(self, row_N: np.ndarray) -> np.ndarray:
+        """The next random number of each of these rows."""
+        self._refill(len(self.samples))
+        return self.uniform[row_N, self.cursor[row_N]]
+
     def _refill(self, n: int) -> None:
         """At least two numbers in stock for every row."""
-        for row in np.flatnonzero(self.cursor[:n] > _BLOCK - 2).tolist():
+        is_short = self.cursor[:n] > _BLOCK - 2
+        if not is_short.any():
+            return
+        for row in np.flatnonzero(is_short).tolist():
             used = int(self.cursor[row])
             left = self.uniform[row, used:].copy()
             self.uniform[row, : len(left)] = left

@@ -181,8 +181,9 @@ class Scheduler:
         """A page for every row that has filled its last one, the oldest first; drafts get one if there is one."""
         rows = self.rows
         n = len(rows)
-        lacking = np.flatnonzero(rows.position[:n] >= rows.capacity[:n])
-        if len(lacking):
+        lacks_room = rows.position[:n] >= rows.capacity[:n]
+        if lacks_room.any():
+            lacking = np.flatnonzero(lacks_room)
             by_age = lacking[np.argsort(rows.born[lacking])].tolist()
             for sample in [rows.samples[row] for row in by_age]:
                 while sample.row >= 0 and not self.pages.n_available:
@@ -190,6 +191,8 @@ class Scheduler:
                 if sample.row >= 0:
                     rows.extend(sample.row, self.pages.take())
         n = len(rows)
+        if not (rows.draft[:n] >= 0).any():
+            return
         for row in np.flatnonzero((rows.draft[:n] >= 0) & (rows.position[:n] + 1 >= rows.capacity[:n])).tolist():
             if self.pages.n_available:
                 rows.extend(row, self.pages.take())

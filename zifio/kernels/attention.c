@@ -41,6 +41,47 @@ typedef struct {
 /* The first of n keys that a query sees. */
 INLINE i64 first_seen(const Shape *s, i64 n_keys) { return s->window && n_keys > s->window ? n_keys - s->window : 0; }
 
+#define APART 4 /* queries with pages of their own that are computed side by side */
+
+/* `tile` for R rows of A, each with a B of its own: the sums of tiles of one row, but while a row's sum waits for the one
+ * before it, the others go on. */
+#define DEFINE_APART(R)                                                                                                \
+    INLINE void apart_##R(i64 n, const float *a, i64 lda, const float *const *b, i64 at, i64 ldb, float *c, i64 ldc,   \
+                          int go_on) {                                                                                 \
+        vec sum[R][NV];                                                                                                \
+        for (int i = 0; i < R; i++)                                                                                    \
+            for (int j = 0; j < NV; j++) sum[i][j] = go_on ? load(c + i * ldc + j * VL) : (vec){0};                    \
+        for (i64 k = 0; k < n; k++)                                                                                    \
+            _Pragma("GCC unroll 16") for (int i = 0; i < R; i++) {                                                     \
+                float x = a[i * lda + k];                                                                              \
+                for (int j = 0; j < NV; j++) sum[i][j] += x * load(b[i] + at + k * ldb + j * VL);                      \
+            }                                                                                                          \
+        for (int i = 0; i < R; i++)                                                                                    \
+            for (int j = 0; j < NV; j++) store(c + i * ldc + j * VL, sum[i][j]);                                       \
+    }
+DEFINE_APART(1) DEFINE_APART(2) DEFINE_APART(3) DEFINE_APART(4)
+
+/* Columns at .. at + NR of the products of some rows, each with a B of its own. */
+static void apart(i64 rows, i64 n, const float *a, i64 lda, const float *const *b, i64 at, i64 ldb, float *c, i64 ldc,
+                  int go_on) {
+    switch (rows) {
+#define CASE_APART(R) case R: apart_##R(n, a, lda, b, at, ldb, c, ldc, go_on); break;
+        CASE_APART(1) CASE_APART(2) CASE_APART(3) CASE_APART(4)
+    }
+}
+
+/* How many of the rows from r on, up to APART, have `n_keys` keys on a page, or any where that is 0; where they are. */
+static i64 side_by_side(const Row *rows, i64 r, i64 n_rows, i64 page, i64 n_keys, const float *memory, i64 stride,
+                        const float **b) {
+    i64 count = 0;
+    for (; count < APART && r + count < n_rows; count++) {
+        i64 own = least(rows[r + count].n_keys - page * PAGE, PAGE);
+        if (own <= 0 || (n_keys && own != n_keys)) break;
+        b[count] = memory + rows[r + count].table[page] * stride;
+    }
+    return count;
+}
+
 /* Scores, softmax and weighted values of up to MR queries. Page i of a row is keys + table[i] * key_stride and values +
  * table[i] * value_stride. */
 static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float *keys, i64 key_stride,
@@ -54,6 +95,7 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
     skipped = first_page * PAGE;
     i64 width = n_pages * PAGE - skipped;
     float *scores = scratch(1, MR * width), *query = scratch(2, MR * s->d_key), *out = scratch(3, MR * wide);
+    const float *each[APART];
     for (i64 r = 0; r < n_rows; r++)
         for (i64 i = 0; i < s->d_key; i++) query[r * s->d_key + i] = rows[r].query[i] * s->scale;
     for (i64 page = first_page; page < n_pages; page++)
@@ -62,11 +104,14 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             if (rows[r].n_keys <= page * PAGE) continue;
             int32_t id = rows[r].table[page];
             while (r + run < n_rows && rows[r + run].n_keys > page * PAGE && rows[r + run].table[page] == id) run++;
-            if (r + run < n_rows && rows[r + run].n_keys > page * PAGE)
-                ahead(keys + rows[r + run].table[page] * key_stride, s->d_key * PAGE);
-            for (i64 j = 0; j < PAGE; j += NR)
-                tile(run, s->d_key, query + r * s->d_key, s->d_key, 1, keys + id * key_stride + j, PAGE,
-                     scores + r * width + page * PAGE - skipped + j, width, 0);
+            i64 n_apart = run > 1 ? 0 : side_by_side(rows, r, n_rows, page, 0, keys, key_stride, each);
+            run = n_apart ? n_apart : run;
+            for (i64 j = 0; j < PAGE; j += NR) {
+                float *to = scores + r * width + page * PAGE - skipped + j;
+                const float *from = query + r * s->d_key;
+                if (n_apart) apart(run, s->d_key, from, s->d_key, each, j, PAGE, to, width, 0);
+                else tile(run, s->d_key, from, s->d_key, 1, keys + id * key_stride + j, PAGE, to, width, 0);
+            }
         }
     float total[MR];
     for (i64 r = 0; r < n_rows; r++) {
@@ -100,11 +145,14 @@ static void attend_tile(const Shape *s, const Row *rows, i64 n_rows, const float
             while (r + run < n_rows && least(rows[r + run].n_keys - page * PAGE, PAGE) == n_keys &&
                    rows[r + run].table[page] == id)
                 run++;
-            if (r + run < n_rows && rows[r + run].n_keys > page * PAGE)
-                ahead(values + rows[r + run].table[page] * value_stride, wide * PAGE);
-            for (i64 j = 0; j < wide; j += NR)
-                tile(run, n_keys, scores + r * width + page * PAGE - skipped, width, 1, values + id * value_stride + j, wide,
-                     out + r * wide + j, wide, 1);
+            i64 n_apart = run > 1 ? 0 : side_by_side(rows, r, n_rows, page, n_keys, values, value_stride, each);
+            run = n_apart ? n_apart : run;
+            for (i64 j = 0; j < wide; j += NR) {
+                const float *weight = scores + r * width + page * PAGE - skipped;
+                float *to = out + r * wide + j;
+                if (n_apart) apart(run, n_keys, weight, width, each, j, wide, to, wide, 1);
+                else tile(run, n_keys, weight, width, 1, values + id * value_stride + j, wide, to, wide, 1);
+            }
         }
     for (i64 r = 0; r < n_rows; r++)
         for (i64 i = 0; i < s->d_value; i++) rows[r].out[i] = out[r * wide + i] / total[r];
@@ -136,8 +184,8 @@ API void zifio_attend_pages(i64 n, i64 n_heads, i64 n_key_heads, i64 d_key, i64 
     i64 group = n_heads / n_key_heads, n_rows = n * group;
     i64 key_size = d_key * PAGE, value_size = value_width(&s) * PAGE;
     i64 per_tile = group < MR ? MR / group * group : MR;
-    i64 n_tiles = (n_rows + per_tile - 1) / per_tile;
-#pragma omp parallel for schedule(dynamic) collapse(2) if (n_rows * n_key_heads > 8)
+    i64 n_tiles = (n_rows + per_tile - 1) / per_tile, most = n_rows * n_key_heads * (d_key + d_value) * table_width * PAGE;
+#pragma omp parallel for schedule(dynamic) collapse(2) if (most > ENOUGH)
     for (i64 t = 0; t < n_tiles; t++)
         for (i64 j = 0; j < n_key_heads; j++) {
             Row rows[MR];

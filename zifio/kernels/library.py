@@ -27,7 +27,7 @@ import torch  # noqa: F401 - loads OpenMP for us
 from zifio.log import say
 
 _HERE = Path(__file__).parent
-_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c", "delta.c", "indexer.c")
+_SOURCES = ("matmul.c", "attention.c", "rowwise.c", "experts.c", "blocks.c", "codes.c", "delta.c", "indexer.c")
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-fPIC")
 
 _I, _P, _F, _C = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_int
@@ -53,6 +53,7 @@ _SIGNATURES = {
     "token_logp_backward": (_I, _I, _P, _I, _F, _P, _P, _P),
     "draw": (_I, _I, _P, _I, _P, _P, _P, _P),
     "blocks": (_I, _P, _P, _P),
+    "draw_codes": (_I, _I, _I, _P, _P, _P, _I, _P, _P, _P, _P, _P, _I, _P, _P, _P),
     "delta_spans": (_P, _I, _P),
     "delta_slots": (_P, _I, _P, _P, _P),
     "rule_spans": (_P, _I, _P),
@@ -61,9 +62,9 @@ _SIGNATURES = {
     "experts": (_I, _I, _I, _I, _I, *[_P] * 6, _I, _P, _I, *[_P] * 6),
     "experts_backward": (_I, _I, _I, _I, _I, *[_P] * 14),
 }
-_SIZES = {
+_NUMBERS = {  # what returns one
     "packed_size": (_I, _I), "key_page_size": (_I, _I), "value_page_size": (_I, _I), "blocks_work": (_I,) * 5,
-    "delta_width": (_I,),
+    "delta_width": (_I,), "decode_work": (_I,), "decode": (_P, _I, _P, _P, _P, _I, _P, _P),
 }  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def _load(path: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"zifio_{name}")
         function.argtypes, function.restype = arguments, None
         setattr(loaded, name, function)
-    for name, arguments in _SIZES.items():
+    for name, arguments in _NUMBERS.items():
         function = getattr(loaded, f"zifio_{name}")
         function.argtypes, function.restype = arguments, _I
         setattr(loaded, name, function)

@@ -93,7 +93,6 @@ void product(i64 m, i64 n, i64 k, const float *a, i64 ra, i64 ka, const float *b
     panels(0, (n + NR - 1) / NR, m, n, k, a, ra, ka, b, rb, cb, c, ldc, go_on);
 }
 
-#define ENOUGH 200000 /* multiplications that are worth waking the other threads */
 #define ROWS 1024     /* rows of A that one thread multiplies by a packed block before it packs the next */
 
 /* Work is dealt out in pieces as threads come for it, since on a shared machine one of them may be held up: a few

@@ -15,6 +15,7 @@ import ctypes
 import platform
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -366,6 +367,11 @@ def blocks_work(d: int, n_heads: int, n_key_heads: int, d_head: int, d_hidden: i
     return _lib().blocks_work(d, n_heads, n_key_heads, d_head, d_hidden)
 
 
+def decode_work(half: int) -> int:
+    """Floats that one token takes beside those and its table in `FusedLayers.decode`."""
+    return _lib().decode_work(half)
+
+
 def experts(
     x_ND: Tensor,
     expert_NA: Tensor,
@@ -428,14 +434,17 @@ def scale_of(temperature: Tensor) -> Tensor:
 
     The sampler's and the trainer's: their log-probs are equal only where this factor is.
     """
-    return torch.where(temperature == 0, 0.0, 1 / temperature.float())
+    given = temperature.float().numpy()  # a few numbers at every step: numpy has done before torch has begun
+    scale = np.zeros_like(given)
+    np.divide(np.float32(1), given, out=scale, where=given != 0)
+    return torch.from_numpy(scale)
 
 
 def logp(logits_BV: Tensor, scale_B: Tensor, token_B: Tensor) -> Tensor:
     """log softmax(logits * scale)[token] of every row, at scale 1 where it is 0; only for `native` tensors."""
     logits, token = logits_BV.contiguous(), token_B.contiguous()
-    scale, out = torch.where(scale_B == 0, 1.0, scale_B), logits.new_empty(len(logits))
-    where = (scale.data_ptr(), token.data_ptr(), out.data_ptr())
+    out = logits.new_empty(len(logits))
+    where = (scale_B.data_ptr(), token.data_ptr(), out.data_ptr())
     _lib().logp(*logits.shape, logits.data_ptr(), logits.shape[1], *where)
     return out
 
@@ -451,6 +460,26 @@ def draw(logits_BV: Tensor, scale_B: Tensor, uniform_B: Tensor) -> tuple[Tensor,
     inputs = (scale_B.data_ptr(), uniform_B.data_ptr(), token_B.data_ptr(), logp_B.data_ptr())
     _lib().draw(n, d, logits_BV.data_ptr(), logits_BV.stride(0), *inputs)
     return token_B, logp_B
+
+
+def draw_codes(
+    hidden_MF: Tensor, packed: Tensor, bias_Z: Tensor, pairs: tuple[Tensor, Tensor], guidance_n: Tensor,
+    scale_n: Tensor, uniform_n: Tensor, first_code: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A code's token and its log-prob for every row of the image head's hidden layer that draws; zeros for others.
+
+    `pairs` are, int64, the rows that draw and for each the row of the blank prompt that guides it and takes the same
+    token: -1 for nobody, and its guidance means nothing. `packed` is `pack` of the head's last weight [Z, F]. The bits
+    are those of `models.janus.guided`, `draw` and `logp`. Only for `native` tensors.
+    """
+    hidden, (m, k), d = hidden_MF.contiguous(), hidden_MF.shape, len(bias_Z)
+    own_n, blank_n = pairs
+    token_M, logp_M, logits = torch.zeros(m, dtype=torch.long), hidden.new_zeros(m), hidden.new_empty(m, d)
+    weights = (hidden.data_ptr(), packed.data_ptr(), bias_Z.data_ptr())
+    each = (x.data_ptr() for x in (own_n, blank_n, guidance_n, scale_n, uniform_n))
+    out = (logits.data_ptr(), token_M.data_ptr(), logp_M.data_ptr())
+    _lib().draw_codes(m, d, k, *weights, len(own_n), *each, first_code, *out)
+    return token_M, logp_M
 
 
 _KEPT_BYTES = 256 * 2**20  # of logits that are kept for the gradient; beyond, they are computed again

@@ -172,11 +172,11 @@ ALONE float logp_of(const float *x, i64 target, float scale, Denominator z) {
     return (x[target] * scale - z.top) - logf(z.total);
 }
 
-/* The same of every row, each with a scale of its own. */
+/* The same of every row, each with a scale of its own; 0 stands for 1. */
 API void zifio_logp(i64 n, i64 d, const float *logits, i64 ld, const float *scale, const i64 *target, float *logp) {
     FOR_ROWS {
-        const float *x = logits + row * ld;
-        logp[row] = logp_of(x, target[row], scale[row], denominator(x, d, scale[row]));
+        const float *x = logits + row * ld, by = scale[row] == 0 ? 1.0f : scale[row];
+        logp[row] = logp_of(x, target[row], by, denominator(x, d, by));
     }
 }
 

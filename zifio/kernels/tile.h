@@ -35,9 +35,10 @@ typedef int64_t i64;
 #define NV 4
 #define MR 6
 #endif
-#define NR (VL * NV) /* columns of a panel */
-#define KC 256       /* inner indices summed in registers before they are added to the total */
-#define PAGE 32      /* tokens of a page (engine/cache.py) */
+#define NR (VL * NV)  /* columns of a panel */
+#define KC 256        /* inner indices summed in registers before they are added to the total */
+#define PAGE 32       /* tokens of a page (engine/cache.py) */
+#define ENOUGH 200000 /* multiplications that are worth waking the other threads */
 
 typedef float vec __attribute__((vector_size(VL * 4)));
 typedef float loose __attribute__((vector_size(VL * 4), aligned(4)));

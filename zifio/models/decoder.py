@@ -14,6 +14,7 @@ Try it:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from zifio.models.linear_attention import GatedDeltaNet, order_of
 from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, inverse_frequencies, turns
 from zifio.seed import stream_seed
+
+_VERSION = attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,27 @@ class Decoder(nn.Module):
             routing += [went] if went is not None else []
         return Output(hidden_BTD, mtp_hidden, tuple(routing))
 
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` can be asked now: packed weights that have not changed, all of it plain, no gradient."""
+        if self._fused is None or torch.is_grad_enabled() or not kernels.native(self.embed_tokens.weight):
+            return False
+        return not self.norm.centred and self._fused_version == self._version()
+
+    def decode(self, token_N: Tensor, position_N: Tensor, table_NP: Tensor, cache: Cache) -> Tensor | None:
+        """`forward` of one new token of each of N sequences in one call of C: normed states [N, D], with its bits.
+
+        `table_NP` are the sequences' pages, of the kernels' kind, in a cache that need not be told of the pass. None,
+        and nothing done, where only `forward` will do, as with pictures. Wants `decodes`.
+        """
+        assert self._fused is not None
+        columns = (token_N, position_N, table_NP)
+        return self._fused.decode(columns, self.tables(), self._table, self.norm, cache)
+
+    def tables(self) -> tuple[Tensor, Tensor | None]:
+        """What the first layer reads of tokens of text, [V, D], and of codes of drawings, which a Janus has."""
+        return self.embed_tokens.weight, None
+
     def draft(
         self, next_BT: Int[Tensor, "B T"], hidden_BTD: Tensor, positions_BT: Int[Tensor, "B T"], cache: Cache
     ) -> Tensor:
@@ -283,7 +307,7 @@ class Decoder(nn.Module):
 
     def _version(self) -> int:
         """Grows with every change of a weight."""
-        return sum(parameter._version for parameter in self._weights)
+        return sum(map(_VERSION, self._weights))
 
     def unpack(self) -> None:
         """Give the memory of packed weights back; what they stood in for is written anew."""

@@ -40,6 +40,16 @@ class _Pass(ctypes.Structure):
     ]
 
 
+class _Whole(ctypes.Structure):
+    _fields_ = [
+        ("n_blocks", _I),
+        ("blocks", _P),
+        *((name, _I) for name in ("d", "half", "n_text", "n_codes", "n_positions")),
+        ("eps", _F),
+        *((name, _P) for name in ("text", "codes", "cosine", "sine", "norm")),
+    ]
+
+
 def is_plain(layer: nn.Module) -> bool:
     """Whether the C code knows all that this decoder block does."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
@@ -58,6 +68,7 @@ class FusedLayers:
         first = self._blocks[0]
         shape = (first.d, first.n_heads, first.n_key_heads, first.d_head, first.d_hidden)
         self._work_per_token = kernels.blocks_work(*shape)
+        self._d = first.d
         self._cache: Cache | None = None
         self._work = torch.empty(0)
 
@@ -65,14 +76,9 @@ class FusedLayers:
         """The residual stream behind the last layer; the cache has taken the new keys and values."""
         places = cache.places()
         assert places is not None, "asked before"
-        if cache is not self._cache:
-            self._cache = cache
-            for layer, block in enumerate(self._blocks):
-                keys, values = cache.memory(layer)
-                block.keys, block.values = keys.data_ptr(), values.data_ptr()
+        self._point_at(cache)
         n, x = x_BTD.shape[0] * x_BTD.shape[1], x_BTD.clone()
-        if self._work.numel() < n * self._work_per_token:
-            self._work = torch.empty(n * self._work_per_token)
+        self._make_room(n * self._work_per_token)
         angles = (geometry.cos_BTr.data_ptr(), geometry.sin_BTr.data_ptr())
         addresses = (place.data_ptr() for place in places)
         one = _Pass(n, *angles, *addresses, places[-1].shape[1], self._work.data_ptr())
@@ -80,6 +86,47 @@ class FusedLayers:
         assert loaded is not None
         loaded.blocks(len(self._blocks), ctypes.addressof(self._blocks), ctypes.addressof(one), x.data_ptr())
         return x
+
+    def decode(
+        self,
+        columns: tuple[Tensor, Tensor, Tensor],
+        tables: tuple[Tensor, Tensor | None],
+        turns: tuple[Tensor, Tensor],
+        norm: RMSNorm,
+        cache: Cache,
+    ) -> Tensor | None:
+        """Normed hidden states [N, D] of one new token of each of N sequences; the cache has taken its key and value.
+
+        `columns` are its number, its position and its sequence's table of pages [N, P], int64; `tables` what tokens are
+        read as, those of text and behind them those of codes; `turns` cosines and sines by position. None, and nothing
+        done, where a token or a position lies beyond the tables.
+        """
+        self._point_at(cache)
+        (token_N, position_N, table_NP), (text, codes), (cosine, sine) = columns, tables, turns
+        (n, width), half = table_NP.shape, cosine.shape[1]
+        self._make_room(n * (self._work_per_token + kernels.decode_work(half) + width))
+        whole = _Whole(
+            len(self._blocks), ctypes.addressof(self._blocks), self._d, half, len(text),
+            0 if codes is None else len(codes), len(cosine), norm.eps or 0.0, text.data_ptr(), _address(codes),
+            cosine.data_ptr(), sine.data_ptr(), norm.weight.data_ptr(),
+        )  # fmt: skip
+        loaded, hidden_ND = library(), torch.empty(n, self._d)
+        assert loaded is not None
+        where = (token_N.data_ptr(), position_N.data_ptr(), table_NP.data_ptr(), width)
+        beyond = loaded.decode(ctypes.addressof(whole), n, *where, self._work.data_ptr(), hidden_ND.data_ptr())
+        return None if beyond else hidden_ND
+
+    def _point_at(self, cache: Cache) -> None:
+        """Let the layers know where their keys and values are."""
+        if cache is not self._cache:
+            self._cache = cache
+            for layer, block in enumerate(self._blocks):
+                keys, values = cache.memory(layer)
+                block.keys, block.values = keys.data_ptr(), values.data_ptr()
+
+    def _make_room(self, n_floats: int) -> None:
+        if self._work.numel() < n_floats:
+            self._work = torch.empty(n_floats)
 
 
 def _block(layer: Any) -> _Block:

@@ -28,9 +28,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zifio.kernels import operators as kernels
 from zifio.models.attention import Cache
 from zifio.models.decoder import Decoder, Output
 from zifio.models.janus_config import JanusConfig
+from zifio.models.layers import Linear as PlainLinear
 from zifio.models.vision import Adaptor, Linear, Vision
 from zifio.models.vq import Vq
 
@@ -54,7 +56,16 @@ class ImageHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., Z] of [..., D]."""
-        return self.vision_head(F.gelu(self.proj_out(hidden)))
+        return self.vision_head(self.inside(hidden))
+
+    def inside(self, hidden: Tensor) -> Tensor:
+        """The hidden layer, [..., F]."""
+        return F.gelu(self.proj_out(hidden))
+
+    def last(self) -> tuple[Tensor | None, Tensor | None]:
+        """The last layer's weight as it is packed, None where it is not or has adapters, and its bias."""
+        head = self.vision_head
+        return (head.current, head.bias) if type(head) is PlainLinear else (None, None)
 
 
 class Janus(Decoder):
@@ -78,6 +89,8 @@ class Janus(Decoder):
         self._pictures = WeakValueDictionary[int, Picture]()
         self._n_pictures = 0
         self._pass_XD: Tensor | None = None  # features of all patches of the pictures of a training pass
+        self._drawn_ZD: Tensor | None = None  # what the decoder reads of every code, as long as the weights are those
+        self._drawn_version, self._read_with = -1, list[Tensor]()
         if seed is not None:
             self._initialise(seed)
             self.vqmodel.initialise(seed)
@@ -134,19 +147,51 @@ class Janus(Decoder):
         """What the decoder reads of tokens of all three kinds."""
         if tokens_BT.is_cuda and torch.cuda.is_current_stream_capturing():  # which steps of text alone are
             return self.embed_tokens(tokens_BT)
-        is_text_BT = tokens_BT < self.first_code
-        if bool(is_text_BT.all()):
+        lowest, highest = (int(one) for one in tokens_BT.aminmax())
+        if highest < self.first_code:
             return self.embed_tokens(tokens_BT)
+        if lowest >= self.first_code and highest < self.first_patch:
+            return self._drawn(tokens_BT - self.first_code)
+        is_text_BT, is_patch_BT = tokens_BT < self.first_code, tokens_BT >= self.first_patch
         x_BTD = self.embed_tokens(tokens_BT.where(is_text_BT, 0))
-        is_patch_BT = tokens_BT >= self.first_patch
         is_code_BT = ~(is_text_BT | is_patch_BT)
         if bool(is_code_BT.any()):
-            drawn = self.generation_aligner(self.generation_embeddings(tokens_BT[is_code_BT] - self.first_code))
+            drawn = self._drawn(tokens_BT[is_code_BT] - self.first_code)
             x_BTD = x_BTD.masked_scatter(is_code_BT[..., None], drawn.to(x_BTD.dtype))
-        if bool(is_patch_BT.any()):
+        if highest >= self.first_patch:
             seen = self._patches(tokens_BT[is_patch_BT] - self.first_patch)
             x_BTD = x_BTD.masked_scatter(is_patch_BT[..., None], seen.to(x_BTD.dtype))
         return x_BTD
+
+    def _drawn(self, code: Tensor) -> Tensor:
+        """What the decoder reads of codes, [..., D] of [...]: with packed weights rows of a table of all codes, which
+        is made when the first one is read, and anew when the weights have changed."""
+        if self._packed is None or torch.is_grad_enabled() or not kernels.native(self._packed):
+            return self._read(code)
+        return F.embedding(code, self.tables()[1])
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """As `Decoder.tables`."""
+        version = sum(weight._version for weight in self._read_with)
+        if self._drawn_ZD is None or self._drawn_version != version:
+            every_Z = torch.arange(self.generation_embeddings.num_embeddings, device=self.device)
+            self._drawn_ZD, self._drawn_version = self._read(every_Z), version
+        return self.embed_tokens.weight, self._drawn_ZD
+
+    def _read(self, code: Tensor) -> Tensor:
+        return self.generation_aligner(self.generation_embeddings(code))
+
+    def pack(self, dtype: torch.dtype = torch.float32, *, instead: bool = False) -> None:
+        """As `Decoder.pack`. In fp32 on a CPU codes are then read from a table, which costs Z times D numbers."""
+        super().pack(dtype, instead=instead)
+        read_with = [self.generation_embeddings.weight, *self.generation_aligner.parameters()]
+        if list(map(id, read_with)) != list(map(id, self._read_with)):  # adapters came or went
+            self._read_with, self._drawn_ZD = read_with, None
+
+    def unpack(self) -> None:
+        """As `Decoder.unpack`."""
+        super().unpack()
+        self._drawn_ZD = None
 
     def _patches(self, patch_N: Tensor) -> Tensor:
         """Features of patches, [N, D]."""

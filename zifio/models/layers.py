@@ -22,8 +22,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_out] of [..., d_in]."""
-        current = self.packed is not None and self._packed_version == self.weight._version
-        return kernels.linear(x, self.weight, self.bias, self.packed if current else None)
+        return kernels.linear(x, self.weight, self.bias, self.current)
+
+    @property
+    def current(self) -> Tensor | None:
+        """What is packed, if the weight has not changed since."""
+        return self.packed if self._packed_version == self.weight._version else None
 
     def weights(self) -> tuple[Tensor, ...]:
         """What is packed."""
