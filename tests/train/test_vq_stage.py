@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ from zifio.models.vq import Vq
 from zifio.models.weights import load_vq
 from zifio.pictures import write_png
 from zifio.train.loss import LossTerms, batch_loss
-from zifio.train.vq import CodeUse, Pictures, picture_batches, psnr
+from zifio.train.vq import CodeUse, Pictures, picture_batches, psnr, sources
 
 SHAPE = {
     "embed_dim": 4, "num_embeddings": 24, "latent_channels": 8, "base_channels": 32, "channel_multiplier": [1, 1, 1],
     "num_res_blocks": 1, "num_patches": 8, "projection_dim": 16, "image_token_embed_dim": 16,
 }  # fmt: skip
 SETTINGS: dict[str, Any] = {
-    "model": SHAPE, "steps": 6, "pictures": 4, "checkpoint_every": 2, "restart_after": 2,
+    "model": SHAPE, "steps": 6, "pictures": 4, "checkpoint_every": 2, "restart_after": 2, "spliced": 0.5,
     "rows": {"micro_tokens": 128}, "optim": {"lr": 3e-3}, "held_out": {"every": 3, "problems": 4},
 }  # fmt: skip
 
@@ -47,20 +48,52 @@ def test_the_loss_is_the_formula_however_the_batch_is_cut() -> None:
         between = (e[ids].permute(0, 3, 1, 2) - z).square().sum(dim=1).mean()
         off = model.decode(ids.flatten(1)) - pixels
         expected = off.square().mean() + 0.5 * off.abs().mean() + (1 + 0.4) * between
-    for micro_tokens in (64, 128, 256):
-        parts = picture_batches(pixels, 64, micro_tokens)
+    own = sources(4, 8, 0.0, random.Random(0))
+    for micro_tokens in (128, 256):
+        parts = picture_batches(pixels, own, micro_tokens)
         results = [batch_loss(model, part, terms, part.n_sequences / 4) for part in parts]
         assert len(results) == 256 // micro_tokens and sum(part.n_tokens for part in parts) == 4 * 64
         assert sum(result.loss.item() for result in results) == pytest.approx(expected.item(), rel=1e-5)
         error = sum(result.sums["squared_error"] for result in results)
         assert error == pytest.approx(off.square().mean().item(), rel=1e-5)
-    assert torch.equal(torch.cat(heard[:4]), ids.flatten(1))
+    assert torch.equal(torch.cat(heard[:2]), ids.flatten(1))
+
+
+def test_spliced_pictures_are_painted_from_codes_of_two_and_compared_with_pixels_of_the_same_two() -> None:
+    model, pixels = vq_of(), pixels_like(4, side=32)
+    source_MT = sources(4, 8, 1.0, random.Random(3))
+    source_MYX = source_MT.unflatten(1, (8, 8))
+    assert all(set(source_MT[m].tolist()) == {m // 2 * 2, m // 2 * 2 + 1} for m in range(4)), "both give a part"
+    assert torch.equal(source_MYX[0] + source_MYX[1], torch.ones(8, 8)), "what one has the other has not"
+    for changed in (source_MYX[first] != first for first in (0, 2)):
+        rows, columns = (changed.any(dim=axis).nonzero()[:, 0] for axis in (1, 0))
+        assert changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all(), "one whole rectangle"
+    with torch.no_grad():
+        ids, wanted = model.encode(pixels), pixels.clone()
+        given = ids.clone()
+        for m, y, x in ((m, y, x) for m in range(4) for y in range(8) for x in range(8)):
+            other = int(source_MYX[m, y, x])
+            given[m, 8 * y + x] = ids[other, 8 * y + x]
+            wanted[m, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = pixels[other, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+        expected = (model.decode(given) - wanted).square().mean()
+    for micro_tokens in (64, 128, 256):  # a pair is never cut
+        parts = picture_batches(pixels, source_MT, micro_tokens)
+        found = [batch_loss(model, part, LossTerms(), part.n_sequences / 4).sums["squared_error"] for part in parts]
+        assert sum(found) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_no_picture_is_spliced_unless_it_is_asked_for_and_an_odd_one_keeps_its_codes() -> None:
+    own = torch.arange(5)[:, None].expand(5, 64)
+    assert torch.equal(sources(5, 8, 0.0, random.Random(1)), own)
+    assert torch.equal(sources(5, 8, 1.0, random.Random(1))[4], own[4])
+    changed = [(sources(2, 8, 0.3, random.Random(seed)) != own[:2]).any().item() for seed in range(300)]
+    assert 0.2 < sum(changed) / 300 < 0.4
 
 
 def test_gradients_of_the_two_halves_go_apart() -> None:
     """Without commitment the encoder learns from reconstruction alone; the codebook only from its own loss."""
     model = vq_of(beta=0.0)
-    (batch,) = picture_batches(pixels_like(2, side=32), 64, 999)
+    (batch,) = picture_batches(pixels_like(2, side=32), sources(2, 8, 0.0, random.Random(0)), 999)
     batch_loss(model, batch, LossTerms(), 1.0).loss.backward()
     grad = model.encoder.conv_in.weight.grad
     assert grad is not None and model.quantize.embedding.weight.grad is not None
@@ -85,6 +118,21 @@ def test_idle_codes_become_latents_and_used_ones_stay() -> None:
     again = CodeUse(24, 3)
     again.load_state(json.loads(json.dumps(use.state())))
     assert np.array_equal(again.idle_Z, use.idle_Z) and again.n_restarted == 4
+
+
+def test_dead_codes_go_where_pictures_are_coded_worst() -> None:
+    """Latents that have their own code are as good as never taken, however many there are."""
+    model, use = vq_of(num_embeddings=40), CodeUse(40, restart_after=1)
+    pixels = pixels_like(2, side=32)
+    with torch.no_grad():
+        latents = model.latents(pixels).flatten(0, 1)
+        model.quantize.embedding.weight[:4] = latents[::32]
+        model.quantize.embedding.weight[4:] = -latents.mean(dim=0)
+        far = 1 - (latents @ model.quantize.codes().T).max(dim=1).values
+    use.idle_Z[4:] = 9
+    use.next_step(model, pixels, 5, 0)
+    taken = [(latents - code).abs().sum(dim=1).argmin().item() for code in model.quantize.codes().detach()[4:]]
+    assert far[taken].min() > 1e-5 and far[taken].mean() > 1.2 * far.mean()
 
 
 def test_a_stage_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> None:

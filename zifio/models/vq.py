@@ -14,6 +14,7 @@ Try it alone: `pytest tests/models/test_vq.py`
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -239,8 +240,24 @@ class Vq(nn.Module):
         side = self.config.num_patches
         return self.decoder(self.post_quant_conv(code_BTU.transpose(1, 2).unflatten(2, (side, side))))
 
-    def forward(self, pixels_BUYX: Tensor) -> tuple[Tensor, Coded]:
-        """Pixels painted from the codes, whose gradient goes straight through to the latents; and the codes."""
+    def forward(self, pixels_BUYX: Tensor, source_BT: Tensor | None = None) -> tuple[Tensor, Coded]:
+        """Pixels painted from the codes, whose gradient goes straight through to the latents; and the codes.
+
+        `source_BT` says of which picture of the batch each code that is painted is; by default of its own.
+        """
         coded = self.code(pixels_BUYX)
         through_BTU = coded.latent_BTU + (coded.code_BTU - coded.latent_BTU).detach()
-        return self.paint(through_BTU), coded
+        return self.paint(through_BTU if source_BT is None else joined(through_BTU, source_BT)), coded
+
+
+def joined(value_BTU: Tensor, source_BT: Tensor) -> Tensor:
+    """Of every place of the grid, what picture `source_BT` has there."""
+    return value_BTU[source_BT, torch.arange(value_BTU.shape[1], device=value_BTU.device)]
+
+
+def joined_pixels(pixels_BUYX: Tensor, source_BT: Tensor) -> Tensor:
+    """Pictures put together in the same way from patches, which fill a square grid."""
+    side = math.isqrt(source_BT.shape[1])
+    patches_BUT = F.pixel_unshuffle(pixels_BUYX, pixels_BUYX.shape[-1] // side).flatten(2)
+    patches_BTU = joined(patches_BUT.transpose(1, 2), source_BT)
+    return F.pixel_shuffle(patches_BTU.transpose(1, 2).unflatten(2, (side, side)), pixels_BUYX.shape[-1] // side)

@@ -44,7 +44,7 @@ from zifio.models.attention import predecessors
 from zifio.models.captioner import Captioner
 from zifio.models.classifier import Classifier
 from zifio.models.decoder import Decoder, Output, balance, sequence_ids
-from zifio.models.vq import Vq
+from zifio.models.vq import Vq, joined_pixels
 from zifio.models.weights import AnyModel
 from zifio.train.batch import Batch
 from zifio.train.config import Correction
@@ -131,8 +131,8 @@ def caption_loss(model: Captioner, batch: Batch, share_of_step: float) -> LossRe
 def picture_loss(model: Vq, batch: Batch, terms: LossTerms, share_of_step: float) -> LossResult:
     """How far a tokenizer's pictures are from those it was shown, and its latents from its codes."""
     assert batch.pixels_MUYX is not None, "a tokenizer of pictures learns from pictures"
-    painted_MUYX, coded = model(batch.pixels_MUYX)
-    off_MUYX = painted_MUYX.float() - batch.pixels_MUYX
+    painted_MUYX, coded = model(batch.pixels_MUYX, batch.tokens_BT)
+    off_MUYX = painted_MUYX.float() - joined_pixels(batch.pixels_MUYX, batch.tokens_BT)
     codebook = (coded.code_BTU - coded.latent_BTU.detach()).square().sum(dim=-1).mean()
     commitment = (coded.latent_BTU - coded.code_BTU.detach()).square().sum(dim=-1).mean()
     squared = off_MUYX.square().mean()

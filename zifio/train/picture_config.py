@@ -37,6 +37,9 @@ class VqStage(ModelStage):
     """Weight of the absolute error of pixels, beside the squared one."""
     restart_after: PositiveInt = 50
     """A code that no picture became for so many steps starts anew as the latent of one."""
+    spliced: Share = 0.0
+    """Share of the pictures that are painted with a rectangle of their codes exchanged for another's, so that a code
+    tells of its own place."""
 
 
 class ClassifierStage(ModelStage):

@@ -2,7 +2,13 @@
 
 Step s takes the next pictures of a walk through the data, or of an endless list of glyph scenes, so position is state.
 Codes are kept alive: whichever no picture became for `restart_after` steps becomes the latent of a picture of this step
-(random restarts, as in Jukebox, arXiv:2005.00341, section 3.1). How long each has been idle is the stage's memory.
+(random restarts, as in Jukebox, arXiv:2005.00341, section 3.1), a latent the sooner the farther it is from its code (as
+k-means++ seeds). Where any may be chosen, most are of plain background, whose many codes no decoder can foretell. How
+long each has been idle is the stage's memory.
+
+An encoder that sees a whole picture writes into the codes of its background what belongs elsewhere, which pays here and
+costs the decoder that is to draw. So of a share of the pictures (`spliced`) a rectangle of codes is exchanged for
+another's before they are painted: what a code says of far-off places is worth nothing there.
 
 LlamaGen adds a perceptual and an adversarial loss; here pixels and codes alone count, which keeps small pictures exact.
 
@@ -12,6 +18,7 @@ Run alone: `zifio vq recipes/janus-nano.toml steps=20 --out runs/try`
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,8 +66,10 @@ class CodeUse:
         dead = np.flatnonzero(self.idle_Z > self.restart_after)
         if len(dead):
             rng = stream(seed, "vq/restart", step)
-            latent_NU = vq.latents(pixels_MUYX).flatten(0, 1)
-            places = [rng.randrange(len(latent_NU)) for _ in dead]
+            coded = vq.code(pixels_MUYX)
+            latent_NU = coded.latent_BTU.flatten(0, 1)
+            off_N = (latent_NU - coded.code_BTU.flatten(0, 1)).square().sum(dim=-1).double().cpu()
+            places = rng.choices(range(len(latent_NU)), off_N.tolist(), k=len(dead))
             vq.quantize.embedding.weight[torch.from_numpy(dead).to(vq.device)] = latent_NU[places].float()
             self.idle_Z[dead] = 0
             self.n_restarted += len(dead)
@@ -127,7 +136,8 @@ def vq(stage: VqStage, context: Context) -> dict[str, float]:
         pixels = pictures.train(step * stage.pictures, stage.pictures, seed, not apart)
         pixels_MUYX = torch.from_numpy(pixels)
         metrics = use.next_step(model, pixels_MUYX.to(model.device), seed, step)
-        return StepData([picture_batches(pixels_MUYX, stage.model.n_tokens, stage.rows.micro_tokens)], metrics)
+        source_BT = sources(stage.pictures, stage.model.num_patches, stage.spliced, stream(seed, "vq/splice", step))
+        return StepData([picture_batches(pixels_MUYX, source_BT, stage.rows.micro_tokens)], metrics)
 
     held_out = torch.from_numpy(others.held_out(stage.held_out.problems, seed, apart))
     terms = LossTerms(l1_weight=stage.l1_weight, hears_codes=use.hear)
@@ -138,14 +148,29 @@ def vq(stage: VqStage, context: Context) -> dict[str, float]:
     return totals
 
 
-def picture_batches(pixels_MUYX: Tensor, n_codes: int, micro_tokens: int) -> list[Batch]:
-    """Micro-batches of pictures, in each of which a row stands for a picture's codes."""
+def sources(n: int, side: int, share: float, rng: random.Random) -> Tensor:
+    """Of which picture each code that is painted is, [n, side * side]: a share of the pairs (0 with 1, 2 with 3, ...)
+    has exchanged a rectangle of the grid, drawn evenly (CutMix, arXiv:1905.04899, on codes)."""
+    source_MYX = torch.arange(n)[:, None, None].repeat(1, side, side)
+    for first in range(0, n - 1, 2):
+        if rng.random() < share:
+            rows, columns = (slice(*sorted(rng.sample(range(side + 1), 2))) for _ in range(2))
+            source_MYX[first, rows, columns], source_MYX[first + 1, rows, columns] = first + 1, first
+    return source_MYX.flatten(1)
+
+
+def picture_batches(pixels_MUYX: Tensor, source_MT: Tensor, micro_tokens: int) -> list[Batch]:
+    """Micro-batches of an even number of pictures, in each of which a row stands for a picture's codes, and a token
+    for the picture in the batch that a code is taken from."""
+    n_codes = source_MT.shape[1]
+    at_once = max(2, micro_tokens // n_codes // 2 * 2)
     batches = []
-    for part_MUYX in pixels_MUYX.split(max(1, micro_tokens // n_codes)):
+    for first in range(0, len(pixels_MUYX), at_once):
+        part_MUYX, source_BT = pixels_MUYX[first : first + at_once], source_MT[first : first + at_once] - first
         m = len(part_MUYX)
-        tokens_BT = torch.zeros(m, n_codes, dtype=torch.int64)
         positions_BT, real_BT = torch.arange(n_codes).expand(m, -1), torch.ones(m, n_codes, dtype=torch.bool)
-        batches.append(Batch(tokens_BT, positions_BT, real_BT, {}, m, (n_codes,) * m, (0,) * m, pixels_MUYX=part_MUYX))
+        shape = {}, m, (n_codes,) * m, (0,) * m
+        batches.append(Batch(source_BT, positions_BT, real_BT, *shape, pixels_MUYX=part_MUYX))
     return batches
 
 
