@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import EVERY_FAMILY, llama, made, tokens_like
@@ -10,6 +12,7 @@ from zifio.engine.cache import PagedCache
 from zifio.kernels.library import library
 from zifio.models.config import AnyConfig, Lora
 from zifio.models.decoder import Decoder
+from zifio.models.fused import FusedLayers
 from zifio.models.lora import apply
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler, or ZIFIO_KERNELS=off")
@@ -59,44 +62,57 @@ def test_changed_weights_and_adapters_take_the_ordinary_way():
     assert torch.equal(hidden(model), adapted) and not torch.equal(adapted, changed)
 
 
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every step in one call whether it was done."""
+    decode, told = FusedLayers.decode, []
+
+    def listening(*given: Any) -> torch.Tensor | None:
+        out = decode(*given)
+        told.append(out is not None)
+        return out
+
+    monkeypatch.setattr(FusedLayers, "decode", listening)
+    return told
+
+
 @pytest.mark.parametrize("name", DENSE)
-def test_a_step_of_decoding_has_the_bits_of_a_pass(name: str):
+def test_a_step_of_decoding_has_the_bits_of_a_pass(name: str, told: list[bool]):
     """Nine sequences, some of which share their first page, over the border of a page."""
     config: AnyConfig = DENSE[name]
     model, n = made(config), 9
-    model.pack()
     tables = torch.tensor([[m if m > 3 else 0, 20 + m] for m in range(n)])
     states = []
-    for in_one_call in (False, True):
+    for is_packed in (False, True):
+        if is_packed:
+            model.pack()
         cache, steps = PagedCache(config, n_pages=30), []
         with torch.no_grad():
             for at in range(36):
-                columns = tokens_like(n, seed=at), torch.full((n,), at)
-                if in_one_call:
-                    assert model.decodes
-                    out = model.decode(*columns, tables, cache)
-                    assert out is not None
-                    steps.append(out)
-                else:
-                    cache.begin(tables, columns[1], torch.ones(n, dtype=torch.int64))
-                    steps.append(model(columns[0][None], columns[1][None], cache).hidden_BTD[0])
+                cache.begin(tables, torch.full((n,), at), torch.ones(n, dtype=torch.int64))
+                steps.append(model(tokens_like(1, n, seed=at), torch.full((1, n), at), cache).hidden_BTD)
         states.append(torch.stack(steps))
-    assert torch.equal(*states)
+    assert torch.equal(*states) and told == [True] * 36
 
 
-def test_a_step_is_refused_where_a_token_or_a_position_is_in_no_table():
-    model = made(llama())
-    assert not model.decodes
+def test_a_step_takes_the_ordinary_way_where_one_call_will_not_do(told: list[bool]):
+    """A position beyond the table of angles, which then grows; two tokens; changed weights; a gradient."""
+    model = made(llama(max_position_embeddings=1000))
     model.pack()
-    cache, table = PagedCache(model.config, n_pages=3), torch.tensor([[0, 1, 2]])
+    cache, table = PagedCache(model.config, n_pages=10), torch.arange(10)[None]
+
+    def step(position: int, count: int = 1) -> None:
+        cache.begin(table, torch.tensor([position]), torch.tensor([count]))
+        model(torch.full((1, count), 3), torch.arange(position, position + count)[None], cache)
+
     with torch.no_grad():
-        cache.begin(table, torch.tensor([0]), torch.tensor([1]))
-        model(torch.tensor([[3]]), torch.tensor([[0]]), cache)
-        assert model.decodes
-        for token, position, is_known in ((3, 1, True), (10_000, 1, False), (3, 10_000, False)):
-            out = model.decode(torch.tensor([token]), torch.tensor([position]), table, cache)
-            assert (out is not None) is is_known
+        for position in (0, 1, 290, 291):
+            step(position)
+        assert told == [False, True, False, True]
+        step(292, 2)
         model.layers[0].mlp.up_proj.weight.mul_(1.5)
-        assert not model.decodes
+        step(294)
+        assert len(told) == 4
     model.pack()
-    assert not model.decodes, "a gradient is wanted"
+    step(295)
+    assert len(told) == 4

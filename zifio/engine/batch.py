@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zifio.engine.cache import PAGE, PagedCache
+from zifio.engine.cache import PAGE
 from zifio.engine.layered import AnyCache
 from zifio.engine.rows import Rows, place_in_run
 from zifio.engine.scheduler import Chunk
@@ -29,8 +29,6 @@ class Batch:
     count_M: np.ndarray
     slot_M: np.ndarray | None = None
     """Where their states are, in a model that has some."""
-    is_even: bool = False
-    """Whether every sequence has one token."""
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens and positions as one row, [1, N]."""
@@ -49,11 +47,6 @@ class Batch:
 
     def forward(self, model: Decoder, cache: AnyCache) -> Output:
         """What the model makes of it, its keys and values left in the cache."""
-        if self.is_even and isinstance(cache, PagedCache) and cache.is_native and model.decodes:
-            token_N, position_N = self.tensors(cache.device)
-            hidden_ND = model.decode(token_N[0], position_N[0], torch.from_numpy(self.table_MP), cache)
-            if hidden_ND is not None:
-                return Output(hidden_ND[None], None, ())
         self.announce(cache)
         return model(*self.tensors(cache.device), cache)
 
@@ -70,7 +63,7 @@ def row_batch(rows: Rows) -> Batch:
     if not (draft_B >= 0).any():
         width = int(position_B.max(initial=0)) // PAGE + 1
         table = np.ascontiguousarray(rows.table[:n, :width])
-        return Batch(rows.token[:n], position_B, table, position_B, np.ones(n, np.int64), rows.slot[:n].copy(), True)
+        return Batch(rows.token[:n], position_B, table, position_B, np.ones(n, np.int64), rows.slot[:n].copy())
     count_B = 1 + (draft_B >= 0)
     start_B = np.cumsum(count_B) - count_B
     tokens_N = np.repeat(rows.token[:n], count_B)

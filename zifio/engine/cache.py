@@ -129,12 +129,11 @@ class PagedCache:
         self.latent, self.dtype, self.device, self._entry = latent, dtype, device, entry_of(config, latent)
         shapes = page_shapes(config, latent, dtype, device)
         layers = n_cached_layers(config) if layers is None else layers
-        self.is_native = len(shapes[0]) == 1
-        """Whether its pages are those of the C kernels."""
+        self._native = len(shapes[0]) == 1
         # The kernels read no slot before it is written; torch multiplies it by a weight of 0.
         self._keys, self._values = (
             kernels.memory(layers * n_pages * math.prod(shape)).view(layers, n_pages, *shape)
-            if self.is_native
+            if self._native
             else torch.zeros(layers, n_pages, *shape, dtype=dtype, device=device)
             for shape in shapes
         )
@@ -147,16 +146,18 @@ class PagedCache:
         sequence's end is not looked at. Pages of positions that are written must belong to m alone. The arrays must
         stay as they are during the pass.
         """
-        if self.is_native and (count_M.numpy() == 1).all():
-            self._places = _places_of_one(table_MP.numpy(), first_M.numpy())
+        self._alone = (table_MP, first_M) if self._native and (count_M.numpy() == 1).all() else None
+        self._places: list[Tensor] = []
+        if self._alone is not None:  # then nobody may ever ask for the places
             return
         sequence_N = torch.arange(len(table_MP), device=CPU).repeat_interleave(count_M)
         start_M = count_M.cumsum(0) - count_M
         position_N = torch.arange(len(sequence_N), device=CPU) - start_M[sequence_N] + first_M[sequence_N]
         page_N, slot_N = table_MP[sequence_N, position_N // PAGE], position_N % PAGE
         places = (page_N, slot_N, sequence_N, position_N, table_MP)
-        self._places = [place.int().contiguous() for place in places] if self.is_native else []
-        if not self.is_native:
+        if self._native:
+            self._places = [place.int().contiguous() for place in places]
+        else:
             self._begin_plain(page_N, slot_N, sequence_N, table_MP, first_M, count_M, start_M)
 
     def begin_decode(self, table_MP: Tensor, position_M: Tensor) -> None:
@@ -164,7 +165,7 @@ class PagedCache:
 
         So it can be captured (engine/graphs.py). For plain pages.
         """
-        assert not self.is_native
+        assert not self._native
         page_M1 = table_MP.gather(1, (position_M // PAGE)[:, None])
         visible_MS = torch.arange(table_MP.shape[1] * PAGE, device=self.device) <= position_M[:, None]
         self._stored_2N = torch.stack([page_M1[:, 0], position_M % PAGE])
@@ -199,11 +200,11 @@ class PagedCache:
     def attend(self, layer: int, q_NHK: Tensor, k_NJK: Tensor, v_NJX: Tensor, scale: float) -> Tensor:
         """Store the new keys and values; then every query's attention over its whole sequence so far, [N, H, X]."""
         keys, values = self._keys[layer], self._values[layer]
-        if self.is_native and kernels.native(q_NHK):
-            page_N, slot_N, *indices = self._places
+        if self._native and kernels.native(q_NHK):
+            page_N, slot_N, *indices = self._found()
             kernels.store(k_NJK, v_NJX, page_N, slot_N, keys, values)
             return kernels.attend_pages(q_NHK, self._entry, scale, indices, keys, values, self._window)
-        assert not self.is_native, "pages made for the kernels are read by them alone"
+        assert not self._native, "pages made for the kernels are read by them alone"
         page_N, slot_N = self._stored_2N
         keys[page_N, slot_N] = k_NJK.to(self.dtype)
         values[page_N, slot_N] = v_NJX.to(self.dtype)
@@ -213,7 +214,17 @@ class PagedCache:
 
     def places(self) -> list[Tensor] | None:
         """Page, slot, sequence and position of every new token, and the tables; None without kernels."""
-        return self._places if self.is_native else None
+        return self._found() if self._native else None
+
+    def alone(self) -> Tensor | None:
+        """The sequences' tables, int64, where each has one new token and the pages are the kernels'; else None."""
+        return None if self._alone is None else self._alone[0]
+
+    def _found(self) -> list[Tensor]:
+        """`places`, worked out when they are first wanted."""
+        if not self._places and self._alone is not None:
+            self._places = _places_of_one(*(column.numpy() for column in self._alone))
+        return self._places
 
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
         """All pages of a layer: keys and values."""

@@ -139,10 +139,9 @@ class Engine:
         try:
             for request in requests:
                 self._queue(request)
-            self._notice_new_weights()  # in time for all steps: they are ours alone
-            with torch.inference_mode():
-                while self.has_work:
-                    done.update((event.id, event.completion) for event in self._step() if event.completion is not None)
+            self._notice_new_weights()
+            while self.has_work:
+                done.update((event.id, event.completion) for event in self.step() if event.completion is not None)
         finally:  # whoever interrupts a batch may ask again
             self._samples.clear()
             self._events.clear()
@@ -202,15 +201,12 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Event]:
         """Compute one batch, and tell what came of it for each reply that it moved or ended."""
-        if self._samples:
-            self._notice_new_weights()
-        return self._step()
-
-    def _step(self) -> list[Event]:
         events, self._events = self._events, []
         if not self._samples:
             return events
         assert self._scheduler is not None
+        if self._is_queue:  # a batch has looked before its first step
+            self._notice_new_weights()
         chunks = self._scheduler.plan()
         assert chunks or len(self._scheduler.rows), "whoever waits is admitted when nothing runs"
         with self._arithmetic():

@@ -218,6 +218,10 @@ class LayeredCache:
         """None: layers are computed one by one."""
         return None
 
+    def alone(self) -> Tensor | None:
+        """None, too."""
+        return None
+
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
         """Pages of a layer of full attention."""
         assert self._pages is not None

@@ -43,6 +43,11 @@ class Cache(Protocol):
         and the sequences' tables of pages, all int32; None where the pages are not the kernels'."""
         ...
 
+    def alone(self) -> Tensor | None:
+        """The sequences' tables of pages, int64, where the pages are the kernels' and each sequence has one new token,
+        in order; else None."""
+        ...
+
     def memory(self, layer: int) -> tuple[Tensor, Tensor]:
         """All pages of a layer: keys and values."""
         ...

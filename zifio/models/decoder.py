@@ -167,6 +167,10 @@ class Decoder(nn.Module):
         default what the cache stores, expanded without one. `experts_BTLA` sends tokens to these experts of the L
         layers that have some (not the MTP module's), and where it is -1 the router chooses.
         """
+        if cache is not None and experts_BTLA is None and not with_mtp:
+            hidden_ND = self._decode(tokens_BT, positions_BT, cache)
+            if hidden_ND is not None:
+                return Output(hidden_ND.view(*tokens_BT.shape, -1), None, ())
         geometry = self._geometry(positions_BT, cache, absorb)
         experts_NLA = None if experts_BTLA is None else experts_BTLA.flatten(0, 1)
         x_BTD = self.embed(tokens_BT)
@@ -190,22 +194,19 @@ class Decoder(nn.Module):
             routing += [went] if went is not None else []
         return Output(hidden_BTD, mtp_hidden, tuple(routing))
 
-    @property
-    def decodes(self) -> bool:
-        """Whether `decode` can be asked now: packed weights that have not changed, all of it plain, no gradient."""
-        if self._fused is None or torch.is_grad_enabled() or not kernels.native(self.embed_tokens.weight):
-            return False
-        return not self.norm.centred and self._fused_version == self._version()
+    def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: Cache) -> Tensor | None:
+        """Normed states [N, D] of one new token of each of N sequences, in one call of C, with `forward`'s bits.
 
-    def decode(self, token_N: Tensor, position_N: Tensor, table_NP: Tensor, cache: Cache) -> Tensor | None:
-        """`forward` of one new token of each of N sequences in one call of C: normed states [N, D], with its bits.
-
-        `table_NP` are the sequences' pages, of the kernels' kind, in a cache that need not be told of the pass. None,
-        and nothing done, where only `forward` will do, as with pictures. Wants `decodes`.
+        None, and nothing done, where only the ordinary way will do: more tokens, layers that are not plain, a gradient,
+        weights that have changed, pictures.
         """
+        table_NP = None if self._fused is None or torch.is_grad_enabled() else cache.alone()
+        if table_NP is None or self.norm.centred or not kernels.native(self.embed_tokens.weight):
+            return None
         assert self._fused is not None
-        columns = (token_N, position_N, table_NP)
-        return self._fused.decode(columns, self.tables(), self._table, self.norm, cache)
+        if self._fused_version != self._version():
+            return None
+        return self._fused.decode((tokens_BT, positions_BT, table_NP), self.tables(), self._table, self.norm, cache)
 
     def tables(self) -> tuple[Tensor, Tensor | None]:
         """What the first layer reads of tokens of text, [V, D], and of codes of drawings, which a Janus has."""

@@ -102,8 +102,9 @@ class FusedLayers:
         done, where a token or a position lies beyond the tables.
         """
         self._point_at(cache)
-        (token_N, position_N, table_NP), (text, codes), (cosine, sine) = columns, tables, turns
-        (n, width), half = table_NP.shape, cosine.shape[1]
+        token_N, position_N, table_NP = (column.contiguous() for column in columns)
+        (text, codes), (cosine, sine) = tables, turns
+        (n, width), half = table_NP.shape, cosine.shape[-1]
         self._make_room(n * (self._work_per_token + kernels.decode_work(half) + width))
         whole = _Whole(
             len(self._blocks), ctypes.addressof(self._blocks), self._d, half, len(text),

@@ -27,6 +27,8 @@ class Linear(nn.Linear):
     @property
     def current(self) -> Tensor | None:
         """What is packed, if the weight has not changed since."""
+        if self.packed is None:  # asked first: weights that were made in inference mode have no version
+            return None
         return self.packed if self._packed_version == self.weight._version else None
 
     def weights(self) -> tuple[Tensor, ...]:
