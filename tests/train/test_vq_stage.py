@@ -131,8 +131,24 @@ def test_dead_codes_go_where_pictures_are_coded_worst() -> None:
         far = 1 - (latents @ model.quantize.codes().T).max(dim=1).values
     use.idle_Z[4:] = 9
     use.next_step(model, pixels, 5, 0)
-    taken = [(latents - code).abs().sum(dim=1).argmin().item() for code in model.quantize.codes().detach()[4:]]
+    taken = [int((latents - code).abs().sum(dim=1).argmin()) for code in model.quantize.codes().detach()[4:]]
     assert far[taken].min() > 1e-5 and far[taken].mean() > 1.2 * far.mean()
+
+
+def test_where_all_is_coded_exactly_dead_codes_still_become_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, use = vq_of(num_embeddings=130), CodeUse(130, restart_after=1)
+    pixels = pixels_like(2, side=32)
+    with torch.no_grad():
+        latents = model.latents(pixels).flatten(0, 1)
+        model.quantize.embedding.weight[:128] = latents
+        exact = model.code(pixels)._replace(
+            latent_BTU=latents.unflatten(0, (2, 64)), code_BTU=latents.unflatten(0, (2, 64))
+        )
+    monkeypatch.setattr(model, "code", lambda pixels: exact)  # rounding aside, which this is about
+    use.idle_Z[128:] = 9
+    assert use.next_step(model, pixels, 5, 0)["codes/restarted"] == 2
+    for code in model.quantize.codes().detach()[128:]:
+        assert (latents - code).abs().sum(dim=1).min() < 1e-5
 
 
 def test_a_stage_that_is_stopped_goes_on_exactly_and_learns(tmp_path: Path) -> None:

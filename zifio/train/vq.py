@@ -43,6 +43,8 @@ from zifio.train.loss import LossTerms
 from zifio.train.picture_config import VqStage
 from zifio.train.stage import Context
 
+_LEAST_OFF = 1e-12  # so that some latent may be chosen where all have their very code
+
 
 class CodeUse:
     """How long each code has been idle, and what became of the dead; the stage's memory."""
@@ -68,8 +70,8 @@ class CodeUse:
             rng = stream(seed, "vq/restart", step)
             coded = vq.code(pixels_MUYX)
             latent_NU = coded.latent_BTU.flatten(0, 1)
-            off_N = (latent_NU - coded.code_BTU.flatten(0, 1)).square().sum(dim=-1).double().cpu()
-            places = rng.choices(range(len(latent_NU)), off_N.tolist(), k=len(dead))
+            off_N = (latent_NU - coded.code_BTU.flatten(0, 1)).square().sum(dim=-1).double()
+            places = rng.choices(range(len(latent_NU)), off_N.clamp_min(_LEAST_OFF).tolist(), k=len(dead))
             vq.quantize.embedding.weight[torch.from_numpy(dead).to(vq.device)] = latent_NU[places].float()
             self.idle_Z[dead] = 0
             self.n_restarted += len(dead)
