@@ -9,16 +9,14 @@ Try it alone: `python -m bench.draw --smoke`; a line of draw.json, by its size: 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-from bench.run import HERE, machine
+from bench.run import HERE, circumstances
 from bench.worker import Failed, Worker
 from zifio.log import say
 
@@ -85,18 +83,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[float]]
     return rates
 
 
+def ratio(rates: dict[str, list[float]]) -> float:
+    """Of the medians, ours to theirs."""
+    ours, theirs = (statistics.median(rates[system]) for system in SYSTEMS)
+    return ours / theirs
+
+
 def keep(out: Path, options: argparse.Namespace, rates: dict[str, list[float]]) -> None:
     """Write the rates into the file, in place of an earlier measurement of this size."""
     size = {"layers": options.layers, "width": options.width, "drawings": options.prompts * options.group}
-    about = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(options.threads, []), "scale": options.scale,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "zifio")},
-    }  # fmt: skip
+    about = circumstances(options.threads, "torch", "transformers", "zifio") | {"scale": options.scale}
     codes = {f"{system}_codes_per_s": [round(rate, 1) for rate in rates[system]] for system in SYSTEMS}
-    ratio = statistics.median(rates["zifio"]) / statistics.median(rates["transformers"])
     kept = json.loads(out.read_text())["rows"] if out.exists() else []
     others = [row for row in kept if any(row[key] != value for key, value in size.items())]
-    rows = [*others, {**size, **about, **codes, "ratio": round(ratio, 2)}]
+    rows = [*others, {**size, **about, **codes, "ratio": round(ratio(rates), 2)}]
     rows.sort(key=lambda row: (row["width"], row["drawings"]))
     out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
@@ -121,8 +121,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
         middle = statistics.median(found)
         say(f"{system}: {middle:,.0f} codes/s ({min(found):,.0f} to {max(found):,.0f}), {middle / 64:.2f} drawings/s")
     if len(rates) == len(SYSTEMS):
-        ours, theirs = (statistics.median(rates[system]) for system in SYSTEMS)
-        say(f"zifio draws {ours / theirs:.1f} times as fast")
+        say(f"zifio draws {ratio(rates):.1f} times as fast")
         if not options.smoke:
             keep(options.out, options, rates)
     return rates

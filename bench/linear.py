@@ -21,7 +21,6 @@ whole ones, and attends to a fixed number of them.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -36,7 +35,7 @@ from typing import Any
 
 import torch
 
-from bench.run import HERE, machine
+from bench.run import HERE, circumstances
 from zifio.config import Sampling
 from zifio.engine.cache import PAGE, PagedCache, bytes_per_page
 from zifio.engine.config import EngineConfig
@@ -253,9 +252,8 @@ def main() -> None:
         if options.check:
             checks[name] = {"tokens": options.check, **found["check"]}
             say(f"{name:14} {options.check:6} tokens: {found['check']} by whether the prompt was read")
-    about = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(options.threads, []), "python": platform.python_version(),
-        "versions": {"torch": importlib.metadata.version("torch"), "zifio": importlib.metadata.version("zifio")},
+    about = circumstances(options.threads, "torch", "zifio") | {
+        "python": platform.python_version(),
         "settings": {"tokens": options.tokens, "rounds": options.rounds, "window": WINDOW, "kept": KEPT},
         "model": _SHAPE, "check": checks,
     }  # fmt: skip

@@ -239,6 +239,12 @@ def middle(peaks: list[Peaks]) -> Peaks:
     return replace(peaks[0], flops=flops, bandwidth=bandwidth)
 
 
+def circumstances(threads: int, *packages: str) -> dict[str, Any]:
+    """When and where something was measured, and with which versions of these packages."""
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"date": time.strftime("%Y-%m-%d"), "machine": machine(threads, []), "versions": versions}
+
+
 def machine(threads: int, peaks: list[Peaks]) -> dict[str, str]:
     """What the report says about this machine."""
     names = (line for line in _lines("/proc/cpuinfo") if line.startswith("model name"))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import random
@@ -35,7 +34,7 @@ from typing import Any
 
 from bench.environments import CannotMake, Torch, make, own_torch
 from bench.material import material
-from bench.run import machine, version_of
+from bench.run import circumstances, version_of
 from zifio.log import say
 
 HERE = Path(__file__).resolve().parent
@@ -343,10 +342,7 @@ def main() -> None:
         bare(options)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server stays behind
-    here = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(os.cpu_count() or 1, []), "model": options.model,
-        "versions": {name: importlib.metadata.version(name) for name in ("uvicorn", "fastapi")},
-    }  # fmt: skip
+    here = circumstances(os.cpu_count() or 1, "uvicorn", "fastapi") | {"model": options.model}
     told = json.loads(options.out.read_text()) if options.out.exists() else {}
     for letter, measure in (("a", streams), ("b", batch), ("c", peers)):
         if letter in options.only:

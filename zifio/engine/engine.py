@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -45,8 +44,7 @@ from zifio.kernels.operators import give_back
 from zifio.models.decoder import Decoder
 from zifio.models.device import Precision
 from zifio.models.janus import Janus
-
-_VERSION = attrgetter("_version")
+from zifio.models.layers import version_of
 
 
 class Engine:
@@ -506,7 +504,7 @@ class Engine:
 
     def _weights_version(self) -> int:
         """Grows with every in-place change of a weight."""
-        return sum(map(_VERSION, self._tensors))
+        return version_of(self._tensors)
 
     def _notice_new_weights(self) -> None:
         version = self._weights_version()

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from zifio.record.stage import StageRecord
 
@@ -129,6 +129,24 @@ def panels(
         axes.set_xlabel("step")
     _legend(canvas, grid)
     return canvas
+
+
+def share_panels(
+    stages: Sequence[StageRecord],
+    colours: dict[str, str],
+    ylabel: str,
+    solid: tuple[str, str],
+    dashed: tuple[str, str] | None,
+) -> Canvas | None:
+    """Shares by step, a panel per stage: a solid line and perhaps a dashed one, each a metric and what it is called."""
+    drawn = [(solid, "-", 0.22)] + ([(dashed, (0, (4, 2)), 0.10)] if dashed else [])
+
+    def panel(axes: Axes, stage: StageRecord) -> None:
+        for (key, label), linestyle, alpha in drawn:
+            band(axes, stage, key, LIGHT[colours[stage.name]], linestyle=linestyle, label=label, alpha=alpha)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+    return panels(stages, panel, colours, ylabel, (-0.03, 1.03))
 
 
 def _legend(canvas: Canvas, grid: Any) -> None:

@@ -24,12 +24,12 @@ from zifio.evaluate.drawing import (
     STYLE,
     WIDTH,
     Figure,
-    band,
     colour_of,
     curve,
     finish,
     panels,
     scale,
+    share_panels,
     smooth,
     step_axis,
 )
@@ -128,20 +128,12 @@ def _curves(stages: Sequence[StageRecord]) -> Figure | None:
 
 def _held_out(stages: Sequence[StageRecord]) -> Figure | None:
     found = [stage for stage in stages if stage.series("held_out/pass_at_1")[0]]
-    colours = colour_of(stages)
     many = sorted(
         {int(k) for s in found for row in s.metrics for k in re.findall(r"held_out/pass_at_(\d+) ", _keys(row))}
     )
     k = many[-1] if many and many[-1] > 1 else None
-
-    def panel(axes: Axes, stage: StageRecord) -> None:
-        colour = LIGHT[colours[stage.name]]
-        band(axes, stage, "held_out/pass_at_1", colour, linestyle="-", label="pass@1", alpha=0.22)
-        if k is not None:
-            band(axes, stage, f"held_out/pass_at_{k}", colour, linestyle=(0, (4, 2)), label=f"pass@{k}", alpha=0.10)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-    canvas = panels(found, panel, colours, "right", (-0.03, 1.03))
+    more = None if k is None else (f"held_out/pass_at_{k}", f"pass@{k}")
+    canvas = share_panels(found, colour_of(stages), "right", ("held_out/pass_at_1", "pass@1"), more)
     return canvas and finish(
         canvas,
         "held_out",

@@ -13,18 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
 
-from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, band, colour_of, finish, panels
+from zifio.evaluate.drawing import LIGHT, WIDTH, Figure, colour_of, finish, share_panels
 from zifio.evaluate.wording import percent
 from zifio.record.stage import StageRecord
 
-_CODES = ("psnr", "codes_used", "perplexity")
+# Metrics of a look, and what the report calls them.
+_CODES = {"psnr": "psnr", "codes_used": "codes_used", "perplexity": "perplexity"}
 _JUDGE = {"accuracy": "pass_at_1", "accuracy_low": "pass_at_1_low", "accuracy_high": "pass_at_1_high"}
-_WORDS = {
-    "words_right": "words_right",
-    "pass_at_1": "captions_right",
-    "pass_at_1_low": "captions_right_low",
-    "pass_at_1_high": "captions_right_high",
-}
+_EYES = {
+    "words_right": "words_right", "captions_right": "pass_at_1", "captions_right_low": "pass_at_1_low",
+    "captions_right_high": "pass_at_1_high",
+}  # fmt: skip
 _LOOK = re.compile(
     r"held_out/(?P<what>captions|drawings)/(?P<split>held_out|unseen)(/guidance_(?P<scale>[0-9.e+-]+))?"
     r"/(?P<figure>pass_at_1|pass_at_1_low|pass_at_1_high|format_rate|spread|real_spread|real_pass_at_1)"
@@ -47,15 +46,12 @@ def sight(stages: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
     codes, judges, eyes, models = {}, {}, {}, {}
     for stage in stages:
         last = {key: value for row in stage.metrics for key, value in row.items() if key.startswith("held_out/")}
-        found = {key: last[f"held_out/{key}"] for key in _CODES if f"held_out/{key}" in last}
-        if stage.kind == "vq" and found:
+        if stage.kind == "vq" and (found := _figures(last, _CODES)):
             codes[stage.name] = found
         if stage.kind == "classifier" and "held_out/accuracy" in last:
-            judges[stage.name] = {name: last[f"held_out/{key}"] for key, name in _JUDGE.items()}
+            judges[stage.name] = _figures(last, _JUDGE)
         if stage.kind == "vision" and (by_step := _by_step(stage)):
-            eyes[stage.name] = {key: value for key, value in by_step[-1].items() if key != "step"} | {
-                "by_step": by_step
-            }
+            eyes[stage.name] = _figures(last, _EYES) | {"by_step": by_step}
         if stage.kind == "janus" and (seen := _seen(last)):
             models[stage.name] = seen
     found = {"codes": codes, "judges": judges, "eyes": eyes, "models": models}
@@ -65,11 +61,12 @@ def sight(stages: Sequence[StageRecord]) -> dict[str, dict[str, Any]]:
 def _by_step(stage: StageRecord) -> list[dict[str, Any]]:
     """The looks of an encoder that learns from captions, in order."""
     looks = [row for row in stage.metrics if "held_out/captions_right" in row]
-    return [
-        {"step": row["step"]}
-        | {name: row[f"held_out/{key}"] for name, key in _WORDS.items() if f"held_out/{key}" in row}
-        for row in looks
-    ]
+    return [{"step": row["step"]} | _figures(row, _EYES) for row in looks]
+
+
+def _figures(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Those of the metrics that a look logged, as the report calls them."""
+    return {name: row[f"held_out/{key}"] for key, name in names.items() if f"held_out/{key}" in row}
 
 
 def named(stages: Sequence[StageRecord]) -> dict[str, list[dict[str, Any]]]:
@@ -120,15 +117,8 @@ def _apart(cell: dict[str, Any]) -> str:
 def reading_figure(stages: Sequence[StageRecord]) -> Figure | None:
     """Captions, and words of them, that encoders name right, by step."""
     found = [stage for stage in stages if stage.kind == "vision" and stage.series("held_out/captions_right")[0]]
-    colours = colour_of(stages)
-
-    def panel(axes: Axes, stage: StageRecord) -> None:
-        colour = LIGHT[colours[stage.name]]
-        band(axes, stage, "held_out/captions_right", colour, linestyle="-", label="whole captions", alpha=0.22)
-        band(axes, stage, "held_out/words_right", colour, linestyle=(0, (4, 2)), label="words", alpha=0)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-    canvas = panels(found, panel, colours, "named right", (-0.03, 1.03))
+    captions, words = ("held_out/captions_right", "whole captions"), ("held_out/words_right", "words")
+    canvas = share_panels(found, colour_of(stages), "named right", captions, words)
     return canvas and finish(
         canvas,
         "reading",

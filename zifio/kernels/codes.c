@@ -4,16 +4,16 @@
 
 #pragma STDC FP_CONTRACT OFF
 #if defined(__GNUC__) && !defined(__clang__)
-#define APART __attribute__((noinline, optimize("fp-contract=off")))
+#define UNFUSED __attribute__((noinline, optimize("fp-contract=off")))
 #else
-#define APART __attribute__((noinline))
+#define UNFUSED __attribute__((noinline))
 #endif
 
 void zifio_draw(i64 n, i64 d, const float *logits, i64 ld, const float *scale, const double *uniform, i64 *token, float *logp);
 void zifio_logp(i64 n, i64 d, const float *logits, i64 ld, const float *scale, const i64 *target, float *logp);
 
 /* u + scale (c - u), each step rounded by itself, as torch does it. */
-static APART void guide(i64 d, const float *c, const float *u, float scale, float *out) {
+static UNFUSED void guide(i64 d, const float *c, const float *u, float scale, float *out) {
     for (i64 i = 0; i < d; i++) out[i] = u[i] + scale * (c[i] - u[i]);
 }
 

@@ -14,7 +14,6 @@ Try it:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -28,13 +27,11 @@ from zifio.models.attention import Cache, Geometry, GroupedQueryAttention, Laten
 from zifio.models.config import AnyConfig
 from zifio.models.families import LatentConfig
 from zifio.models.fused import FusedLayers, is_plain
-from zifio.models.layers import FeedForward, Linear, RMSNorm, initialise
+from zifio.models.layers import FeedForward, Linear, RMSNorm, initialise, version_of
 from zifio.models.linear_attention import GatedDeltaNet, order_of
 from zifio.models.moe import Experts, MoE, Router, Routing, expert_load, sequence_balance_loss, update_bias
 from zifio.models.rope import amplitude, inverse_frequencies, turns
 from zifio.seed import stream_seed
-
-_VERSION = attrgetter("_version")
 
 
 @dataclass(frozen=True)
@@ -308,7 +305,7 @@ class Decoder(nn.Module):
 
     def _version(self) -> int:
         """Grows with every change of a weight."""
-        return sum(map(_VERSION, self._weights))
+        return version_of(self._weights)
 
     def unpack(self) -> None:
         """Give the memory of packed weights back; what they stood in for is written anew."""

@@ -33,6 +33,7 @@ from zifio.models.attention import Cache
 from zifio.models.decoder import Decoder, Output
 from zifio.models.janus_config import JanusConfig
 from zifio.models.layers import Linear as PlainLinear
+from zifio.models.layers import version_of
 from zifio.models.vision import Adaptor, Linear, Vision
 from zifio.models.vq import Vq
 
@@ -172,7 +173,7 @@ class Janus(Decoder):
 
     def tables(self) -> tuple[Tensor, Tensor]:
         """As `Decoder.tables`."""
-        version = sum(weight._version for weight in self._read_with)
+        version = version_of(self._read_with)
         if self._drawn_ZD is None or self._drawn_version != version:
             every_Z = torch.arange(self.generation_embeddings.num_embeddings, device=self.device)
             self._drawn_ZD, self._drawn_version = self._read(every_Z), version

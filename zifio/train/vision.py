@@ -28,7 +28,9 @@ from zifio.models.weights import save_model
 from zifio.pictures import PICTURE, padded, pixels_of, resized, to_url
 from zifio.seed import nth, stream, stream_seed
 from zifio.stats import wilson_interval
+from zifio.tasks.episode import Episode, Reply, record
 from zifio.tasks.glyphs import SIDE, Split, paint, scene
+from zifio.tasks.task import Problem, Verdict
 from zifio.train.batch import Batch
 from zifio.train.loop import Look, StepData, Trainer
 from zifio.train.loss import LossTerms
@@ -164,19 +166,15 @@ def looking_at(walk: Walk, examples: Sequence[Described], log: RunFolder) -> Loo
 def _told(
     walk: Walk, examples: Sequence[Described], named: Sequence[list[int]], wholes: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    """What was named in the first pictures, in the first that are right and in the first that are wrong, in the shape
-    of replies (`tasks/episode.py`)."""
+    """What was named in the first pictures, in the first that are right and in the first that are wrong, as replies."""
     of = {right: [i for i, whole in enumerate(wholes) if whole == right][:_KEPT] for right in (True, False)}
     rows = []
     for i in sorted({*range(min(_KEPT, len(examples))), *of[True], *of[False]}):
         ids, end = named[i], walk.tokenizer.eos_id
         ids = ids[: ids.index(end)] if end in ids else ids
         seen, side = padded(examples[i].picture, walk.side), min(walk.side, _SHOWN_SIDE)
-        rows.append(
-            {
-                "problem": f"{walk.stage.name}/held-out/{i}", "place": 0, "prompt": PICTURE, "gold": examples[i].text,
-                "response": walk.tokenizer.decode(ids), "outcome": "right" if wholes[i] else "wrong", "reason": "",
-                "parts": {}, "n_tokens": len(ids), "finish": "stop", "pictures": [to_url(resized(seen, side, side))],
-            }
-        )  # fmt: skip
+        pictures = (to_url(resized(seen, side, side)),)
+        problem = Problem(f"{walk.stage.name}/held-out/{i}", PICTURE, examples[i].text, pictures=pictures)
+        verdict = Verdict("right" if wholes[i] else "wrong", float(wholes[i]))
+        rows.append(record(Episode(problem, Reply(ids, walk.tokenizer.decode(ids)), verdict), 0))
     return rows
