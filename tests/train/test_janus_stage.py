@@ -152,6 +152,16 @@ def test_a_share_of_drawings_is_learnt_without_its_text(dropout: float, tmp_path
         assert len(prompt) > 5 and (one.tokens[1] != pad or set(prompt[1:-1]) == {pad})
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_scenes_is_told_from_its_left_or_upper_glyph(share: float, tmp_path: Path) -> None:
+    examples = {"understanding": 0, "drawing": 60}
+    made, model = source(tmp_path, {"told_once": share, "dropout": 0.0, "examples": examples})
+    sequences, *_ = made.step(0)
+    texts = [picture_characters().decode([one for one in each.tokens if one < model.first_code]) for each in sequences]
+    n_first = sum("left of" in text or "above" in text for text in texts)
+    assert {0.0: 18 <= n_first <= 42, 0.5: 33 <= n_first <= 56, 1.0: n_first == 60}[share]
+
+
 def test_codes_of_a_file_are_made_once(tmp_path: Path) -> None:
     data = pairs(tmp_path)
     examples = {"understanding": 0, "drawing": 6}
@@ -254,6 +264,7 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
         ({"codes": "codes"}, "wanted `codes` and `vision` together"),
         ({"held_out_data": "more"}, "wanted `data` beside it"),
         ({"judge": "judge"}, "of scenes a parser says"),
+        ({"data": "pairs", "told_once": 0.5}, "only scenes can be told"),
         ({"examples": {"understanding": 0, "drawing": 0}}, "wanted examples of some kind"),
         ({"trains": "vq"}, "trains"),
         ({"trains": "adaptors"}, "text moves none of the adaptors"),

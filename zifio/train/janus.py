@@ -196,6 +196,8 @@ class Source:
         if kind == "understanding":
             return _Example(*scene_described("train", index, seed), self.stage.question)
         shown = scene("train", index, seed)
+        if stream(seed, "told", index).random() < self.stage.told_once:
+            shown = shown.told_once()
         return _Example(paint(shown, stream(seed, "paint", index)), shown.caption(), self.stage.question)
 
     def _understanding(self, index: int) -> Sequence:

@@ -150,6 +150,10 @@ class JanusStage(ModelStage):
     """What the kinds count."""
     dropout: Share = 0.1
     """Share of drawings that are learnt without their text, for guidance."""
+    told_once: Share = 0.0
+    """Share of the scenes to be drawn whose text begins with their left or upper glyph; the others' with either. Which
+    glyph belongs where is an exclusive or of the relation and the place, of which no half helps alone; where most are
+    told one way, the place alone does, and the other way is soon learnt after it."""
     judge: str | None = None
     """A `classifier` stage, or its folder, that knows the texts of `data` as labels: looks draw those texts too, and it
     says which drawings show what was asked for."""
@@ -174,4 +178,6 @@ class JanusStage(ModelStage):
             raise ValueError("judge: wanted `data` beside it; of scenes a parser says what drawings show")
         if self.held_out_data and not self.data:
             raise ValueError("held_out_data: wanted `data` beside it; scenes have held-out ones of their own")
+        if self.told_once and self.data:
+            raise ValueError("told_once: wanted no `data` beside it; only scenes can be told in two ways")
         return self
