@@ -33,6 +33,7 @@ from zifio.models.decoder import Decoder
 from zifio.models.janus import Janus
 from zifio.models.weights import load_janus, save_model
 from zifio.pictures import pixels_of, write_png
+from zifio.tasks.glyphs import paint
 from zifio.tasks.scenes import GlyphWords
 from zifio.train.janus import Source
 from zifio.train.picture_config import JanusStage
@@ -162,6 +163,17 @@ def test_a_share_of_scenes_is_told_from_its_left_or_upper_glyph(share: float, tm
     assert {0.0: 18 <= n_first <= 42, 0.5: 33 <= n_first <= 56, 1.0: n_first == 60}[share]
 
 
+def test_unseen_glyphs_are_drawn_without_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[str] = []
+    monkeypatch.setattr("zifio.train.janus.paint", lambda shown, rng: painted.append(shown.split) or paint(shown, rng))
+    examples = {"understanding": 0, "drawing": 40}
+    made, _ = source(tmp_path, {"untold": ["train", "unseen"], "dropout": 0.5, "examples": examples})
+    sequences, *_ = made.step(0)
+    untold = [one.tokens[1] == picture_characters().pad_id for one in sequences]
+    assert {split for split, blank in zip(painted, untold, strict=True) if not blank} == {"train"}
+    assert 4 <= painted.count("unseen") <= 20
+
+
 def test_codes_of_a_file_are_made_once(tmp_path: Path) -> None:
     data = pairs(tmp_path)
     examples = {"understanding": 0, "drawing": 6}
@@ -264,7 +276,8 @@ def test_what_does_not_belong_together_is_named(tmp_path: Path) -> None:
         ({"codes": "codes"}, "wanted `codes` and `vision` together"),
         ({"held_out_data": "more"}, "wanted `data` beside it"),
         ({"judge": "judge"}, "of scenes a parser says"),
-        ({"data": "pairs", "told_once": 0.5}, "only scenes can be told"),
+        ({"data": "pairs", "told_once": 0.5}, "they are about scenes"),
+        ({"data": "pairs", "untold": ["unseen"]}, "they are about scenes"),
         ({"examples": {"understanding": 0, "drawing": 0}}, "wanted examples of some kind"),
         ({"trains": "vq"}, "trains"),
         ({"trains": "adaptors"}, "text moves none of the adaptors"),

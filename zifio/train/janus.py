@@ -195,7 +195,8 @@ class Source:
         seed = stream_seed(self.seed, kind)
         if kind == "understanding":
             return _Example(*scene_described("train", index, seed), self.stage.question)
-        shown = scene("train", index, seed)
+        split = stream(seed, "untold", index).choice(self.stage.untold) if self._is_untold(index) else "train"
+        shown = scene(split, index, seed)
         if stream(seed, "told", index).random() < self.stage.told_once:
             shown = shown.told_once()
         return _Example(paint(shown, stream(seed, "paint", index)), shown.caption(), self.stage.question)
@@ -243,10 +244,14 @@ class Source:
         """A text with the codes of its picture; of a share the text is left out."""
         prompt = self.tokenizer.encode_chat([{"role": "user", "content": text}], generation_prompt=True)[0]
         prompt.append(self.marks.begin)
-        if stream(self.seed, "dropout", index).random() < self.stage.dropout:
+        if self._is_untold(index):
             prompt = self.marks.blank(prompt)
         tokens = [*prompt, *(int(code) + self.model.first_code for code in drawn)]
         return Sequence(tokens, [0.0] * len(prompt) + [1.0] * len(drawn))
+
+    def _is_untold(self, index: int) -> bool:
+        """Whether the index-th drawing is learnt without its text."""
+        return stream(self.seed, "dropout", index).random() < self.stage.dropout
 
     def _coded(self, keys: Items[int], picture_of: Callable[[int], np.ndarray]) -> list[np.ndarray]:
         """The codes of these pictures, of those made once already too."""

@@ -150,6 +150,9 @@ class JanusStage(ModelStage):
     """What the kinds count."""
     dropout: Share = 0.1
     """Share of drawings that are learnt without their text, for guidance."""
+    untold: Annotated[list[Literal["train", "unseen"]], Field(min_length=1)] = ["train"]
+    """Which glyph scenes the drawings without their text are of, by chance. With "unseen" the decoder sees every colour
+    in every shape, as the tokenizer of pictures may, and is still never told of some."""
     told_once: Share = 0.0
     """Share of the scenes to be drawn whose text begins with their left or upper glyph; the others' with either. Which
     glyph belongs where is an exclusive or of the relation and the place, of which no half helps alone; where most are
@@ -178,6 +181,6 @@ class JanusStage(ModelStage):
             raise ValueError("judge: wanted `data` beside it; of scenes a parser says what drawings show")
         if self.held_out_data and not self.data:
             raise ValueError("held_out_data: wanted `data` beside it; scenes have held-out ones of their own")
-        if self.told_once and self.data:
-            raise ValueError("told_once: wanted no `data` beside it; only scenes can be told in two ways")
+        if self.data and (self.told_once or self.untold != ["train"]):
+            raise ValueError("told_once, untold: wanted no `data` beside them; they are about scenes")
         return self
