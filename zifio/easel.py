@@ -3,7 +3,7 @@
 `draw` writes one PNG with all drawings side by side; of a caption that describes a glyph scene it also counts how many
 drawings show exactly that. The same seed draws the same.
 
-Try it alone: `zifio draw runs/janus-nano/janus/model "red circle left of blue square" --cfg 2 --temperature 0.3 --out grid.png`
+Try it alone: `zifio draw runs/janus-nano/janus/model "red circle above blue square" --cfg 2 --out grid.png`
 """
 
 from __future__ import annotations
