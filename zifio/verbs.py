@@ -452,7 +452,7 @@ VERBS = {
     "draw": Verb(
         "zifio.easel:draw",
         "let a model draw what words say",
-        'zifio draw runs/janus-nano/janus/model "red circle above blue square" --cfg 2 --temperature 0.3 --out red.png',
+        'zifio draw runs/janus-nano/janus/model "red circle above blue square" --cfg 2 --temperature 0.5 --out red.png',
         _draw_arguments,
     ),
     "see": Verb(
