@@ -172,11 +172,16 @@ def grid(pictures: list[np.ndarray], n_columns: int, gap: int = 2) -> np.ndarray
 # In text ---------------------------------------------------------------------------------------------------
 
 
-def to_url(picture: np.ndarray) -> str:
-    """The picture as a PNG in a data URL (RFC 2397), the way that chats carry pictures."""
+def png_bytes(picture: np.ndarray) -> bytes:
+    """The picture as a PNG file's bytes."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="PNG")
-    return _URL + base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
+
+
+def to_url(picture: np.ndarray) -> str:
+    """The picture as a PNG in a data URL (RFC 2397), the way that chats carry pictures."""
+    return _URL + base64.b64encode(png_bytes(picture)).decode()
 
 
 def from_url(url: str, where: str = "picture", most_pixels: int = MOST_PIXELS) -> np.ndarray:

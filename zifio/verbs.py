@@ -132,6 +132,14 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder to write, which must be new")
 
 
+def _gather_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", choices=("digits", "emoji"), help="scikit-learn's digits, or Twemoji")
+    from_ = "of emoji: a folder with npm's emoji-datasource-twitter unpacked"
+    parser.add_argument("--from", metavar="FOLDER", type=Path, dest="folder", help=from_)
+    parser.add_argument("--out", metavar="FILE.parquet", type=Path, required=True, help="the file to write")
+    parser.add_argument("--side", metavar="N", type=int, default=32, help="pixels a side (default: 32)")
+
+
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = """Check the lines of a file and write a verdict for each.
 
@@ -460,6 +468,12 @@ VERBS = {
         "ask a model about a picture",
         'zifio see runs/janus-nano/janus/model picture.png "What is this?"',
         _see_arguments,
+    ),
+    "gather": Verb(
+        "zifio.gather:gather",
+        "pictures with texts from packages that carry them, as a file to train on",
+        "zifio gather emoji --from node_modules/emoji-datasource-twitter --out emoji.parquet",
+        _gather_arguments,
     ),
     "lab": Verb(
         "zifio.lab.verb:lab",
