@@ -274,7 +274,7 @@ def test_recipes_of_pictures_resolve(tmp_path: Path):
     fashion = [f"stage.{key}={images}" for key in keys]
     for name, overrides in (("nano", []), ("pro-1b", []), ("fashion", fashion)):
         recipe = load_recipe(Path(f"recipes/janus-{name}.toml"), overrides)
-        assert [stage.kind for stage in recipe.stage].count("janus") == {"nano": 2, "pro-1b": 3, "fashion": 1}[name]
+        assert [stage.kind for stage in recipe.stage].count("janus") == {"nano": 3, "pro-1b": 3, "fashion": 1}[name]
     with pytest.raises(ConfigError, match=r"adaptors\.codes: wanted a stage that makes codes of pictures"):
         load_recipe(Path("recipes/janus-nano.toml"), ["stage.adaptors.codes=words"])
     with pytest.raises(ConfigError, match=r"janus\.from: wanted a stage that makes a model, came 'codes'"):
