@@ -22,7 +22,7 @@ FLOORS = {
     1.5: ("record",),
     2: ("checkpoint", "engine", "plan", "adapters", "label", "doctor", "sink"),
     3: ("train", "evaluate", "serve", "board"),
-    4: ("cli", "verbs", "recipe", "chat", "convert", "exam", "forecast", "easel", "lab"),
+    4: ("cli", "verbs", "recipe", "chat", "convert", "exam", "forecast", "easel", "gather", "lab"),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 OUTSIDE = ("lab", "bench", "tests", "recipes")
@@ -52,6 +52,7 @@ TORCH_FREE_ROOMS = (
     "convert",
     "exam",
     "easel",
+    "gather",
     "lab",
 )
 TORCH_FREE_FILES = (
@@ -69,6 +70,7 @@ FOREIGN = {
     "adapters/gym.py": "gymnasium", "adapters/openenv.py": "openenv",
     "adapters/verifiers.py": "verifiers", "adapters/verifiers_tools.py": "verifiers",
     "sink/tensorboard.py": "tensorboard", "serve/vllm_engine.py": "vllm", "serve/vllm_steering.py": "vllm",
+    "gather.py": "sklearn",
 }  # fmt: skip
 """Whose libraries are not ours: an adapter imports the one that it adapts to, and nobody imports the adapter."""
 IMPORTED_AS = {"pil": "pillow"}
