@@ -16,6 +16,9 @@ from zifio.models.janus_config import VisionConfig, VqConfig
 from zifio.tasks.catalog import TaskConfig
 from zifio.train.config import ModelStage, Share
 
+GlyphScenes = Annotated[list[Literal["train", "unseen"]], Field(min_length=1)]
+"""Splits of glyph scenes to show, of which "unseen" has the glyphs that no model is told of."""
+
 
 class VqStage(ModelStage):
     """A tokenizer of pictures from random weights: squared error of pixels, codebook and commitment losses."""
@@ -26,7 +29,7 @@ class VqStage(ModelStage):
     """Shape of the tokenizer."""
     data: str | None = None
     """A .jsonl or .parquet file of pictures (`image`, `text`); nothing means glyph scenes, of 32 pixels a side."""
-    scenes: Annotated[list[Literal["train", "unseen"]], Field(min_length=1)] = ["train"]
+    scenes: GlyphScenes = ["train"]
     """Which glyph scenes, in turns. With "unseen" the tokenizer sees, without words, every colour in every shape; what
     reads and draws may still never be told of some."""
     held_out_data: str | None = None
@@ -150,7 +153,7 @@ class JanusStage(ModelStage):
     """What the kinds count."""
     dropout: Share = 0.1
     """Share of drawings that are learnt without their text, for guidance."""
-    untold: Annotated[list[Literal["train", "unseen"]], Field(min_length=1)] = ["train"]
+    untold: GlyphScenes = ["train"]
     """Which glyph scenes the drawings without their text are of, by chance. With "unseen" the decoder sees every colour
     in every shape, as the tokenizer of pictures may, and is still never told of some."""
     told_once: Share = 0.0
