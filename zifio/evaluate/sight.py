@@ -165,7 +165,7 @@ def guidance_figure(stages: Sequence[StageRecord]) -> Figure | None:
         "What guidance does to drawings",
         "Drawings of held-out texts that a parser, or an independent classifier, reads as exactly what was asked, by "
         "the scale of classifier-free guidance; 1 is none. Dashed: captions with a colour and a shape that training "
-        "never brought together." + shows,
+        "never named together." + shows,
         "A rise from 1 to somewhere between 2 and 5, and a fall behind it, where drawings become crude. A dashed line "
         "far below the other: what was learnt apart is not put together." + means,
     )

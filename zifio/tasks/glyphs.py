@@ -3,11 +3,11 @@
     red circle left of blue square
 
 What a caption says can be checked in a drawing exactly (`tasks/glyph_parser.py`), so drawing is a task with a
-verifiable reward, and so is describing. Some pairs of colour and shape never come in training (`UNSEEN`), which tells
+verifiable reward, and so is describing. Some pairs of colour and shape training never names (`UNSEEN`), which tells
 whether a model puts together what it has learnt apart.
 
-Three splits share no scene: "train"; "held-out", other scenes of glyphs that training shows; "unseen", scenes with at
-least one glyph that it never shows. Two captions may describe one scene (a left of b, b right of a); both fall in one
+Three splits share no scene: "train"; "held-out", other scenes of glyphs that training names; "unseen", scenes with at
+least one glyph that it never names. Two captions may describe one scene (a left of b, b right of a); both fall in one
 split.
 
 Try it alone: `python -c "from zifio.tasks.glyphs import *; print(scene('unseen', 0, 0).caption())"`
@@ -34,7 +34,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (150, 50, 170), "black": (20, 20, 20),
 }  # fmt: skip
 UNSEEN = frozenset({("red", "cross"), ("green", "circle"), ("blue", "triangle"), ("yellow", "square")})
-"""Colour and shape that never come together in training; each colour and shape comes with others."""
+"""Colour and shape that training never names together, though it may show them without words; each comes with
+others."""
 _OPPOSITE: dict[Relation, Relation] = {
     "left of": "right of", "right of": "left of", "above": "below", "below": "above",
 }  # fmt: skip

@@ -5,7 +5,7 @@
     glyph_words      turned: red circle left of blue square   blue square right of red circle
 
 All are judged exactly (`glyphs.py`). With `unseen` the held-out problems are scenes with a colour and a shape that
-training never brings together. Replies are bare: there is no working, so the agreed shape is a caption, or a picture of
+training never names together. Replies are bare: there is no working, so the agreed shape is a caption, or a picture of
 some scene.
 
 Try it alone:
@@ -30,7 +30,7 @@ class _Scenes(Config):
     """What the three share."""
 
     unseen: bool = False
-    """Whether held-out problems are scenes with glyphs that training never shows; else other scenes of known ones."""
+    """Whether held-out problems are scenes with glyphs that training never names; else other scenes of known ones."""
 
     def scene(self, split: Split, index: int, seed: int) -> Scene:
         """The scene of a problem."""

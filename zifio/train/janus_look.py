@@ -1,7 +1,7 @@
 """Looks at a model that reads and draws: captions of held-out pictures, drawings of held-out scenes.
 
 Of glyph scenes both are judged exactly, drawings under each of the stage's scales of guidance, and scenes whose colours
-and shapes training never brings together apart from the others. Of pairs from a file the text must be the very same;
+and shapes training never names together apart from the others. Of pairs from a file the text must be the very same;
 where the stage names a judge (kind `classifier`), it says whether a drawing shows the text that was asked for.
 
 Try it alone: `pytest tests/train/test_janus_stage.py -k look`
